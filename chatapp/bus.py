@@ -1,0 +1,44 @@
+"""The bus wakes, the store answers: a notice carries a topic's number, never content.
+
+A lost, doubled or late notice can delay a change, never lose or repeat it. This first bus is a dictionary in
+one process; others (between processes, between hosts) will keep this interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+RUNS = 0  # topic: an answer is queued or is asked to stop; every other topic is a feed's number (from 1)
+
+Wake = Callable[[int], None]
+
+
+class Bus:
+    """Subscribe to topics and publish them. Callbacks run at once, in the publisher: they must not block."""
+
+    def __init__(self) -> None:
+        self._wakes: dict[int, dict[int, Wake]] = {}
+        self._next = 0
+
+    def subscribe(self, topic: int, wake: Wake) -> Callable[[], None]:
+        """Call `wake(topic)` at each notice; returns a function that ends the subscription."""
+        self._next += 1
+        key = self._next
+        self._wakes.setdefault(topic, {})[key] = wake
+
+        def cancel() -> None:
+            wakes = self._wakes.get(topic)
+            if wakes is not None and wakes.pop(key, None) is not None and not wakes:
+                del self._wakes[topic]
+
+        return cancel
+
+    def publish(self, topics: Iterable[int]) -> None:
+        """Wake whoever subscribed to these topics."""
+        for topic in topics:
+            for wake in tuple(self._wakes.get(topic, {}).values()):
+                wake(topic)
+
+    def topics(self) -> int:
+        """How many topics have subscribers."""
+        return len(self._wakes)

@@ -1,0 +1,260 @@
+"""Every setting: name, type, unit, default, one sentence. Read once; a wrong value stops the start.
+
+A setting comes from the environment as `CHATAPP_<NAME>`; PORT, HOST and DATA_DIR also without the prefix.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from dataclasses import field as dataclass_field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+PREFIX = "CHATAPP_"
+UNPREFIXED = ("PORT", "HOST", "DATA_DIR")
+TRANSPORTS = ("websocket", "polling")
+ASSISTANTS = ("builtin", "openai", "off")
+
+
+class ConfigError(Exception):
+    """A setting is wrong. The message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A declared proxy: an address or a network in CIDR notation."""
+
+    value: ipaddress.IPv4Network | ipaddress.IPv6Network
+
+    def __contains__(self, address: str) -> bool:
+        try:
+            return ipaddress.ip_address(address) in self.value
+        except ValueError:
+            return False
+
+
+def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any]:
+    def parse(text: str) -> float | int:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            raise ValueError(f"must be a {'whole ' if whole else ''}number") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _transports(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names or any(name not in TRANSPORTS for name in names) or len(set(names)) != len(names):
+        raise ValueError("must be websocket, polling, or websocket,polling")
+    return tuple(name for name in TRANSPORTS if name in names)
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError("must be a full address such as https://chat.example.org")
+    return text.rstrip("/")
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(_origin(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(
+            Network(ipaddress.ip_network(part.strip(), strict=False)) for part in text.split(",") if part.strip()
+        )
+    except ValueError as error:
+        raise ValueError(f"must be addresses or networks with commas between them ({error})") from None
+
+
+def _prefix(text: str) -> str:
+    if text and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
+        raise ValueError("must be a path such as /chat")
+    return text.rstrip("/")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().resolve()
+
+
+def _setting(sentence: str, default: Any, parse: Callable[[str], Any], unit: str = "", **extra: Any) -> Any:
+    metadata = {"sentence": sentence, "parse": parse, "unit": unit, **extra}
+    return dataclass_field(default=default, metadata=metadata)
+
+
+def _later(sentence: str, what: str, built: Any = None) -> Any:
+    """A setting whose feature is not built yet: setting it to anything but `built` stops the start."""
+    return dataclass_field(default=built, metadata={"sentence": sentence, "later": what, "parse": str, "unit": ""})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings, checked. Times are seconds, sizes bytes, unless the unit says otherwise."""
+
+    host: str = _setting("Address to listen on.", "127.0.0.1", str)
+    port: int = _setting("Port to listen on.", 8000, _number(1, 65535, whole=True))
+    data_dir: Path = _setting("Folder of the databases and secrets.", Path("data").resolve(), _path)
+    url_prefix: str = _setting("Path under which everything is served, such as /chat.", "", _prefix)
+    public_url: str = _setting("Address people use, where a proxy hides it.", "", _origin)
+    allowed_origins: tuple[str, ...] = _setting("Further origins that may open /ws.", (), _origins)
+    trusted_proxies: tuple[Network, ...] = _setting("Proxies whose X-Forwarded headers count.", (), _networks)
+
+    transports: tuple[str, ...] = _setting(
+        "Which transports to offer; `polling` alone is the polling-only mode.", TRANSPORTS, _transports
+    )
+    ws_ping_interval: float = _setting("How often the server pings a WebSocket.", 30.0, _number(0.1, 3600), "s")
+    ws_pong_timeout: float = _setting("A ping unanswered for so long closes it.", 60.0, _number(0.1, 3600), "s")
+    ws_write_timeout: float = _setting(
+        "A write that a reader does not take in so long closes it.", 10.0, _number(0.1, 3600), "s"
+    )
+    ws_read_timeout: float = _setting(
+        "A WebSocket from which nothing came for so long is closed.", 60.0, _number(0.1, 3600), "s"
+    )
+    ws_max_message_size: int = _setting(
+        "Largest inbound WebSocket message; longer sends go by POST.",
+        512,
+        _number(256, 1 << 20, whole=True),
+        "bytes",
+    )
+    poll_interval: float = _setting("Time between polls that cannot be held open.", 3.0, _number(0.1, 3600), "s")
+    poll_max_retries: int = _setting(
+        "How often a failed poll is retried before polling counts as lost.", 3, _number(0, 100, whole=True)
+    )
+    poll_backoff: float = _setting("Factor by which the wait between retries of a poll grows.", 1.5, _number(1, 10))
+    poll_longest_hold: float = _setting("Longest time a poll is held open; 0 means never.", 25.0, _number(0, 120), "s")
+    reconnect_interval: float = _setting("Longest wait between attempts to connect.", 5.0, _number(0.1, 3600), "s")
+    max_reconnect_attempts: int = _setting("Attempts before the state is `error`.", 10, _number(1, 1000, whole=True))
+    heartbeat_interval: float = _setting("Echo of a page that is not visible.", 30.0, _number(1, 3600), "s")
+
+    session_lifetime: float = _setting("A sign-in ends after so many days.", 30.0, _number(0.01, 3650), "days")
+    assistant: str = _setting("Who answers: builtin or off.", "builtin", _one_of(*ASSISTANTS))
+    assistant_pace: float = _setting("Speed of the built-in assistant.", 400.0, _number(1, 1e7), "characters a second")
+    admin_name: str = _setting("Name of the first admin, made at the start of an empty database.", "", str)
+    admin_email: str = _setting("E-mail of the first admin.", "", str)
+    admin_password: str = _setting("Password of the first admin.", "", str, secret=True)
+
+    workers: str | None = _later("Worker processes.", "more than one worker process", "1")
+    database_url: str | None = _later("PostgreSQL instead of SQLite.", "PostgreSQL")
+    redis_url: str | None = _later("Redis, for rate limits between hosts.", "Redis")
+    rate_limit_sends: str | None = _later("Sends a person may make, such as 1000/minute.", "limiting sends")
+    rate_limit_connects: str | None = _later("Connects a person may make.", "limiting connects")
+    max_sockets_per_user: str | None = _later("Live connections a person may have.", "capping connections")
+    max_sockets_per_address: str | None = _later("Live connections an address may have.", "capping connections")
+    openai_base_url: str | None = _later("An OpenAI-compatible server.", "the OpenAI-compatible assistant")
+    openai_api_key: str | None = _later("Its key.", "the OpenAI-compatible assistant")
+    openai_model: str | None = _later("Its model.", "the OpenAI-compatible assistant")
+    drill_schedule: str | None = _later("When to drill the fallback.", "scheduled drills")
+    metrics_token: str | None = _later("Bearer token of /metrics.", "the metrics page")
+
+
+@dataclass(frozen=True)
+class Described:
+    """One row of `chatapp config`."""
+
+    name: str
+    value: str
+    source: str
+    unit: str
+    meaning: str
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read and check every setting. Raises ConfigError with a sentence that names the setting."""
+    known = {field.name for field in fields(Settings)}
+    for variable in environ:
+        if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in known:
+            raise ConfigError(f"{variable} is not a setting; `chatapp config` lists them all.")
+    values: dict[str, Any] = {}
+    for field in fields(Settings):
+        variable, text = _lookup(field.name, environ)
+        if text is not None and text != "":
+            values[field.name] = _parse(variable, text, field.metadata, field.default)
+    settings = Settings(**values)
+    _check_together(settings)
+    return settings
+
+
+def describe(settings: Settings, environ: Mapping[str, str]) -> list[Described]:
+    """Every setting with value, source and meaning; secrets are not shown."""
+    rows = []
+    for field in fields(Settings):
+        variable, text = _lookup(field.name, environ)
+        value = getattr(settings, field.name)
+        shown = "(set)" if field.metadata.get("secret") and value else _show(value)
+        meaning = field.metadata["sentence"] + (" (not built yet)" if "later" in field.metadata else "")
+        source = variable if text else "default"
+        rows.append(Described(PREFIX + field.name.upper(), shown, source, field.metadata["unit"], meaning))
+    return rows
+
+
+def _lookup(name: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
+    variable = PREFIX + name.upper()
+    if variable not in environ and name.upper() in UNPREFIXED and name.upper() in environ:
+        variable = name.upper()
+    return variable, environ.get(variable)
+
+
+def _parse(variable: str, text: str, metadata: Mapping[str, Any], default: Any) -> Any:
+    if "later" in metadata and text != default:
+        raise ConfigError(f"{variable} is set, but {metadata['later']} is not built yet; unset it.")
+    try:
+        return metadata["parse"](text)
+    except ValueError as error:
+        raise ConfigError(f"{variable}={text!r}: {error}.") from None
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.assistant == "openai":
+        raise ConfigError("CHATAPP_ASSISTANT=openai: this assistant is not built yet; use builtin or off.")
+    given = [bool(settings.admin_name), bool(settings.admin_email), bool(settings.admin_password)]
+    if any(given) and not all(given):
+        raise ConfigError("CHATAPP_ADMIN_NAME, _EMAIL and _PASSWORD go together: set all three or none.")
+    path = urlsplit(settings.public_url).path
+    if path and path != settings.url_prefix:
+        raise ConfigError(f"CHATAPP_PUBLIC_URL ends in {path!r}, but CHATAPP_URL_PREFIX is {settings.url_prefix!r}.")
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ",".join(str(item.value) if isinstance(item, Network) else str(item) for item in value)
+    return str(value) if not isinstance(value, float) else f"{value:g}"
+
+
+def browser_config(settings: Settings, urls: Mapping[str, str]) -> str:
+    """What the page's JavaScript must know, as JSON. Times are milliseconds where the name ends in _ms."""
+    return json.dumps(
+        {
+            **urls,
+            "transports": settings.transports,
+            "heartbeat_ms": round(settings.heartbeat_interval * 1000),
+            "reconnect_ms": round(settings.reconnect_interval * 1000),
+            "max_attempts": settings.max_reconnect_attempts,
+            "poll_ms": round(settings.poll_interval * 1000),
+            "poll_retries": settings.poll_max_retries,
+            "poll_backoff": settings.poll_backoff,
+            "poll_hold_ms": round(settings.poll_longest_hold * 1000),
+            "ws_max_message": settings.ws_max_message_size,
+        }
+    )

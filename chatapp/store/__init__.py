@@ -1,0 +1,88 @@
+"""The only room that touches the database: tables, transactions and every query.
+
+database.py       engines, read and write transactions, revisions
+people.py         people, sessions, the instance
+conversations.py  conversations, messages, `changes`
+runs.py           durable answers
+events.py         connection events, in a database file of their own
+migrate.py        brings a database to the newest migration
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flask import Flask
+from sqlalchemy import select
+
+from chatapp.bus import Bus
+from chatapp.store.conversations import (
+    Block,
+    ChangedMessage,
+    Changes,
+    Conversations,
+    Entry,
+    Place,
+    Posted,
+)
+from chatapp.store.database import Database, now_ms, prepare_sqlite
+from chatapp.store.events import ConnectionEvent, Events
+from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignIn
+from chatapp.store.runs import ClaimedRun, Runs, Turn
+from chatapp.store.tables import db, instance
+
+__all__ = [
+    "AlreadySetUp",
+    "Block",
+    "ChangedMessage",
+    "Changes",
+    "ClaimedRun",
+    "ConnectionEvent",
+    "EmailTaken",
+    "Entry",
+    "Person",
+    "Place",
+    "Posted",
+    "SignIn",
+    "Store",
+    "Turn",
+    "database_url",
+    "metrics_url",
+    "now_ms",
+]
+
+POOL = {"pool_size": 10, "max_overflow": 20, "pool_timeout": 5}  # connections; seconds
+
+
+def database_url(data_dir: Path) -> str:
+    """Where the chat lives."""
+    return f"sqlite:///{data_dir / 'chat.db'}"
+
+
+def metrics_url(data_dir: Path) -> str:
+    """Where measurements live, so that they never hold up the chat."""
+    return f"sqlite:///{data_dir / 'metrics.db'}"
+
+
+class Store:
+    """The queries, by subject."""
+
+    def __init__(self, app: Flask, data_dir: Path, bus: Bus) -> None:
+        app.config["SQLALCHEMY_ENGINE_OPTIONS"] = POOL
+        app.config["SQLALCHEMY_DATABASE_URI"] = database_url(data_dir)
+        app.config["SQLALCHEMY_BINDS"] = {"metrics": {"url": metrics_url(data_dir), **POOL}}
+        db.init_app(app)
+        with app.app_context():
+            main, metrics = db.engine, db.engines["metrics"]
+        prepare_sqlite(main, "FULL")
+        prepare_sqlite(metrics, "NORMAL")
+        self.database = Database(main, bus)
+        self.people = People(self.database)
+        self.conversations = Conversations(self.database)
+        self.runs = Runs(self.database, self.conversations)
+        self.events = Events(Database(metrics, bus))
+
+    def is_ready(self) -> bool:
+        """Whether the database answers and is migrated."""
+        with self.database.read() as connection:
+            return connection.execute(select(instance.c.value).limit(1)).first() is not None

@@ -1,0 +1,404 @@
+"""Conversations, their messages, and the one read: what changed after a cursor, as it is now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
+
+from sqlalchemy import Connection, Row, Select, and_, or_, select, update
+
+from chatapp.store.database import Database, Write, now_ms
+from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people
+
+Item = TypeVar("Item")
+
+PAGE = 40  # messages on a page as it loads, and in each step back
+MOST_PLACES = 10_000  # cached permissions, some 2 MB
+MOST_CHANGES = 200  # in one answer; the rest follows from the new cursor
+
+
+@dataclass(frozen=True)
+class Place:
+    """A conversation as one of its members sees it; how every query about it begins."""
+
+    conversation: int
+    feed: int
+    uuid: str
+    title: str
+    person: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """One top-level block of an answer."""
+
+    index: int
+    html: str
+    revision: int
+    steps: tuple[tuple[int, int, int], ...]  # (revision before, after, length of the common start)
+
+    def offset(self, cursor: int) -> int:
+        """How much of the source a reader at `cursor` has already; 0 where that is not known."""
+        newer = [step for step in self.steps if step[1] > cursor]
+        if not newer or newer[0][0] > cursor:
+            return 0
+        return min(step[2] for step in newer)
+
+
+@dataclass(frozen=True)
+class ChangedMessage:
+    """A message as it is now."""
+
+    id: int
+    uuid: str
+    client_id: str
+    position: int
+    revision: int
+    author: str  # user, assistant
+    state: str
+    state_revision: int
+    body: str
+    error: str | None
+    deleted: bool
+    edited: bool
+    created_at: datetime
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A conversation in a person's list."""
+
+    uuid: str
+    revision: int
+    title: str
+    updated_at: datetime
+    deleted: bool
+
+
+@dataclass(frozen=True)
+class Changes(Generic[Item]):
+    """What changed in a feed after `start`, up to `end`. `reset`: items replace whatever is shown."""
+
+    start: int
+    end: int
+    items: tuple[Item, ...]
+    more: bool = False
+    reset: bool = False
+
+
+@dataclass(frozen=True)
+class Posted:
+    """Where a message stands. `created` is False for one that was there already."""
+
+    id: str
+    client_id: str
+    conversation: str
+    position: int
+    revision: int
+    body: str
+    created: bool
+
+
+def moment(ms: int) -> datetime:
+    """A stored time as a UTC datetime."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+class Conversations:
+    """Queries about conversations. Each is a transaction of its own, or takes part in the one given."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._list_feeds: dict[int, int] = {}  # never changes for a person
+        self._places: dict[tuple[int, str], Place] = {}  # forgotten whole when anybody's access changes
+        database.on_access_change(self._places.clear)
+
+    # Finding: always through the person's membership
+
+    def place(self, person: int, uuid: str) -> Place | None:
+        """The conversation, if the person is a member of it and it is not deleted."""
+        key = (person, uuid)
+        place = self._places.get(key)
+        if place is None:
+            with self.database.read() as connection:
+                place = self._place(connection, person, uuid)
+            if place is not None:
+                if len(self._places) >= MOST_PLACES:
+                    self._places.clear()
+                self._places[key] = place
+        return place
+
+    def newest(self, person: int) -> str | None:
+        """UUID of the conversation with the newest activity."""
+        query = (
+            select(conversations.c.uuid)
+            .join(memberships)
+            .where(memberships.c.person_id == person, conversations.c.deleted_at.is_(None))
+            .order_by(conversations.c.updated_at.desc(), conversations.c.id.desc())
+            .limit(1)
+        )
+        with self.database.read() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+    def _place(self, connection: Connection, person: int, uuid: str) -> Place | None:
+        query = (
+            select(conversations.c.id, conversations.c.feed_id, conversations.c.uuid, conversations.c.title)
+            .join(memberships)
+            .where(
+                conversations.c.uuid == uuid,
+                conversations.c.deleted_at.is_(None),
+                memberships.c.person_id == person,
+                memberships.c.left_at.is_(None),
+            )
+        )
+        row = connection.execute(query).first()
+        return Place(*row, person=person) if row else None
+
+    # Reading
+
+    def changes(self, place: Place, cursor: int) -> Changes[ChangedMessage]:
+        """What changed after `cursor`; from 0 the newest page, which replaces what is shown."""
+        with self.database.read() as connection:
+            end = self._revision(connection, place.feed)
+            if cursor >= end:
+                return Changes(cursor, cursor, ())
+            if cursor <= 0:
+                newest = self._messages(connection, self._page(place, before=None))[::-1]
+                return Changes(0, end, newest, reset=True)
+            mine = messages.c.conversation_id == place.conversation
+            query = (
+                self._select()
+                .where(mine, messages.c.revision > cursor)
+                .order_by(messages.c.revision)
+                .limit(MOST_CHANGES + 1)
+            )
+            found = self._messages(connection, query)
+        if len(found) > MOST_CHANGES:
+            found = found[:MOST_CHANGES]
+            return Changes(cursor, found[-1].revision, found, more=True)
+        return Changes(cursor, end, found)
+
+    def older(self, place: Place, before: int) -> Changes[ChangedMessage]:
+        """The page before a position, oldest first. `end` is the feed's revision at this read."""
+        with self.database.read() as connection:
+            end = self._revision(connection, place.feed)
+            found = self._messages(connection, self._page(place, before, extra=1))[::-1]
+        return Changes(before, end, found[-PAGE:], more=len(found) > PAGE)
+
+    def entries(self, person: int, cursor: int) -> Changes[Entry]:
+        """What changed in a person's list of conversations."""
+        feed = self.list_feed(person)
+        columns = conversations.c
+        with self.database.read() as connection:
+            end = self._revision(connection, feed)
+            if cursor >= end:
+                return Changes(cursor, cursor, ())
+            query = (
+                select(
+                    columns.uuid,
+                    memberships.c.list_revision,
+                    columns.title,
+                    columns.updated_at,
+                    or_(columns.deleted_at.is_not(None), memberships.c.left_at.is_not(None)),
+                )
+                .join(memberships)
+                .where(memberships.c.person_id == person, memberships.c.list_revision > cursor)
+            )
+            if cursor <= 0:
+                query = query.where(columns.deleted_at.is_(None), memberships.c.left_at.is_(None))
+                rows = connection.execute(query.order_by(columns.updated_at.desc()).limit(MOST_CHANGES)).all()
+                return Changes(0, end, _entries(rows), reset=True)
+            query = query.order_by(memberships.c.list_revision).limit(MOST_CHANGES + 1)
+            found = _entries(connection.execute(query).all())
+        if len(found) > MOST_CHANGES:
+            found = found[:MOST_CHANGES]
+            return Changes(cursor, found[-1].revision, found, more=True)
+        return Changes(cursor, end, found)
+
+    def list_feed(self, person: int) -> int:
+        """The number of a person's list feed."""
+        if person not in self._list_feeds:
+            with self.database.read() as connection:
+                query = select(people.c.feed_id).where(people.c.id == person)
+                self._list_feeds[person] = int(connection.execute(query).scalar_one())
+        return self._list_feeds[person]
+
+    def _revision(self, connection: Connection, feed: int) -> int:
+        return int(connection.execute(select(feeds.c.revision).where(feeds.c.id == feed)).scalar_one())
+
+    def _select(self) -> Select[Any]:
+        return select(messages, people.c.kind).join(people, people.c.id == messages.c.author_id)
+
+    def _page(self, place: Place, before: int | None, extra: int = 0) -> Select[Any]:
+        query = self._select().where(messages.c.conversation_id == place.conversation)
+        if before is not None:
+            query = query.where(messages.c.position < before)
+        return query.order_by(messages.c.position.desc()).limit(PAGE + extra)
+
+    def _messages(self, connection: Connection, query: Select[Any]) -> tuple[ChangedMessage, ...]:
+        rows = connection.execute(query).all()
+        answers = [row.id for row in rows if row.kind == "assistant"]
+        parts = self._blocks(connection, answers) if answers else {}
+        return tuple(_message(row, tuple(parts.get(row.id, ()))) for row in rows)
+
+    def _blocks(self, connection: Connection, ids: Sequence[int]) -> dict[int, list[Block]]:
+        query = select(blocks).where(blocks.c.message_id.in_(ids)).order_by(blocks.c.ordinal)
+        parts: dict[int, list[Block]] = {}
+        for row in connection.execute(query):
+            steps = tuple((a, b, c) for a, b, c in json.loads(row.steps))
+            parts.setdefault(row.message_id, []).append(Block(row.ordinal, row.html, row.revision, steps))
+        return parts
+
+    # Changing
+
+    def add(self, tx: Write, person: int, uuid: str) -> Place:
+        """A new, empty conversation. Its feed begins at revision 1, so that cursor 0 always means "nothing"."""
+        now = now_ms()
+        feed = tx.new_feed()
+        row = {"uuid": uuid, "feed_id": feed, "title": "", "created_by": person, "created_at": now}
+        result = tx.connection.execute(conversations.insert().values(**row, updated_at=now))
+        conversation = int(result.inserted_primary_key[0])
+        tx.bump(feed)
+        entry = {"conversation_id": conversation, "person_id": person, "role": "owner", "joined_at": now}
+        revision = tx.bump(self._list_feed(tx, person))
+        tx.connection.execute(memberships.insert().values(**entry, list_revision=revision))
+        return Place(conversation, feed, uuid, "", person)
+
+    def find(self, tx: Write, person: int, uuid: str) -> Place | None:
+        """As `place`, inside a write."""
+        return self._place(tx.connection, person, uuid)
+
+    def is_taken(self, tx: Write, uuid: str) -> bool:
+        """Whether any conversation, also a deleted or a foreign one, has this UUID."""
+        query = select(conversations.c.id).where(conversations.c.uuid == uuid)
+        return tx.connection.execute(query).first() is not None
+
+    def known(self, tx: Write, place: Place, author: int, client_id: str) -> Posted | None:
+        """The message that this author named so, if it is there."""
+        query = select(messages).where(
+            messages.c.conversation_id == place.conversation,
+            messages.c.author_id == author,
+            messages.c.client_id == client_id,
+        )
+        row = tx.connection.execute(query).first()
+        if row is None:
+            return None
+        where = (row.uuid, client_id, place.uuid, row.position, row.revision)
+        return Posted(*where, body=row.body, created=False)
+
+    def insert_message(
+        self, tx: Write, place: Place, author: int, client_id: str, body: str, state: str
+    ) -> tuple[int, Posted]:
+        """Append a message; returns its number and where it stands."""
+        revision = tx.bump(place.feed)
+        uuid = str(uuid4())
+        result = tx.connection.execute(
+            messages.insert().values(
+                uuid=uuid,
+                conversation_id=place.conversation,
+                author_id=author,
+                client_id=client_id,
+                position=revision,
+                revision=revision,
+                state=state,
+                state_revision=revision,
+                body=body,
+                created_at=now_ms(),
+            )
+        )
+        posted = Posted(uuid, client_id, place.uuid, revision, revision, body, created=True)
+        return int(result.inserted_primary_key[0]), posted
+
+    def set_title(self, tx: Write, place: Place, title: str) -> None:
+        """Name the conversation; shows in its page and in every member's list."""
+        mine = conversations.c.id == place.conversation
+        tx.connection.execute(update(conversations).where(mine).values(title=title))
+        tx.access_changed = True  # a cached place knows the title
+        tx.bump(place.feed)
+        self.touch_lists(tx, place.conversation)
+
+    def delete(self, tx: Write, place: Place) -> None:
+        """Take the conversation away from everybody; the rows stay."""
+        mine = conversations.c.id == place.conversation
+        tx.connection.execute(update(conversations).where(mine).values(deleted_at=now_ms()))
+        tx.access_changed = True
+        tx.bump(place.feed)
+        self.touch_lists(tx, place.conversation)
+
+    def delete_message(self, tx: Write, place: Place, uuid: str) -> bool:
+        """Leave a tombstone in place of the person's own message. False: no such message of theirs."""
+        own = and_(
+            messages.c.conversation_id == place.conversation,
+            messages.c.uuid == uuid,
+            messages.c.author_id == place.person,
+        )
+        row = tx.connection.execute(select(messages.c.id, messages.c.deleted_at).where(own)).first()
+        if row is None:
+            return False
+        if row.deleted_at is None:
+            revision = tx.bump(place.feed)
+            change = {"revision": revision, "state_revision": revision, "deleted_at": now_ms()}
+            tx.connection.execute(update(messages).where(messages.c.id == row.id).values(**change))
+        return True
+
+    def touch(self, tx: Write, conversation: int) -> None:
+        """Something was said: the conversation moves to the top of its members' lists."""
+        mine = conversations.c.id == conversation
+        tx.connection.execute(update(conversations).where(mine).values(updated_at=now_ms()))
+        self.touch_lists(tx, conversation)
+
+    def touch_lists(self, tx: Write, conversation: int) -> None:
+        """The entry changed in every member's list."""
+        query = (
+            select(memberships.c.person_id, people.c.feed_id)
+            .join(people)
+            .where(memberships.c.conversation_id == conversation)
+        )
+        for person, feed in tx.connection.execute(query).all():
+            entry = and_(memberships.c.conversation_id == conversation, memberships.c.person_id == person)
+            revision = tx.bump(feed)
+            tx.connection.execute(update(memberships).where(entry).values(list_revision=revision))
+
+    def last_message(self, tx: Write, place: Place) -> tuple[str, str] | None:
+        """Author kind and state of the newest message."""
+        query = (
+            select(people.c.kind, messages.c.state)
+            .join(people, people.c.id == messages.c.author_id)
+            .where(messages.c.conversation_id == place.conversation)
+            .order_by(messages.c.position.desc())
+            .limit(1)
+        )
+        row = tx.connection.execute(query).first()
+        return (row[0], row[1]) if row else None
+
+    def _list_feed(self, tx: Write, person: int) -> int:
+        return int(tx.connection.execute(select(people.c.feed_id).where(people.c.id == person)).scalar_one())
+
+
+def _message(row: Row[Any], parts: tuple[Block, ...]) -> ChangedMessage:
+    deleted = row.deleted_at is not None
+    return ChangedMessage(
+        id=row.id,
+        uuid=row.uuid,
+        client_id=row.client_id,
+        position=row.position,
+        revision=row.revision,
+        author="assistant" if row.kind == "assistant" else "user",
+        state=row.state,
+        state_revision=row.state_revision,
+        body="" if deleted else row.body,
+        error=row.error,
+        deleted=deleted,
+        edited=row.edited_at is not None,
+        created_at=moment(row.created_at),
+        blocks=() if deleted else parts,
+    )
+
+
+def _entries(rows: Sequence[Row[Any]]) -> tuple[Entry, ...]:
+    return tuple(Entry(a, b, title, moment(updated), bool(gone)) for a, b, title, updated, gone in rows)

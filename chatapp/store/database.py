@@ -1,0 +1,127 @@
+"""The engines and the two kinds of transaction: nothing outside this package opens one, none outlives its `with`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event, func, select, update
+
+from chatapp.bus import Bus
+from chatapp.store.tables import feeds
+
+BUSY_TIMEOUT_MS = 5000  # how long SQLite waits for another process's write before SQLITE_BUSY
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970 UTC, the unit of every stored time."""
+    return time.time_ns() // 1_000_000
+
+
+def prepare_sqlite(engine: Engine, synchronous: str) -> None:
+    """Make each new connection safe: WAL, foreign keys, and transactions that begin as we say.
+
+    `synchronous` is FULL where an acknowledgement promises durability, NORMAL for measurements.
+    """
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own
+        cursor = connection.cursor()
+        for pragma in (
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            "journal_mode=WAL",
+            f"synchronous={synchronous}",
+            "foreign_keys=ON",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A deferred transaction that turns into a writer can fail at once; IMMEDIATE waits its turn instead.
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@dataclass
+class Write:
+    """A write transaction: the connection, and the topics to wake once it is committed."""
+
+    connection: Connection
+    topics: dict[int, None] = field(default_factory=dict)
+    heads: dict[int, int] = field(default_factory=dict)
+    access_changed: bool = False
+
+    def bump(self, feed: int) -> int:
+        """Take the feed's next revision; its readers are woken after the commit."""
+        next_change = select(func.coalesce(func.max(feeds.c.change), 0) + 1).scalar_subquery()
+        statement = (
+            update(feeds)
+            .where(feeds.c.id == feed)
+            .values(revision=feeds.c.revision + 1, change=next_change)
+            .returning(feeds.c.revision)
+        )
+        revision: int = self.connection.execute(statement).scalar_one()
+        self.topics[feed] = None
+        self.heads[feed] = revision
+        return revision
+
+    def new_feed(self) -> int:
+        """A new feed's number."""
+        result = self.connection.execute(feeds.insert().values(revision=0, change=0))
+        return int(result.inserted_primary_key[0])
+
+    def notify(self, topic: int) -> None:
+        """Wake a topic that is no feed after the commit."""
+        self.topics[topic] = None
+
+
+class Database:
+    """Reads, writes and the newest known revision of each feed."""
+
+    def __init__(self, engine: Engine, bus: Bus) -> None:
+        self.engine = engine
+        self._bus = bus
+        self._heads: dict[int, int] = {}
+        self._forget: list[Callable[[], None]] = []
+        # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
+        self._writer = threading.RLock()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent view. Keep it short, and never wait for anybody inside."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Write]:
+        """One durable change. When the block ends it is on disk; only then are its readers woken."""
+        with self._writer, self.engine.connect() as plain:
+            connection = plain.execution_options(writes=True)
+            with connection.begin():
+                tx = Write(connection)
+                yield tx
+            self._heads.update(tx.heads)
+            if tx.access_changed:
+                for forget in self._forget:
+                    forget()
+        self._bus.publish(tx.topics)
+
+    def on_access_change(self, forget: Callable[[], None]) -> None:
+        """Have a cache of permissions forgotten when a commit changed them."""
+        self._forget.append(forget)
+
+    def head(self, feed: int) -> int:
+        """The newest revision of a feed, without the database where it is known."""
+        known = self._heads.get(feed)
+        if known is None:
+            with self.read() as connection:
+                query = select(feeds.c.revision).where(feeds.c.id == feed)
+                known = connection.execute(query).scalar_one_or_none() or 0
+            self._heads[feed] = max(known, self._heads.get(feed, 0))
+        return known

@@ -1,0 +1,43 @@
+"""Connection events: what clients and the server's own side saw of connections, in the metrics database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from sqlalchemy.dialects.sqlite import insert
+
+from chatapp.store.database import Database, now_ms
+from chatapp.store.tables import connection_events
+
+
+@dataclass(frozen=True)
+class ConnectionEvent:
+    """One event, numbered by whoever saw it (`client`), so that a repeated report changes nothing."""
+
+    client: str
+    number: int
+    person: str
+    type: str
+    transport: str | None
+    state_from: str | None
+    state_to: str | None
+    reason: str | None
+    happened_at: int
+    data: str
+
+
+class Events:
+    """Writes connection events."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def add(self, events: Sequence[ConnectionEvent]) -> None:
+        """Store events; those already there are left as they are."""
+        if not events:
+            return
+        now = now_ms()
+        rows = [{**asdict(event), "received_at": now} for event in events]
+        with self.database.write() as tx:
+            tx.connection.execute(insert(connection_events).on_conflict_do_nothing(), rows)

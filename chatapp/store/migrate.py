@@ -1,0 +1,44 @@
+"""Brings both databases to their newest migration. Safe to run at every start, and by two starts at once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine
+
+from chatapp.assets import asset_dir
+from chatapp.store import database_url, metrics_url
+from chatapp.store.database import prepare_sqlite
+
+
+def migrate(data_dir: Path) -> None:
+    """Make the data directory and its databases, or bring them up to date."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(data_dir / "migrate.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the descriptor is closed
+        for name, url in (("chat", database_url(data_dir)), ("metrics", metrics_url(data_dir))):
+            engine = create_engine(url)
+            prepare_sqlite(engine, "FULL")
+            _upgrade(engine, name)
+            engine.dispose()
+            (data_dir / f"{name}.db").chmod(0o600)
+    finally:
+        os.close(lock)
+
+
+def _upgrade(engine: Engine, name: str) -> None:
+    folder = asset_dir("migrations")
+    config = Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("version_locations", str(folder / name).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    with engine.connect() as plain:
+        connection = plain.execution_options(writes=True)
+        with connection.begin():
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")

@@ -1,0 +1,161 @@
+"""People, their sessions, and the instance itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import exists, select, update
+from sqlalchemy.exc import IntegrityError
+
+from chatapp.store.database import Database, Write, now_ms
+from chatapp.store.tables import instance, people, sessions
+
+FIRST_ADMIN = "first-admin"  # row of `instance` whose uniqueness decides a race of two first runs
+
+
+class AlreadySetUp(Exception):
+    """Somebody made the first admin before."""
+
+
+class EmailTaken(Exception):
+    """Another person has this e-mail address."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody who can sign in."""
+
+    id: int
+    uuid: str
+    name: str
+    email: str
+    is_admin: bool
+    is_operator: bool
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """A live session and whose it is. `expires_at` is milliseconds."""
+
+    id: int
+    uuid: str
+    expires_at: int
+    person: Person
+
+
+class People:
+    """Queries about people."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def is_empty(self) -> bool:
+        """Whether nobody can sign in yet."""
+        query = select(people.c.id).where(people.c.kind == "person").limit(1)
+        with self.database.read() as connection:
+            return connection.execute(query).first() is None
+
+    def epoch(self) -> str:
+        """The name of this database: made with it, and new after a restore."""
+        with self.database.read() as connection:
+            query = select(instance.c.value).where(instance.c.name == "epoch")
+            return str(connection.execute(query).scalar_one())
+
+    def add_first_admin(self, name: str, email: str, password_hash: str) -> Person:
+        """Make the first admin and operator. Of two at once, one raises AlreadySetUp."""
+        try:
+            with self.database.write() as tx:
+                if tx.connection.execute(select(people.c.id).where(people.c.kind == "person")).first():
+                    raise AlreadySetUp
+                tx.connection.execute(instance.insert().values(name=FIRST_ADMIN, value=email))
+                return self._add(tx, name, email, password_hash, is_admin=True, is_operator=True)
+        except IntegrityError:
+            raise AlreadySetUp from None
+
+    def add_admin(self, name: str, email: str, password_hash: str) -> Person:
+        """Make an admin; the first one also becomes operator. Raises EmailTaken."""
+        try:
+            with self.database.write() as tx:
+                first = not tx.connection.execute(select(exists().where(people.c.kind == "person"))).scalar_one()
+                return self._add(tx, name, email, password_hash, is_admin=True, is_operator=first)
+        except IntegrityError:
+            raise EmailTaken from None
+
+    def set_password(self, email: str, password_hash: str) -> bool:
+        """Replace a password and end the person's sessions. False: nobody has this address."""
+        with self.database.write() as tx:
+            query = select(people.c.id).where(people.c.email == email.lower())
+            person = tx.connection.execute(query).scalar_one_or_none()
+            if person is None:
+                return False
+            change = {"password_hash": password_hash, "auth_generation": people.c.auth_generation + 1}
+            tx.connection.execute(update(people).where(people.c.id == person).values(**change))
+            live = (sessions.c.person_id == person, sessions.c.revoked_at.is_(None))
+            tx.connection.execute(update(sessions).where(*live).values(revoked_at=now_ms()))
+            return True
+
+    def password_hash(self, email: str) -> tuple[int, str] | None:
+        """The person's number and password hash."""
+        query = select(people.c.id, people.c.password_hash).where(
+            people.c.email == email.lower(), people.c.kind == "person", people.c.disabled_at.is_(None)
+        )
+        with self.database.read() as connection:
+            row = connection.execute(query).first()
+        return (row[0], row[1]) if row else None
+
+    def add_session(self, person: int, token_hash: str, lifetime_s: float, address: str, user_agent: str) -> None:
+        """Begin a session. Only the hash of its token is stored."""
+        now = now_ms()
+        with self.database.write() as tx:
+            tx.connection.execute(
+                sessions.insert().values(
+                    uuid=str(uuid4()),
+                    person_id=person,
+                    token_hash=token_hash,
+                    address=address[:45],
+                    user_agent=user_agent[:300],
+                    created_at=now,
+                    expires_at=now + round(lifetime_s * 1000),
+                )
+            )
+
+    def session(self, token_hash: str) -> SignIn | None:
+        """The live session of a token."""
+        query = (
+            select(sessions.c.id, sessions.c.uuid.label("session"), sessions.c.expires_at, people)
+            .join(people)
+            .where(
+                sessions.c.token_hash == token_hash,
+                sessions.c.revoked_at.is_(None),
+                sessions.c.expires_at > now_ms(),
+                people.c.disabled_at.is_(None),
+            )
+        )
+        with self.database.read() as connection:
+            row = connection.execute(query).first()
+        return SignIn(row[0], row.session, row.expires_at, _person(row)) if row else None
+
+    def end_session(self, token_hash: str) -> None:
+        """Revoke a session."""
+        with self.database.write() as tx:
+            mine = sessions.c.token_hash == token_hash
+            tx.connection.execute(update(sessions).where(mine).values(revoked_at=now_ms()))
+
+    def _add(self, tx: Write, name: str, email: str, password_hash: str, **roles: bool) -> Person:
+        uuid = str(uuid4())
+        feed = tx.new_feed()
+        tx.bump(feed)  # a list begins at revision 1, so that cursor 0 always means "nothing"
+        row = {"uuid": uuid, "kind": "person", "name": name, "email": email.lower(), "feed_id": feed}
+        result = tx.connection.execute(
+            people.insert().values(**row, **roles, password_hash=password_hash, created_at=now_ms())
+        )
+        number = int(result.inserted_primary_key[0])
+        return Person(number, uuid, name, email.lower(), roles["is_admin"], roles["is_operator"])
+
+
+def _person(row: Any) -> Person:
+    number = row._mapping[people.c.id]
+    uuid = row._mapping[people.c.uuid]
+    return Person(number, uuid, row.name, row.email, bool(row.is_admin), bool(row.is_operator))
