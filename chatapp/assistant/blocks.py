@@ -1,0 +1,289 @@
+"""Markdown to safe HTML, block by block, while the text is still growing.
+
+One block is one top-level Markdown block. Two walls keep it safe: markdown-it writes raw HTML as text and
+refuses foreign links, then nh3 lets through only the elements and attributes listed here.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+
+import nh3
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+
+CITATION = re.compile(r"\.\./knowledge/[a-z0-9][a-z0-9_-]*(#[\w-]+)?", re.ASCII)
+EXTERNAL = re.compile(r"(https?://[^/\\]|mailto:.)", re.IGNORECASE)
+FENCE_LINE = re.compile(r"^[ >]*(?:[-*+]|\d+[.)])?\s*(?:```|~~~)", re.MULTILINE)
+# The last, unfinished line of the open block is not shown while it may still turn into a mark of its own.
+HALF_MARK = re.compile(r"(?:^|\n)[ \t]*(?:[-=*+#>~`|: \t]+|\d{1,9}[.)]?[ \t]*)\Z")
+HALF_LINK = re.compile(r"!?\[[^\[\]\n]*(?:\](?:\([^()\s]*)?)?\Z")
+HALF_TABLE = re.compile(r"\A[ \t]*\|[^\n]*(?:\n[ \t|:-]*)?\Z")
+LARGE = 6000
+"""An open block of more characters is parsed only once it has grown by a twentieth: parsing costs its length."""
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+
+TAGS = {
+    *("p", "br", "hr", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", *HEADINGS),
+    *("table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "span", "button"),
+}
+ATTRIBUTES = {
+    "a": {"href", "class", "rel", "title"},
+    "ol": {"start"},
+    "th": {"align"},
+    "td": {"align"},
+    "button": {"type", "data-action"},
+    "figure": {"class"},
+    **{heading: {"id"} for heading in HEADINGS},
+}
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A top-level heading: its first line (from 0), the first line after it, level 1-6, words and anchor."""
+
+    line: int
+    after: int
+    level: int
+    text: str
+    anchor: str
+
+
+def allowed_link(url: str) -> bool:
+    """Whether an answer may link there: http, https, mailto, or a passage of the knowledge folder."""
+    return bool(CITATION.fullmatch(url) or EXTERNAL.match(url))
+
+
+class _Renderer(RendererHTML):
+    """HTML of this product: code as a figure with a copy button, images as links, citations marked."""
+
+    def fence(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        """A code block with its language; ``code_block`` (indented) has none."""
+        language = (tokens[idx].info.split() or ["text"])[0]
+        return (
+            f'<figure class="code"><figcaption><span>{escape(language)}</span>'
+            '<button type="button" data-action="copy-code">Copy</button></figcaption>'
+            f"<pre><code>{escape(tokens[idx].content, quote=False)}</code></pre></figure>\n"
+        )
+
+    code_block = fence
+
+    def image(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        """The picture's words, as a link where they are not inside one already: nothing is ever loaded."""
+        words = escape(self.renderInlineAsText(tokens[idx].children, options, env) or "image")
+        depth = sum(token.nesting for token in tokens[:idx] if token.type.startswith("link_"))
+        source = str(tokens[idx].attrGet("src") or "")
+        return words if depth else f"<a {_link_attributes(source)}>{words}</a>"
+
+    def link_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        """A citation or an external link."""
+        return f"<a {_link_attributes(str(tokens[idx].attrGet('href') or ''))}>"
+
+
+def _link_attributes(url: str) -> str:
+    if CITATION.fullmatch(url):
+        return f'class="citation" href="{escape(url)}"'
+    return f'href="{escape(url)}" rel="noopener noreferrer nofollow"'
+
+
+def _keep_attribute(tag: str, name: str, value: str) -> str | None:
+    """The second wall's word on one attribute: links only where they may lead."""
+    return value if name != "href" or allowed_link(value) else None
+
+
+def _parser() -> MarkdownIt:
+    markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}, renderer_cls=_Renderer)
+    # Without reference definitions no later line can change an earlier block: finished stays finished.
+    markdown.enable(["table", "strikethrough"]).disable(["reference", "html_block", "html_inline"])
+    vars(markdown)["validateLink"] = allowed_link
+    return markdown
+
+
+_MARKDOWN = _parser()
+
+
+def _clean(html: str) -> str:
+    return nh3.clean(
+        html,
+        tags=TAGS,
+        attributes=ATTRIBUTES,
+        attribute_filter=_keep_attribute,
+        link_rel=None,
+        url_schemes={"http", "https", "mailto"},
+    ).strip()
+
+
+def _html(tokens: Sequence[Token]) -> str:
+    """HTML of one top-level block. Column alignment goes as ``align``: the CSP allows no style attribute."""
+    for token in tokens:
+        style = token.attrs.pop("style", None)
+        if style:
+            token.attrs["align"] = str(style).removeprefix("text-align:")
+    return _clean(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
+
+
+def _demoted(tokens: Sequence[Token]) -> Sequence[Token]:
+    """Headings of an answer start two levels lower: the page's own title is the h1."""
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
+    return tokens
+
+
+def _top_level(text: str) -> list[tuple[int, list[Token]]]:
+    """The top-level blocks: (first line, tokens) of each, in order."""
+    found: list[tuple[int, list[Token]]] = []
+    for token in _MARKDOWN.parse(text):
+        if token.level == 0 and token.nesting >= 0 and token.map is not None:
+            found.append((token.map[0], []))
+        found[-1][1].append(token)
+    return found
+
+
+def _settled(text: str) -> str:
+    """The open block's text without a half-typed mark at its end: no raw Markdown flashes up."""
+    if len(FENCE_LINE.findall(text)) % 2:
+        return text
+    text = HALF_MARK.sub("", text)
+    if HALF_TABLE.match(text):
+        return ""
+    text = HALF_LINK.sub("", text)
+    last = text.rsplit("\n", 1)[-1]
+    if last.count("`") % 2:
+        return text + "`" if not text.endswith("`") else text.rstrip("`")
+    if last.count("**") % 2:
+        return text + "**" if not text.endswith(("**", " ")) else text.rstrip("* ")
+    return text
+
+
+class GrowingAnswer:
+    """An answer that is still being written: text goes in, changed blocks come out."""
+
+    def __init__(self) -> None:
+        self._body: list[str] = []
+        self._tail = ""
+        self._unparsed = 0
+        self._finished: list[str] = []
+        self._open: list[str] = []
+        self._taken: list[str] = []
+        self._ended = False
+
+    @property
+    def body(self) -> str:
+        """All Markdown so far."""
+        self._body = ["".join(self._body)]
+        return self._body[0]
+
+    def feed(self, text: str) -> None:
+        """Append a piece of Markdown, cut anywhere. Cheap: nothing is parsed here."""
+        # Lone surrogates cannot be stored as UTF-8; carriage returns would shift the line numbers.
+        text = text.replace("\r", "").replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+        if text:
+            self._body.append(text)
+            self._tail += text
+            self._unparsed += len(text)
+
+    def finish(self) -> None:
+        """Nothing more comes: the open block is shown as it stands, half-typed marks included."""
+        self._ended = True
+        self._parse()
+
+    def changed(self) -> list[tuple[int, str]]:
+        """Blocks that changed since the last call: (index, HTML), in order.
+
+        A block that was shown and turned out to belong to its predecessor comes with empty HTML.
+        """
+        if self._unparsed and (len(self._tail) < LARGE or self._unparsed * 20 > len(self._tail)):
+            self._parse()
+        now = self._finished + self._open
+        now += [""] * (len(self._taken) - len(now))
+        news = [(at, html) for at, html in enumerate(now) if at >= len(self._taken) or html != self._taken[at]]
+        self._taken = now
+        return news
+
+    def _parse(self) -> None:
+        """Close what can no longer change, and show the rest as it stands."""
+        self._unparsed = 0
+        self._close_blocks()
+        shown = self._tail if self._ended else _settled(self._tail)
+        self._open = [_html(_demoted(tokens)) for _, tokens in _top_level(shown)]
+
+    def _close_blocks(self) -> None:
+        """Move to the finished ones every block after which another one has begun.
+
+        Only whole lines count: "# " may still become a heading or the words "#1", a row a table.
+        """
+        whole = self._tail[: self._tail.rfind("\n") + 1]
+        blocks = _top_level(whole)
+        if len(blocks) < 2:
+            return
+        self._finished += [_html(_demoted(tokens)) for _, tokens in blocks[:-1]]
+        self._tail = _from_line(self._tail, blocks[-1][0])
+
+
+def _from_line(text: str, line: int) -> str:
+    """The text from that line (from 0) on."""
+    at = 0
+    for _ in range(line):
+        at = text.index("\n", at) + 1
+    return text[at:]
+
+
+def answer_html(markdown: str) -> list[str]:
+    """The blocks of a whole answer at once, as ``GrowingAnswer`` ends up with."""
+    answer = GrowingAnswer()
+    answer.feed(markdown)
+    answer.finish()
+    return [html for _, html in answer.changed()]
+
+
+def sources(markdown: str) -> list[str]:
+    """The Markdown of each top-level block, in order; joined they are the text again."""
+    starts = [line for line, _ in _top_level(markdown)][1:]
+    lines = re.findall(r"[^\n]*\n|[^\n]+", markdown)
+    return ["".join(lines[a:b]) for a, b in pairwise([0, *starts, len(lines)])]
+
+
+def _anchor(text: str, taken: set[str]) -> str:
+    """An anchor made of the heading's words, unique within ``taken``, to which it is added."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
+    anchor, number = plain, 1
+    while anchor in taken:
+        number += 1
+        anchor = f"{plain}-{number}"
+    taken.add(anchor)
+    return anchor
+
+
+def _plain(inline: Token) -> str:
+    """A heading's words without its marks."""
+    return "".join(child.content for child in inline.children or [])
+
+
+def _mark_headings(tokens: Sequence[Token]) -> list[Heading]:
+    """Find the top-level headings and give each its ``id``."""
+    found: list[Heading] = []
+    taken: set[str] = set()
+    for token, inline in pairwise(tokens):
+        if token.type == "heading_open" and token.level == 0 and token.map is not None:
+            text = _plain(inline)
+            anchor = _anchor(text, taken)
+            token.attrSet("id", anchor)
+            found.append(Heading(token.map[0], token.map[1], int(token.tag[1]), text, anchor))
+    return found
+
+
+def headings(markdown: str) -> list[Heading]:
+    """The top-level headings of a document, with the anchors that ``render`` gives them."""
+    return _mark_headings(_MARKDOWN.parse(markdown))
+
+
+def render(markdown: str) -> str:
+    """Safe HTML of a whole document; each top-level heading has an ``id`` to link to."""
+    tokens = _MARKDOWN.parse(markdown.replace("\r", ""))
+    _mark_headings(tokens)
+    return _html(tokens)
