@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, Row, Select, and_, or_, select, update
 
-from chatapp.store.database import Database, Write, now_ms
+from chatapp.store.database import Database, Write, new_id, now_ms
 from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people
 
 Item = TypeVar("Item")
@@ -262,7 +262,7 @@ class Conversations:
         feed = tx.new_feed()
         row = {"uuid": uuid, "feed_id": feed, "title": "", "created_by": person, "created_at": now}
         result = tx.connection.execute(conversations.insert().values(**row, updated_at=now))
-        conversation = int(result.inserted_primary_key[0])
+        conversation = new_id(result)
         tx.bump(feed)
         entry = {"conversation_id": conversation, "person_id": person, "role": "owner", "joined_at": now}
         revision = tx.bump(self._list_feed(tx, person))
@@ -312,7 +312,7 @@ class Conversations:
             )
         )
         posted = Posted(uuid, client_id, place.uuid, revision, revision, body, created=True)
-        return int(result.inserted_primary_key[0]), posted
+        return new_id(result), posted
 
     def set_title(self, tx: Write, place: Place, title: str) -> None:
         """Name the conversation; shows in its page and in every member's list."""
@@ -400,5 +400,5 @@ def _message(row: Row[Any], parts: tuple[Block, ...]) -> ChangedMessage:
     )
 
 
-def _entries(rows: Sequence[Row[Any]]) -> tuple[Entry, ...]:
-    return tuple(Entry(a, b, title, moment(updated), bool(gone)) for a, b, title, updated, gone in rows)
+def _entries(rows: Sequence[Any]) -> tuple[Entry, ...]:
+    return tuple(Entry(row[0], row[1], row[2], moment(row[3]), bool(row[4])) for row in rows)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, func, select, update
+from sqlalchemy import Connection, CursorResult, Engine, event, func, select, update
 
 from chatapp.bus import Bus
 from chatapp.store.tables import feeds
@@ -48,6 +48,13 @@ def prepare_sqlite(engine: Engine, synchronous: str) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def new_id(result: CursorResult[Any]) -> int:
+    """The number of the row that was just inserted."""
+    key = result.inserted_primary_key
+    assert key is not None  # every table here has one
+    return int(key[0])
+
+
 @dataclass
 class Write:
     """A write transaction: the connection, and the topics to wake once it is committed."""
@@ -74,7 +81,7 @@ class Write:
     def new_feed(self) -> int:
         """A new feed's number."""
         result = self.connection.execute(feeds.insert().values(revision=0, change=0))
-        return int(result.inserted_primary_key[0])
+        return new_id(result)
 
     def notify(self, topic: int) -> None:
         """Wake a topic that is no feed after the commit."""

@@ -9,7 +9,7 @@ from uuid import uuid4
 from sqlalchemy import exists, select, update
 from sqlalchemy.exc import IntegrityError
 
-from chatapp.store.database import Database, Write, now_ms
+from chatapp.store.database import Database, Write, new_id, now_ms
 from chatapp.store.tables import instance, people, sessions
 
 FIRST_ADMIN = "first-admin"  # row of `instance` whose uniqueness decides a race of two first runs
@@ -151,7 +151,7 @@ class People:
         result = tx.connection.execute(
             people.insert().values(**row, **roles, password_hash=password_hash, created_at=now_ms())
         )
-        number = int(result.inserted_primary_key[0])
+        number = new_id(result)
         return Person(number, uuid, name, email.lower(), roles["is_admin"], roles["is_operator"])
 
 

@@ -1,0 +1,205 @@
+"""Signing in: sessions in the database, passwords off the event loop, and who may do the first run.
+
+Only this room knows the cookie. The cookie holds a random token; the database holds its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+from flask import g, request, session
+from werkzeug.security import check_password_hash, generate_password_hash
+
+from chatapp.config import Settings
+from chatapp.store import Person, SignIn, Store, now_ms
+
+TOKEN = "token"
+SHORTEST_PASSWORD = 10  # characters
+CACHE_S = 30.0  # how long a checked session is believed without the database
+MOST_CACHED = 10_000
+CODE_FILE = "first-run-code"
+FORWARDING = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip")
+# Hashed once, so that an unknown address costs as much time as a wrong password.
+NOBODY = generate_password_hash(secrets.token_hex(8))
+
+
+class Refused(Exception):
+    """Sign-in or first run was refused: which field, and a sentence."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+        self.message = message
+
+
+class Auth:
+    """Sessions and passwords of one instance."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._people = store.people
+        self._settings = settings
+        self._cache: dict[str, tuple[SignIn, float]] = {}
+
+    # Sessions
+
+    def current(self) -> SignIn | None:
+        """Whose request this is. Costs no database for a session that was seen lately."""
+        if "sign_in" not in g:
+            token = session.get(TOKEN)
+            g.sign_in = self.check(hash_token(token)) if isinstance(token, str) else None
+        sign_in: SignIn | None = g.sign_in
+        return sign_in
+
+    def check(self, token_hash: str) -> SignIn | None:
+        """The live session of this token's hash."""
+        cached = self._cache.get(token_hash)
+        if cached is None or time.monotonic() - cached[1] > CACHE_S:
+            sign_in = self._people.session(token_hash)
+            if sign_in is None:
+                self._cache.pop(token_hash, None)
+                return None
+            if len(self._cache) >= MOST_CACHED:
+                self._cache.clear()
+            cached = self._cache[token_hash] = (sign_in, time.monotonic())
+        return cached[0] if cached[0].expires_at > now_ms() else None
+
+    def token_hash(self) -> str:
+        """The hash of this request's token."""
+        return hash_token(str(session.get(TOKEN, "")))
+
+    def begin(self, person: int) -> None:
+        """Start a session in this response. The old cookie's content, its CSRF secret too, is dropped."""
+        token = secrets.token_urlsafe(32)
+        lifetime_s = self._settings.session_lifetime * 86400
+        agent = request.headers.get("User-Agent", "")
+        self._people.add_session(person, hash_token(token), lifetime_s, request.remote_addr or "", agent)
+        session.clear()
+        session[TOKEN] = token
+        session.permanent = True
+
+    def end(self) -> None:
+        """Sign out."""
+        token_hash = self.token_hash()
+        self._people.end_session(token_hash)
+        self._cache.pop(token_hash, None)
+        session.clear()
+
+    # Passwords
+
+    def sign_in(self, email: str, password: str) -> int:
+        """The number of the person with this address and password. Raises Refused."""
+        found = self._people.password_hash(email.strip())
+        is_right = off_the_loop(check_password_hash, found[1] if found else NOBODY, password)
+        if found is None or not is_right:
+            raise Refused("password", "The e-mail address or the password is wrong.")
+        return found[0]
+
+    def first_run(self, name: str, email: str, password: str) -> Person:
+        """Make the first admin. Raises Refused for bad input, AlreadySetUp if somebody was faster."""
+        name, email = checked_person(name, email, password)
+        return self._people.add_first_admin(name, email, hash_password(password))
+
+    # First run: strangers need the code that the start printed
+
+    def needs_code(self) -> bool:
+        """Whether this request must bring the code.
+
+        Only a browser on this very machine needs none: peer, Host and Origin are loopback and no proxy's
+        header is there. A local proxy makes every stranger's peer loopback, hence all three.
+        """
+        if any(header in request.headers for header in FORWARDING):
+            return True
+        peer = request.environ.get("chatapp.peer") or request.remote_addr or ""
+        hosts = [peer, _host_of(f"//{request.host}")]
+        if request.method == "POST":
+            hosts.append(_host_of(request.headers.get("Origin", "")))
+        return not all(is_loopback(host) for host in hosts)
+
+    def is_code(self, code: str) -> bool:
+        """Whether this is the code of the start."""
+        path = self._settings.data_dir / CODE_FILE
+        if not path.exists():
+            return False
+        return hmac.compare_digest(path.read_text().strip().encode(), code.strip().upper().encode())
+
+
+def first_run_code(data_dir: Path) -> str:
+    """The code of an empty installation, made once."""
+    return _secret_file(data_dir / CODE_FILE, lambda: secrets.token_hex(4).upper())
+
+
+def secret_key(data_dir: Path) -> str:
+    """The key that signs cookies, made at the first start."""
+    return _secret_file(data_dir / "secret-key", lambda: secrets.token_hex(32))
+
+
+def _secret_file(path: Path, make: Any) -> str:
+    try:
+        with path.open("x") as file:
+            path.chmod(0o600)
+            file.write(make())
+    except FileExistsError:
+        pass
+    return path.read_text().strip()
+
+
+def checked_person(name: str, email: str, password: str) -> tuple[str, str]:
+    """Name and address, tidied. Raises Refused."""
+    name, email = " ".join(name.split())[:200], email.strip()
+    if not name:
+        raise Refused("name", "Say how you want to be called.")
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", email) or len(email) > 320:
+        raise Refused("email", "This does not look like an e-mail address.")
+    if len(password) < SHORTEST_PASSWORD:
+        raise Refused("password", f"The password needs at least {SHORTEST_PASSWORD} characters.")
+    return name, email
+
+
+def hash_password(password: str) -> str:
+    """A slow hash, computed beside the event loop."""
+    return str(off_the_loop(generate_password_hash, password))
+
+
+def hash_token(token: str) -> str:
+    """What the database keeps of a session's token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def off_the_loop(function: Any, *args: Any) -> Any:
+    """Run what takes over 10 ms in a real thread, so that nobody else waits for it."""
+    return gevent.get_hub().threadpool.apply(function, args)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def origin_is_allowed(settings: Settings, origin: str, requested: str) -> bool:
+    """Whether a WebSocket may be opened from this Origin: ours as requested, PUBLIC_URL's, or a listed one."""
+    allowed = [requested.rstrip("/"), *settings.allowed_origins]
+    if settings.public_url:
+        parts = urlsplit(settings.public_url)
+        allowed.append(f"{parts.scheme}://{parts.netloc}")
+    return origin != "" and origin.lower() in {item.lower() for item in allowed}

@@ -1,0 +1,155 @@
+"""The server's side of one connection: an object with events, no socket and no loop of its own.
+
+A transport feeds it frames and asks it what to write; the bus marks its feeds. There is no queue of content: a
+reader that is slow gets what is newest when it can take it, because a feed is read only at that moment.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from chatapp.bus import Bus
+from chatapp.conversation import Chat, Gone
+from chatapp.store import Changes, Place, Store
+
+LIST = "list"  # the name of a person's list feed on the wire
+MOST_FEEDS = 100  # one connection may follow; far above the tabs that a person keeps open
+MOST_CACHED = 512  # frames kept for readers at the same cursor
+
+
+class Encoder(Protocol):
+    """What turns changes into a frame."""
+
+    def feed(self, name: str, changes: Changes[object]) -> str:
+        """The frame of what changed in a feed."""
+
+
+@dataclass(frozen=True)
+class News:
+    """A frame for a reader, and where it takes them. `frame` is None where nothing is new."""
+
+    frame: str | None
+    cursor: int
+    more: bool = False
+
+
+class StaleCursor(Exception):
+    """The cursor is beyond the feed's end: it is of another database."""
+
+
+class Reader:
+    """Reads feeds for connections: permission first, then the shared frame."""
+
+    def __init__(self, store: Store, chat: Chat, encoder: Encoder) -> None:
+        self._store = store
+        self._chat = chat
+        self._encoder = encoder
+        self._frames: dict[tuple[int, int], tuple[int, News]] = {}
+
+    def feed(self, person: int, name: str) -> int:
+        """The number of a feed that this person may read. Raises Gone."""
+        if name == LIST:
+            return self._store.conversations.list_feed(person)
+        return self._chat.place(person, name).feed
+
+    def is_new(self, person: int, name: str, cursor: int) -> bool:
+        """Whether a reader at this cursor lacks anything; without the database where the feed is known."""
+        return self._store.database.head(self.feed(person, name)) != cursor
+
+    def news(self, person: int, name: str, cursor: int) -> News:
+        """What a reader at this cursor lacks. Raises Gone, StaleCursor."""
+        place = None if name == LIST else self._chat.place(person, name)
+        feed = place.feed if place else self._store.conversations.list_feed(person)
+        head = self._store.database.head(feed)
+        if cursor > head:
+            raise StaleCursor
+        cached = self._frames.get((feed, cursor))
+        if cached is not None and cached[0] == head:
+            return cached[1]
+        news = self._read(person, name, place, cursor)
+        if len(self._frames) >= MOST_CACHED:
+            self._frames.pop(next(iter(self._frames)))
+        self._frames[feed, cursor] = (head, news)
+        return news
+
+    def _read(self, person: int, name: str, place: Place | None, cursor: int) -> News:
+        changes: Changes[object] = (
+            self._chat.changes(place, cursor) if place else self._chat.entries(person, cursor)  # type: ignore[assignment]
+        )
+        if changes.end == cursor:
+            return News(None, cursor)
+        return News(self._encoder.feed(name, changes), changes.end, changes.more)
+
+
+@dataclass
+class Followed:
+    """A feed that the other side follows."""
+
+    name: str
+    cursor: int
+    cancel: Callable[[], None]
+    is_dirty: bool = True
+    is_greeted: bool = False  # whether the first answer, which proves the resumption, was given
+
+
+class Peer:
+    """One connection's subscriptions and what is to be written to it next."""
+
+    def __init__(self, reader: Reader, bus: Bus, person: int, wake: Callable[[], None]) -> None:
+        self.person = person
+        self.replies: deque[str] = deque()  # control frames; bounded by the transport, which stops reading
+        self._reader = reader
+        self._bus = bus
+        self._wake = wake
+        self._followed: dict[str, Followed] = {}
+
+    def subscribe(self, name: str, cursor: int) -> None:
+        """Follow a feed from a cursor. Raises Gone."""
+        self.unsubscribe(name)
+        if len(self._followed) >= MOST_FEEDS:
+            raise Gone
+        feed = self._reader.feed(self.person, name)
+        followed = Followed(name, cursor, lambda: None)
+
+        def mark(_topic: int) -> None:
+            followed.is_dirty = True
+            self._wake()
+
+        followed.cancel = self._bus.subscribe(feed, mark)
+        self._followed[name] = followed
+
+    def unsubscribe(self, name: str) -> None:
+        """Follow a feed no longer."""
+        followed = self._followed.pop(name, None)
+        if followed is not None:
+            followed.cancel()
+
+    def close(self) -> None:
+        """End all subscriptions."""
+        for name in list(self._followed):
+            self.unsubscribe(name)
+
+    def next_news(self) -> tuple[str, News | Exception] | None:
+        """The next feed with something to say, in turn, so that a busy feed starves no other."""
+        for name, followed in list(self._followed.items()):
+            if not followed.is_dirty:
+                continue
+            followed.is_dirty = False
+            self._followed[name] = self._followed.pop(name)  # to the end of the round
+            try:
+                news = self._reader.news(self.person, name, followed.cursor)
+            except (Gone, StaleCursor) as error:
+                self.unsubscribe(name)
+                return name, error
+            followed.cursor, followed.is_dirty = news.cursor, news.more
+            if news.frame is not None or not followed.is_greeted:
+                followed.is_greeted = True
+                return name, news
+        return None
+
+    def feeds(self) -> int:
+        """How many feeds are followed."""
+        return len(self._followed)

@@ -1,0 +1,186 @@
+"""What people can do with conversations: the rules and permissions, for whichever door they come through.
+
+ChatError            every expected refusal: a code for programs, a sentence for people
+├─ BadMessage        empty, too-long, bad-id
+├─ Conflict          the same client id with another text, an id that is taken
+└─ Gone              no such conversation for this person: deleted, foreign or never there
+"""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+from chatapp.store import ChangedMessage, Changes, Entry, Place, Posted, Store
+from chatapp.store.database import Write
+
+LONGEST_MESSAGE = 20_000  # characters: some ten pages; more belongs into a file
+LONGEST_TITLE = 80  # characters: what a line of the list can show
+LIVE = ("queued", "running")
+
+
+class ChatError(Exception):
+    """An expected refusal."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class BadMessage(ChatError):
+    """The message can never be accepted as it is."""
+
+
+class Conflict(ChatError):
+    """It contradicts what is already there."""
+
+
+class Gone(ChatError):
+    """Deleted, foreign or never there: one answer for all three, so that nothing can be probed."""
+
+    def __init__(self) -> None:
+        super().__init__("gone", "This conversation does not exist, or it was deleted.")
+
+
+class Chat:
+    """The verbs. Every one takes the person who acts, and finds through their memberships."""
+
+    def __init__(self, store: Store, assistant_answers: bool) -> None:
+        self._store = store
+        self._conversations = store.conversations
+        self._assistant_answers = assistant_answers
+
+    # Reading
+
+    def place(self, person: int, conversation: str) -> Place:
+        """The conversation as this person sees it. Raises Gone."""
+        place = self._conversations.place(person, conversation)
+        if place is None:
+            raise Gone
+        return place
+
+    def changes(self, place: Place, cursor: int) -> Changes[ChangedMessage]:
+        """What changed in a conversation after a cursor, as it is now."""
+        return self._conversations.changes(place, cursor)
+
+    def older(self, place: Place, before: int) -> Changes[ChangedMessage]:
+        """The page of messages before a position."""
+        return self._conversations.older(place, before)
+
+    def entries(self, person: int, cursor: int) -> Changes[Entry]:
+        """What changed in the person's list of conversations."""
+        return self._conversations.entries(person, cursor)
+
+    # Changing
+
+    def create(self, person: int, conversation: str) -> Place:
+        """A new conversation under the id that the client chose; the same one again if it is theirs already."""
+        uuid = checked_id(conversation)
+        with self._store.database.write() as tx:
+            return self._create(tx, person, uuid)
+
+    def post(self, person: int, conversation: str, client_id: str, body: str, create: bool = False) -> Posted:
+        """Append a message, once: the same client id again returns the message that is already there.
+
+        Raises BadMessage, Conflict (the id is known with another text) and Gone.
+        """
+        uuid, client_id, body = checked_id(conversation), checked_id(client_id), checked_body(body)
+        with self._store.database.write() as tx:
+            place = self._create(tx, person, uuid) if create else self._place(tx, person, uuid)
+            known = self._conversations.known(tx, place, person, client_id)
+            if known is not None:
+                if known.body != body:
+                    raise Conflict("conflict", "This message was already sent with another text.")
+                return known
+            return self._append(tx, place, client_id, body)
+
+    def rename(self, person: int, conversation: str, title: str) -> None:
+        """Give the conversation another title."""
+        title = " ".join(title.split())[:LONGEST_TITLE]
+        if not title:
+            raise BadMessage("empty", "A title needs at least one character.")
+        with self._store.database.write() as tx:
+            self._conversations.set_title(tx, self._place(tx, person, conversation), title)
+
+    def delete(self, person: int, conversation: str) -> None:
+        """Delete the conversation and stop what is being answered in it."""
+        with self._store.database.write() as tx:
+            place = self._place(tx, person, conversation)
+            self._store.runs.stop(tx, place)
+            self._conversations.delete(tx, place)
+
+    def delete_message(self, person: int, conversation: str, message: str) -> None:
+        """Delete a message of one's own; a tombstone keeps its place."""
+        with self._store.database.write() as tx:
+            place = self._place(tx, person, conversation)
+            if not self._conversations.delete_message(tx, place, message):
+                raise Gone
+
+    def stop(self, person: int, conversation: str) -> None:
+        """Stop the answer that is being written; what was written stays."""
+        with self._store.database.write() as tx:
+            self._store.runs.stop(tx, self._place(tx, person, conversation))
+
+    def again(self, person: int, conversation: str) -> None:
+        """Have the assistant answer again, unless an answer is under way or the last one is complete."""
+        with self._store.database.write() as tx:
+            place = self._place(tx, person, conversation)
+            last = self._conversations.last_message(tx, place)
+            if self._assistant_answers and last is not None and last[1] not in (*LIVE, "completed"):
+                self._store.runs.queue(tx, place)
+
+    def _create(self, tx: Write, person: int, uuid: str) -> Place:
+        place = self._conversations.find(tx, person, uuid)
+        if place is not None:
+            return place
+        if self._conversations.is_taken(tx, uuid):
+            raise Gone
+        return self._conversations.add(tx, person, uuid)
+
+    def _place(self, tx: Write, person: int, uuid: str) -> Place:
+        place = self._conversations.find(tx, person, uuid)
+        if place is None:
+            raise Gone
+        return place
+
+    def _append(self, tx: Write, place: Place, client_id: str, body: str) -> Posted:
+        _, posted = self._conversations.insert_message(tx, place, place.person, client_id, body, "sent")
+        if not place.title:
+            self._conversations.set_title(tx, place, title_of(body))
+        self._conversations.touch(tx, place.conversation)
+        if self._assistant_answers:
+            self._store.runs.queue(tx, place)
+        return posted
+
+
+def checked_id(text: str) -> str:
+    """A UUID in its canonical form. Raises BadMessage."""
+    try:
+        return str(UUID(text))
+    except (ValueError, AttributeError, TypeError):
+        raise BadMessage("bad-id", "An id must be a UUID.") from None
+
+
+def checked_body(text: object) -> str:
+    """A message's text: line ends made equal, not empty, not too long. Raises BadMessage."""
+    if not isinstance(text, str):
+        raise BadMessage("bad-body", "A message must be text.")
+    body = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "").strip()
+    if not body:
+        raise BadMessage("empty", "Write something first: the message is empty.")
+    if len(body) > LONGEST_MESSAGE:
+        raise BadMessage("too-long", f"The message is longer than {LONGEST_MESSAGE:,} characters. Send it in parts.")
+    try:
+        body.encode()
+    except UnicodeEncodeError:
+        raise BadMessage("bad-body", "The message holds half a character (a lone surrogate).") from None
+    return body
+
+
+def title_of(body: str) -> str:
+    """A conversation's title from its first message: the first line, cut at a word."""
+    line = re.sub(r"\s+", " ", body.strip().splitlines()[0]).strip()
+    if len(line) <= LONGEST_TITLE:
+        return line
+    return line[: LONGEST_TITLE - 1].rsplit(" ", 1)[0].rstrip(" ,;:.") + "…"

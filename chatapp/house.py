@@ -1,0 +1,48 @@
+"""The parts of one running app, as the routes reach them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chatapp.assistant.builtin import Knowledge
+from chatapp.assistant.runner import Runner
+from chatapp.auth import Auth
+from chatapp.bus import Bus
+from chatapp.config import Settings
+from chatapp.connection.peer import Reader
+from chatapp.conversation import Chat
+from chatapp.store import Store
+from chatapp.transports.frames import Renderer
+from chatapp.transports.polling import Polls
+from chatapp.transports.websocket import Live
+
+
+@dataclass(frozen=True)
+class House:
+    """Everything, made once by create_app."""
+
+    settings: Settings
+    instance: str  # prefixes cookie, storage and channel names: two instances may share a host
+    epoch: str  # names the database
+    bus: Bus
+    store: Store
+    chat: Chat
+    auth: Auth
+    knowledge: Knowledge
+    renderer: Renderer
+    reader: Reader
+    polls: Polls
+    live: Live
+    runner: Runner | None
+
+    def start(self) -> None:
+        """Begin the work that no request asks for; called in the worker, after the fork."""
+        if self.runner is not None:
+            self.runner.start()
+
+    def drain(self) -> None:
+        """The worker is closing: tell every connection when to come back, and mark answers interrupted."""
+        self.live.drain()
+        self.polls.drain()
+        if self.runner is not None:
+            self.runner.drain()

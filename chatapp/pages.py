@@ -1,0 +1,355 @@
+"""The HTML routes: whole pages and fragments from the same partials, and the forms behind them.
+
+A form gets a redirect (303); a program that says `Accept: application/json` gets JSON. Told apart by Accept, because
+strict proxies strip the headers by which libraries mark themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+from flask import Blueprint, abort, current_app, jsonify, redirect, render_template, request, url_for
+
+from chatapp import auth as auth_room
+from chatapp.auth import Refused
+from chatapp.config import browser_config
+from chatapp.connection.states import table_json
+from chatapp.conversation import ChatError, Conflict, Gone
+from chatapp.house import House
+from chatapp.store import AlreadySetUp, ConnectionEvent, Place, Posted
+
+MOST_EVENTS = 200  # in one report
+LONGEST_DATA = 2000  # characters of an event's free part
+
+pages = Blueprint("pages", __name__)
+
+
+def house() -> House:
+    """The parts of this app."""
+    found: House = current_app.extensions["chatapp"]
+    return found
+
+
+def me() -> int:
+    """The number of the person who asks; guard() saw to it that there is one."""
+    sign_in = house().auth.current()
+    if sign_in is None:
+        abort(401)
+    return sign_in.person.id
+
+
+def wants_json() -> bool:
+    """Whether a program asks, and not a person's form."""
+    accepts = request.accept_mimetypes
+    return (
+        accepts.best_match(["text/html", "application/json"]) == "application/json" or "HX-Request" in request.headers
+    )
+
+
+PUBLIC = {"pages.sign_in", "pages.sign_in_post", "pages.first_run", "pages.first_run_post"}
+
+
+@pages.before_request
+def guard() -> Any:
+    """Everything but the doors needs a session."""
+    if request.endpoint in PUBLIC or house().auth.current() is not None:
+        return None
+    if wants_json() or request.method == "POST":
+        return problem("signed-out", "You are signed out. Sign in again; what you wrote is kept.", 401)
+    if house().store.people.is_empty():
+        return redirect(url_for("pages.first_run"))
+    target = None if request.path == "/" else request.full_path.rstrip("?")
+    return redirect(url_for("pages.sign_in", next=target))
+
+
+def problem(code: str, message: str, status: int) -> Any:
+    """An expected refusal, for a program or for a person."""
+    if wants_json():
+        return jsonify(error={"code": code, "message": message}), status
+    title = {401: "Signed out", 404: "Not found", 409: "Already there"}.get(status, "That did not work")
+    return render_template("errors/error.html", code=status, title=title, message=message), status
+
+
+@pages.errorhandler(ChatError)
+def refused(error: ChatError) -> Any:
+    """A rule of the chat said no."""
+    status = 404 if isinstance(error, Gone) else 409 if isinstance(error, Conflict) else 422
+    return problem(error.code, error.message, status)
+
+
+# The doors
+
+
+@pages.get("/first-run")
+def first_run() -> Any:
+    """The form of an empty installation."""
+    if not house().store.people.is_empty():
+        return redirect(url_for("pages.home"))
+    return _first_run_page({}, {})
+
+
+@pages.post("/first-run")
+def first_run_post() -> Any:
+    """Make the first admin, who is signed in at once."""
+    auth, form = house().auth, request.form
+    try:
+        if not house().store.people.is_empty():
+            raise AlreadySetUp
+        if auth.needs_code() and not auth.is_code(form.get("code", "")):
+            raise Refused("code", "Enter the code that the server printed when it started.")
+        person = auth.first_run(form.get("name", ""), form.get("email", ""), form.get("password", ""))
+    except Refused as error:
+        return _first_run_page({error.field: error.message}, form), 422
+    except AlreadySetUp:
+        return problem("set-up", "Somebody has already set this up. Sign in instead.", 409)
+    (house().settings.data_dir / auth_room.CODE_FILE).unlink(missing_ok=True)
+    auth.begin(person.id)
+    return redirect(url_for("pages.home"), 303)
+
+
+def _first_run_page(errors: dict[str, str], values: Any) -> str:
+    needed = house().auth.needs_code() or "code" in errors
+    return render_template("auth/first_run.html", errors=errors, values=values, code_needed=needed)
+
+
+@pages.get("/sign-in")
+def sign_in() -> Any:
+    """The sign-in form."""
+    if house().auth.current() is not None:
+        return redirect(url_for("pages.home"))
+    if house().store.people.is_empty():
+        return redirect(url_for("pages.first_run"))
+    return render_template("auth/sign_in.html", errors={}, values={}, next=request.args.get("next", ""))
+
+
+@pages.post("/sign-in")
+def sign_in_post() -> Any:
+    """Sign in and go where the person wanted to go."""
+    form = request.form
+    try:
+        person = house().auth.sign_in(form.get("email", ""), form.get("password", ""))
+    except Refused as error:
+        errors = {error.field: error.message}
+        return render_template("auth/sign_in.html", errors=errors, values=form, next=form.get("next", "")), 422
+    house().auth.begin(person)
+    return redirect(_own_path(form.get("next", "")), 303)
+
+
+@pages.post("/sign-out")
+def sign_out() -> Any:
+    """End the session."""
+    house().auth.end()
+    return redirect(url_for("pages.sign_in"), 303)
+
+
+def _own_path(target: str) -> str:
+    """A path of ours to go to; never another site's address."""
+    parts = urlsplit(target)
+    is_ours = target.startswith("/") and not target.startswith(("//", "/\\")) and not parts.netloc
+    return f"{request.script_root}{target}" if is_ours else url_for("pages.home")
+
+
+# Conversations
+
+
+@pages.get("/")
+def home() -> Any:
+    """The newest conversation, or an unsaved empty one."""
+    newest = house().store.conversations.newest(me())
+    if newest is not None:
+        return redirect(url_for("pages.conversation", uuid=newest))
+    return _page(None)
+
+
+@pages.get("/c/<uuid:uuid>")
+def conversation(uuid: UUID) -> Any:
+    """A conversation's page."""
+    return _page(house().chat.place(me(), str(uuid)))
+
+
+def _page(place: Place | None) -> Any:
+    parts, person = house(), me()
+    uuid = place.uuid if place else str(uuid4())
+    before = request.args.get("before", type=int)
+    changes = parts.chat.changes(place, 0) if place else None
+    shown = parts.chat.older(place, before) if place and before else changes
+    entries = parts.chat.entries(person, 0)
+    oldest = shown.items[0].position if shown and shown.items else 0
+    has_older = bool(place and oldest and parts.chat.older(place, oldest).items)
+    return render_template(
+        "conversation/show.html",
+        conversation=place or {"uuid": uuid, "title": ""},
+        unsaved=place is None,
+        messages=shown.items if shown else (),
+        cursor=changes.end if changes else 0,
+        older_url=url_for("pages.conversation", uuid=uuid, before=oldest) if has_older else None,
+        answering=bool(place and parts.store.runs.is_answering(place.conversation)),
+        conversations=entries.items,
+        list_cursor=entries.end,
+        client_id=str(uuid4()),
+        **_connection_context(),
+    )
+
+
+def _connection_context() -> dict[str, Any]:
+    parts = house()
+    sign_in = parts.auth.current()
+    any_id = UUID(int=0)
+    urls = {
+        "ws_url": f"{request.script_root}/ws",
+        "changes_url": f"{request.script_root}/changes",
+        "events_url": url_for("pages.events"),
+        "create_url": url_for("pages.create"),
+        "messages_url": url_for("pages.post", uuid=any_id).replace(str(any_id), "{id}"),
+        "sign_in_url": url_for("pages.sign_in"),
+    }
+    return {
+        "epoch": parts.epoch,
+        "instance": parts.instance,
+        "person_id": sign_in.person.uuid if sign_in else "",
+        "config_json": browser_config(parts.settings, urls),
+        "states_json": table_json(),
+    }
+
+
+@pages.post("/c")
+def create() -> Any:
+    """A new conversation, with or without its first message."""
+    form, chat = request.form, house().chat
+    uuid = form.get("id") or str(uuid4())
+    if not form.get("body", "").strip():
+        place = chat.create(me(), uuid)
+        if wants_json():
+            return jsonify(conversation=place.uuid), 201
+        return redirect(url_for("pages.conversation", uuid=place.uuid), 303)
+    posted = chat.post(me(), uuid, form.get("client_id") or str(uuid4()), form["body"], create=True)
+    return _posted(posted)
+
+
+@pages.post("/c/<uuid:uuid>/messages")
+def post(uuid: UUID) -> Any:
+    """Append a message."""
+    form = request.form if not request.is_json else request.get_json()
+    if not isinstance(form, dict):
+        return problem("bad-body", "Send fields client_id and body.", 400)
+    posted = house().chat.post(me(), str(uuid), form.get("client_id") or str(uuid4()), form.get("body", ""))
+    return _posted(posted)
+
+
+def _posted(posted: Posted) -> Any:
+    if not wants_json():
+        return redirect(url_for("pages.conversation", uuid=posted.conversation), 303)
+    answer = {key: getattr(posted, key) for key in ("id", "client_id", "conversation", "position", "revision")}
+    return jsonify(answer), 201 if posted.created else 200
+
+
+@pages.get("/c/<uuid:uuid>/messages")
+def older(uuid: UUID) -> Any:
+    """The page of messages before a position."""
+    before = request.args.get("before", type=int)
+    if before is None or before < 1:
+        return problem("bad-position", "Say before which position: ?before=41.", 400)
+    place = house().chat.place(me(), str(uuid))
+    changes = house().chat.older(place, before)
+    return house().renderer.older(place.uuid, changes)
+
+
+@pages.post("/c/<uuid:uuid>/title")
+def rename(uuid: UUID) -> Any:
+    """Rename a conversation."""
+    house().chat.rename(me(), str(uuid), request.form.get("title", ""))
+    return _done(uuid)
+
+
+@pages.post("/c/<uuid:uuid>/delete")
+def delete(uuid: UUID) -> Any:
+    """Delete a conversation."""
+    house().chat.delete(me(), str(uuid))
+    return ("", 204) if wants_json() else redirect(url_for("pages.home"), 303)
+
+
+@pages.post("/c/<uuid:uuid>/messages/<uuid:message>/delete")
+def delete_message(uuid: UUID, message: UUID) -> Any:
+    """Delete one of one's own messages."""
+    house().chat.delete_message(me(), str(uuid), str(message))
+    return _done(uuid)
+
+
+@pages.post("/c/<uuid:uuid>/stop")
+def stop(uuid: UUID) -> Any:
+    """Stop the answer."""
+    house().chat.stop(me(), str(uuid))
+    return _done(uuid)
+
+
+@pages.post("/c/<uuid:uuid>/again")
+def again(uuid: UUID) -> Any:
+    """Answer again."""
+    house().chat.again(me(), str(uuid))
+    return _done(uuid)
+
+
+def _done(uuid: UUID) -> Any:
+    return ("", 204) if wants_json() else redirect(url_for("pages.conversation", uuid=uuid), 303)
+
+
+# The connection, and what the assistant has read
+
+
+@pages.get("/connection")
+def connection() -> Any:
+    """The person's own connection."""
+    return render_template("connection/show.html", **_connection_context())
+
+
+@pages.post("/connection/events")
+def events() -> Any:
+    """A client's report of what its connection went through. Repeating it changes nothing."""
+    sign_in = house().auth.current()
+    try:
+        reported = json.loads(request.form.get("events", "[]"))[:MOST_EVENTS]
+        rows = [_event(item, sign_in.person.uuid if sign_in else "") for item in reported]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return problem("bad-events", "events must be a JSON list as docs/protocol.md describes it.", 400)
+    house().store.events.add(rows)
+    return "", 204
+
+
+def _event(item: dict[str, Any], person: str) -> ConnectionEvent:
+    def text(key: str, length: int) -> str | None:
+        value = item.get(key)
+        return str(value)[:length] if value is not None else None
+
+    number, happened_at = int(item["number"]), int(item["at"])
+    if not (0 <= number < 1 << 31 and 0 <= happened_at < 1 << 53):
+        raise ValueError
+    return ConnectionEvent(
+        client=str(UUID(item["client"])),
+        number=number,
+        person=person,
+        type=text("type", 20) or "",
+        transport=text("transport", 10),
+        state_from=text("from", 12),
+        state_to=text("to", 12),
+        reason=text("reason", 40),
+        happened_at=happened_at,
+        data=json.dumps(item.get("data") or {})[:LONGEST_DATA],
+    )
+
+
+@pages.get("/knowledge")
+def knowledge() -> Any:
+    """What the built-in assistant has read."""
+    return render_template("knowledge/index.html", documents=house().knowledge.titles())
+
+
+@pages.get("/knowledge/<slug>")
+def passage(slug: str) -> Any:
+    """One document; citations open it at the passage."""
+    document = house().knowledge.document(slug)
+    if document is None:
+        return problem("gone", "There is no such document in the knowledge folder.", 404)
+    return render_template("knowledge/show.html", document=document)

@@ -1,0 +1,51 @@
+"""Gunicorn's settings: one process, gevent, and a drain that tells every connection when to come back."""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()  # before anything else is imported, also where gunicorn preloads
+
+import os  # noqa: E402
+from typing import Any  # noqa: E402
+
+import gevent  # noqa: E402
+
+from chatapp.config import load  # noqa: E402
+
+DRAIN_LOOK_S = 0.1  # gunicorn has no hook for TERM in a worker; this is how late a drain begins at most
+
+settings = load(os.environ)
+
+bind = f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
+worker_class = "gevent"
+workers = 1
+worker_connections = 10_000  # every open WebSocket and held poll counts; the cap per person comes elsewhere
+keepalive = 75  # seconds; above the usual 60 of proxies, so that they, not we, drop an idle connection
+timeout = 60  # seconds without a sign of life of the worker's event loop
+graceful_timeout = 10  # seconds
+control_socket_disable = True  # else two instances of one user meet on one path
+accesslog = "-"
+access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(M)sms'  # no query: it may say who reads what
+loglevel = "warning"
+proc_name = "chatapp"
+
+
+def post_worker_init(worker: Any) -> None:
+    """Start the background work, and watch for the end."""
+    house = worker.wsgi.extensions["chatapp"]
+    house.start()
+
+    def watch() -> None:
+        while worker.alive:
+            gevent.sleep(DRAIN_LOOK_S)
+        house.drain()
+
+    gevent.spawn(watch)
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    """Drain again: the watcher may have lost the race. Doing it twice changes nothing."""
+    app = getattr(worker, "wsgi", None)
+    if app is not None and hasattr(app, "extensions"):
+        app.extensions["chatapp"].drain()

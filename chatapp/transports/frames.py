@@ -1,0 +1,226 @@
+"""One envelope for both transports: what the server says, as HTML elements (docs/protocol.md).
+
+The same partials draw the page and the frames. A frame is the same text for whoever reads it, so it is rendered
+and encoded once for all readers at the same cursor.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
+from markupsafe import Markup, escape
+
+from chatapp.store import ChangedMessage, Changes, Entry, Posted
+
+MARK = "<chat-answer"  # how every poll answer begins: a proxy's or a portal's page does not
+MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
+
+
+class BadFrame(Exception):
+    """What a client sent is no frame; the message says why."""
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """Follow these feeds from these cursors."""
+
+    epoch: str
+    feeds: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Unsubscribe:
+    """Follow these feeds no longer."""
+
+    feeds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Send:
+    """Post a message."""
+
+    conversation: str
+    client_id: str
+    body: str
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Answer with the same number."""
+
+    n: int
+
+
+ClientFrame = Subscribe | Unsubscribe | Send | Echo
+
+
+def decode(text: str) -> ClientFrame:
+    """A client's frame from its JSON. Raises BadFrame."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadFrame("A frame must be JSON.") from None
+    if not isinstance(data, dict):
+        raise BadFrame("A frame must be a JSON object.")
+    match data:
+        case {"type": "echo", "n": int(n)}:
+            return Echo(n)
+        case {"type": "send", "conversation": str(conversation), "client_id": str(client_id), "body": str(body)}:
+            return Send(conversation, client_id, body)
+        case {"type": "subscribe", "epoch": str(epoch), "feeds": dict(feeds)}:
+            return Subscribe(epoch, {name: checked_cursor(cursor) for name, cursor in feeds.items()})
+        case {"type": "unsubscribe", "feeds": list(names)} if all(isinstance(name, str) for name in names):
+            return Unsubscribe(tuple(names))
+        case {"type": str(kind)}:
+            raise BadFrame(f"A frame of type {kind[:40]!r} is unknown or incomplete.")
+    raise BadFrame("A frame needs a type.")
+
+
+def checked_cursor(cursor: object) -> int:
+    """A cursor is a revision: a whole number from 0. Raises BadFrame."""
+    if isinstance(cursor, bool) or not isinstance(cursor, int) or not 0 <= cursor < 1 << 53:
+        raise BadFrame("A cursor must be a whole number from 0.")
+    return cursor
+
+
+def element(name: str, content: str = "", **attributes: object) -> str:
+    """An element in one string. A value of None leaves its attribute out, True writes it bare."""
+    parts = [f"<{name}"]
+    for key, value in attributes.items():
+        if value is True:
+            parts.append(f" {key.replace('_', '-')}")
+        elif value is not None and value is not False:
+            parts.append(f' {key.replace("_", "-")}="{escape(value)}"')
+    return "".join((*parts, ">", content, f"</{name}>"))
+
+
+def hello(epoch: str, connection: str, max_message: int, ping_s: float) -> str:
+    """The first frame on a WebSocket."""
+    return element("chat-hello", epoch=epoch, connection=connection, max_message=max_message, ping=f"{ping_s:g}")
+
+
+def echo(n: int) -> str:
+    """The answer to an echo."""
+    return element("chat-echo", n=n)
+
+
+def ack(posted: Posted) -> str:
+    """The message is on disk."""
+    return element(
+        "chat-ack",
+        client_id=posted.client_id,
+        conversation=posted.conversation,
+        id=posted.id,
+        position=posted.position,
+        revision=posted.revision,
+    )
+
+
+def refused(client_id: str, code: str, words: str, retry_after: float | None = None) -> str:
+    """The message was not taken."""
+    return element("chat-refused", escape(words), client_id=client_id, code=code, retry_after=retry_after)
+
+
+def error(code: str, words: str) -> str:
+    """A frame was not understood."""
+    return element("chat-error", escape(words), code=code)
+
+
+def reload(feed: str, reason: str) -> str:
+    """The cursor means nothing here: begin again from 0."""
+    return element("chat-reload", feed=feed, reason=reason)
+
+
+def gone(feed: str) -> str:
+    """The feed is deleted, or not this person's."""
+    return element("chat-gone", feed=feed)
+
+
+def nothing(feed: str, cursor: int) -> str:
+    """The reader has all there is: the proof that a subscription stands."""
+    return element("chat-feed", **{"feed": feed, "from": cursor, "to": cursor})  # type: ignore[arg-type]
+
+
+def answer(epoch: str, frames: list[str]) -> str:
+    """A poll's answer: the frames, in the wrapper that marks them as ours."""
+    return element("chat-answer", "\n".join(frames), epoch=epoch)
+
+
+class Renderer:
+    """Draws messages and list entries with the partials of the page."""
+
+    def __init__(self, app: Flask, base: str) -> None:
+        self._app = app
+        self._base = base  # the URL prefix, ending in a slash
+        self._macros: dict[str, Any] = {}
+        self._rendered: dict[tuple[int, int, str], str] = {}
+
+    def feed(self, name: str, changes: Changes[Any]) -> str:
+        """The frame of what changed in a feed."""
+        items = [self._item(item, changes) for item in changes.items]
+        range_ = {"feed": name, "from": changes.start, "to": changes.end}
+        return element("chat-feed", "\n".join(items), **range_, more=changes.more, reset=changes.reset)
+
+    def older(self, name: str, changes: Changes[ChangedMessage]) -> str:
+        """The element of a page of older messages."""
+        articles = "\n".join(self.message(item) for item in changes.items)
+        return element("chat-older", articles, feed=name, cursor=changes.end, more=changes.more)
+
+    def message(self, message: ChangedMessage) -> Markup:
+        """A whole message, cached by what it depends on."""
+        key = (message.id, message.revision, self._language())
+        html = self._rendered.get(key)
+        if html is None:
+            html = str(self._macro("_message.html", "message")(message)).strip()
+            if len(self._rendered) >= MOST_RENDERED:
+                self._rendered.pop(next(iter(self._rendered)))
+            self._rendered[key] = html
+        return Markup(html)
+
+    def entry(self, entry: Entry) -> Markup:
+        """A line of the list of conversations."""
+        return Markup(str(self._macro("_conversation.html", "entry")(entry, self._base)).strip())
+
+    def _item(self, item: ChangedMessage | Entry, changes: Changes[Any]) -> str:
+        if isinstance(item, Entry):
+            return self.entry(item)
+        is_known = not changes.reset and item.position <= changes.start
+        if is_known and item.author == "assistant" and not item.deleted:
+            return self._patch(item, changes.start)
+        return self.message(item)
+
+    def _patch(self, message: ChangedMessage, cursor: int) -> str:
+        """What a reader at `cursor` lacks of an answer that it shows already."""
+        parts = []
+        for block in message.blocks:
+            if block.revision > cursor:
+                offset = block.offset(cursor)
+                tail = _text(block.html[offset:])
+                parts.append(element("chat-block", tail, index=block.index, offset=utf16_length(block.html[:offset])))
+        if message.state_revision > cursor:
+            parts.append(str(self._macro("_message.html", "footer")(message)).strip())
+        where = {"message": message.uuid, "revision": message.revision, "state": message.state}
+        return element("chat-patch", "".join(parts), **where)
+
+    def _macro(self, template: str, name: str) -> Any:
+        key = f"{template}:{name}:{self._language()}"
+        if key not in self._macros:
+            module = self._app.jinja_env.get_template(f"conversation/{template}").module
+            self._macros[key] = getattr(module, name)
+        return self._macros[key]
+
+    def _language(self) -> str:
+        return "en"  # the only catalogue so far; the key keeps its place for others
+
+
+def _text(html: str) -> str:
+    """HTML source as an element's text. Quotes stay: this is no attribute, and they are many."""
+    return html.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def utf16_length(text: str) -> int:
+    """Length in UTF-16 units: what JavaScript counts."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2 if not text.isascii() else len(text)

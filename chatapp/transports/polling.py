@@ -1,0 +1,153 @@
+"""HTTP polling: `GET /changes` brings what changed after the cursors, held open where the client asks for it.
+
+"Nothing new" is 204 and costs neither database nor template: the newest revision of each feed is in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask import Flask, Request, Response, jsonify, request
+
+from chatapp.auth import Auth
+from chatapp.bus import Bus
+from chatapp.config import Settings
+from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
+from chatapp.conversation import Gone
+from chatapp.transports import frames
+
+DRAIN_RETRY_S = 1  # when a poll that a closing server sends away should come back
+
+
+class BadPoll(Exception):
+    """The query is wrong; the message says how."""
+
+
+@dataclass(frozen=True)
+class Poll:
+    """One request, understood."""
+
+    epoch: str
+    cursors: dict[str, int]
+    wait_s: float
+
+
+def parse(arguments: Request, longest_hold_s: float) -> Poll:
+    """The query of a poll. Raises BadPoll."""
+    cursors: dict[str, int] = {}
+    for text in arguments.args.getlist("c"):
+        name, _, revision = text.rpartition(":")
+        if not name or not revision.isascii() or not revision.isdigit() or len(revision) > 15:
+            raise BadPoll(f"c={text[:60]!r} must be <feed>:<revision>, such as list:7.")
+        cursors[name] = int(revision)
+    if not cursors:
+        raise BadPoll("Name at least one feed: c=<feed>:<revision>.")
+    if len(cursors) > MOST_FEEDS:
+        raise BadPoll(f"At most {MOST_FEEDS} feeds fit into one poll.")
+    try:
+        wait_s = float(arguments.args.get("wait", "0"))
+    except ValueError:
+        raise BadPoll("wait must be a number of seconds.") from None
+    if not wait_s >= 0:
+        raise BadPoll("wait must be a number of seconds from 0.")
+    return Poll(arguments.args.get("epoch", ""), cursors, min(wait_s, longest_hold_s))
+
+
+class Polls:
+    """This worker's polls."""
+
+    def __init__(self, reader: Reader, bus: Bus, epoch: str) -> None:
+        self._reader = reader
+        self._bus = bus
+        self._epoch = epoch
+        self._held: set[threading.Event] = set()
+        self.is_draining = False
+
+    def answer(self, person: int, poll: Poll) -> list[str]:
+        """The frames for a poll; empty when nothing is new, after the hold."""
+        if poll.epoch != self._epoch:
+            return [frames.reload(name, "epoch") for name in poll.cursors]
+        found = self._read(person, poll)
+        if found or poll.wait_s <= 0:
+            return found
+        return self._hold(person, poll)
+
+    def drain(self) -> None:
+        """Let all held polls go."""
+        self.is_draining = True
+        for event in tuple(self._held):
+            event.set()
+
+    def _hold(self, person: int, poll: Poll) -> list[str]:
+        event = threading.Event()
+        cancels = self._subscribe(person, poll, event)
+        self._held.add(event)
+        deadline = time.monotonic() + poll.wait_s
+        try:
+            while not self.is_draining:
+                found = self._read(person, poll)  # also what came between the first look and the subscription
+                left = deadline - time.monotonic()
+                if found or left <= 0:
+                    return found
+                event.wait(timeout=left)
+                event.clear()
+            return []
+        finally:
+            self._held.discard(event)
+            for cancel in cancels:
+                cancel()
+
+    def _subscribe(self, person: int, poll: Poll, event: threading.Event) -> list[Callable[[], None]]:
+        def wake(_topic: int) -> None:
+            event.set()
+
+        feeds = []
+        for name in poll.cursors:
+            try:
+                feeds.append(self._reader.feed(person, name))
+            except Gone:
+                event.set()
+        return [self._bus.subscribe(feed, wake) for feed in feeds]
+
+    def _read(self, person: int, poll: Poll) -> list[str]:
+        found = []
+        for name, cursor in poll.cursors.items():
+            try:
+                if self._reader.is_new(person, name, cursor):
+                    news = self._reader.news(person, name, cursor)
+                    if news.frame is not None:
+                        found.append(news.frame)
+            except Gone:
+                found.append(frames.gone(name))
+            except StaleCursor:
+                found.append(frames.reload(name, "cursor"))
+        return found
+
+
+def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:
+    """Hang the poll into the app."""
+
+    @app.get("/changes")
+    def changes() -> Response | tuple[Response, int]:
+        sign_in = auth.current()
+        if sign_in is None:
+            return _error("signed-out", "You are signed out.", 401)
+        if polls.is_draining:
+            response, status = _error("restart", "The server is closing; come back in a moment.", 503)
+            response.headers["Retry-After"] = str(DRAIN_RETRY_S)
+            return response, status
+        try:
+            poll = parse(request, settings.poll_longest_hold)
+        except BadPoll as error:
+            return _error("bad-poll", str(error), 400)
+        found = polls.answer(sign_in.person.id, poll)
+        if not found:
+            return Response(status=204)
+        return Response(frames.answer(poll.epoch, found), content_type="text/html; charset=utf-8")
+
+
+def _error(code: str, message: str, status: int) -> tuple[Response, int]:
+    return jsonify(error={"code": code, "message": message}), status
