@@ -40,7 +40,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config.update(_flask_settings(settings, key, instance))
     bus = Bus()
     store = Store(app, settings.data_dir, bus)
-    provider = make_provider(settings)
+    knowledge = make_knowledge(settings)
+    provider = make_provider(settings, knowledge)
     chat = Chat(store, assistant_answers=provider is not None)
     auth = Auth(store, settings)
     renderer = Renderer(app, f"{settings.url_prefix}/")
@@ -54,7 +55,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         store=store,
         chat=chat,
         auth=auth,
-        knowledge=make_knowledge(settings),
+        knowledge=knowledge,
         renderer=renderer,
         reader=reader,
         polls=polling.Polls(reader, bus, epoch),

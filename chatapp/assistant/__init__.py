@@ -1,43 +1,27 @@
-"""The assistant: a member of the conversation that answers. Here: who answers; ``runner`` says when."""
+"""The assistant: a member of the conversation that answers.
 
-from collections.abc import Iterator, Sequence
+provider.py  what everyone who writes answers has in common
+builtin.py   the default: answers from a folder of Markdown, without network or key
+blocks.py    Markdown to sanitised HTML, block by block, as it grows
+runner.py    durable runs: claims what is queued, writes it as it grows, ends it once
+"""
+
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    from chatapp.assistant.builtin import BuiltIn, Knowledge
-    from chatapp.config import Settings
-    from chatapp.store import Turn
+from chatapp.assistant.builtin import BuiltIn, Knowledge
+from chatapp.assistant.provider import Provider, ProviderError
+from chatapp.config import Settings
+
+__all__ = ["SHIPPED_KNOWLEDGE", "Provider", "ProviderError", "make_knowledge", "make_provider"]
 
 SHIPPED_KNOWLEDGE = Path(__file__).resolve().parent.parent / "knowledge"
 
 
-class ProviderError(Exception):
-    """The answer cannot be given; the message is a sentence for the person who asked."""
+def make_knowledge(settings: Settings) -> Knowledge:
+    """The shipped documents and the operator's own (`DATA_DIR/knowledge`), which go first."""
+    return Knowledge([SHIPPED_KNOWLEDGE, settings.data_dir / "knowledge"])
 
 
-class Provider(Protocol):
-    """Whoever writes answers."""
-
-    def answer(self, history: "Sequence[Turn]") -> Iterator[str]:
-        """Markdown of the answer to the newest turns, in pieces. Closing the iterator stops the work.
-
-        Raises ``ProviderError`` where no answer can be given.
-        """
-        ...
-
-
-def make_knowledge(settings: "Settings") -> "Knowledge":
-    """The shipped documents and the operator's own (``DATA_DIR/knowledge``), which go first."""
-    from chatapp.assistant.builtin import Knowledge
-
-    return Knowledge([SHIPPED_KNOWLEDGE, Path(settings.data_dir) / "knowledge"])
-
-
-def make_provider(settings: "Settings") -> "BuiltIn | None":
+def make_provider(settings: Settings, knowledge: Knowledge) -> Provider | None:
     """The provider that the settings ask for; None where the assistant is off."""
-    from chatapp.assistant.builtin import BuiltIn
-
-    if settings.assistant == "off":
-        return None
-    return BuiltIn(make_knowledge(settings), settings.assistant_pace)
+    return None if settings.assistant == "off" else BuiltIn(knowledge, settings.assistant_pace)

@@ -13,8 +13,8 @@ from uuid import uuid4
 import gevent
 from gevent.event import Event
 
-from chatapp.assistant import Provider, ProviderError
 from chatapp.assistant.blocks import GrowingAnswer
+from chatapp.assistant.provider import Provider, ProviderError
 from chatapp.bus import RUNS, Bus
 from chatapp.store import ClaimedRun, Turn
 
@@ -89,7 +89,7 @@ class _Answer:
         """Write the answer to its end. Never raises: a run that fails says so and is logged."""
         try:
             self._write()
-        except Exception as error:
+        except Exception as error:  # the outermost line of a run: it must end with a word, whatever went wrong
             log.exception("run %d failed", self._run.id)
             self._fail(str(error) if isinstance(error, ProviderError) else FAILED)
 
@@ -150,7 +150,7 @@ class _Answer:
             finally:
                 close: Callable[[], object] = getattr(pieces, "close", lambda: None)
                 close()
-        except Exception as error:
+        except Exception as error:  # handed to the writer, which raises it where it can be told
             return error
         return None
 
@@ -159,7 +159,7 @@ class _Answer:
         try:
             self._text.finish()
             self._end("failed", sentence)
-        except Exception:
+        except Exception:  # the store itself fails: nothing is left to try
             log.exception("run %d could not be ended; it will be found as interrupted", self._run.id)
 
     def _end(self, state: State, error: str | None = None) -> None:
@@ -252,5 +252,5 @@ class Runner:
         """One turn of a loop that must outlive a database that is busy or full for a while."""
         try:
             turn()
-        except Exception:
+        except Exception:  # the outermost line of a loop
             log.exception("the assistant's runner goes on after an error")

@@ -16,19 +16,12 @@ from flask import Flask
 from sqlalchemy import select
 
 from chatapp.bus import Bus
-from chatapp.store.conversations import (
-    Block,
-    ChangedMessage,
-    Changes,
-    Conversations,
-    Entry,
-    Place,
-    Posted,
-)
+from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, now_ms, prepare_sqlite
 from chatapp.store.events import ConnectionEvent, Events
 from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignIn
 from chatapp.store.runs import ClaimedRun, Runs, Turn
+from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted
 from chatapp.store.tables import db, instance
 
 __all__ = [

@@ -4,109 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, Row, Select, and_, or_, select, update
 
 from chatapp.store.database import Database, Write, new_id, now_ms
+from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, moment
 from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people
-
-Item = TypeVar("Item")
 
 PAGE = 40  # messages on a page as it loads, and in each step back
 MOST_PLACES = 10_000  # cached permissions, some 2 MB
 MOST_CHANGES = 200  # in one answer; the rest follows from the new cursor
-
-
-@dataclass(frozen=True)
-class Place:
-    """A conversation as one of its members sees it; how every query about it begins."""
-
-    conversation: int
-    feed: int
-    uuid: str
-    title: str
-    person: int
-
-
-@dataclass(frozen=True)
-class Block:
-    """One top-level block of an answer."""
-
-    index: int
-    html: str
-    revision: int
-    steps: tuple[tuple[int, int, int], ...]  # (revision before, after, length of the common start)
-
-    def offset(self, cursor: int) -> int:
-        """How much of the source a reader at `cursor` has already; 0 where that is not known."""
-        newer = [step for step in self.steps if step[1] > cursor]
-        if not newer or newer[0][0] > cursor:
-            return 0
-        return min(step[2] for step in newer)
-
-
-@dataclass(frozen=True)
-class ChangedMessage:
-    """A message as it is now."""
-
-    id: int
-    uuid: str
-    client_id: str
-    position: int
-    revision: int
-    author: str  # user, assistant
-    state: str
-    state_revision: int
-    body: str
-    error: str | None
-    deleted: bool
-    edited: bool
-    created_at: datetime
-    blocks: tuple[Block, ...]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A conversation in a person's list."""
-
-    uuid: str
-    revision: int
-    title: str
-    updated_at: datetime
-    deleted: bool
-
-
-@dataclass(frozen=True)
-class Changes(Generic[Item]):
-    """What changed in a feed after `start`, up to `end`. `reset`: items replace whatever is shown."""
-
-    start: int
-    end: int
-    items: tuple[Item, ...]
-    more: bool = False
-    reset: bool = False
-
-
-@dataclass(frozen=True)
-class Posted:
-    """Where a message stands. `created` is False for one that was there already."""
-
-    id: str
-    client_id: str
-    conversation: str
-    position: int
-    revision: int
-    body: str
-    created: bool
-
-
-def moment(ms: int) -> datetime:
-    """A stored time as a UTC datetime."""
-    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 class Conversations:

@@ -11,8 +11,9 @@ from uuid import uuid4
 from sqlalchemy import Row, Select, exists, select, update
 
 from chatapp.bus import RUNS
-from chatapp.store.conversations import Conversations, Place
+from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, Write, now_ms
+from chatapp.store.shapes import Place
 from chatapp.store.tables import blocks, conversations, messages, people, runs
 
 HISTORY = 20  # messages of the conversation that an assistant gets to see

@@ -1,0 +1,81 @@
+# Everything a person or a machine needs to run, test and check the product.
+# A fresh machine needs python3 (3.11 or newer, with venv), make and git; the rest is installed here, by hash.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check fix lock failover system-packages
+
+help:
+	@echo "make run       install what is missing, then serve in the foreground (PORT, HOST, DATA_DIR)"
+	@echo "make test      install what the tests need, then run all of them (ARGS='-k name' narrows it)"
+	@echo "make failover  the failover drill in the browser alone: 200 messages, 20 faults"
+	@echo "make check     format, lint and types"
+	@echo "make fix       let the formatter and the linter repair what they can"
+	@echo "make lock      write deploy/*.lock anew from pyproject.toml"
+
+# exec: the server takes the shell's place, so that TERM and INT reach it and it can say goodbye to its connections.
+run: $(VENV)/installed-run
+	@exec $(BIN)/chatapp serve
+
+test: $(VENV)/installed-dev system-packages
+	$(BIN)/python -m pytest $(ARGS)
+
+failover: $(VENV)/installed-dev system-packages
+	$(BIN)/python -m pytest tests/browser/test_delivery.py $(ARGS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The stamps are older than a changed lock: a second `make run` installs nothing and starts at once.
+# The development lock holds everything of the other one in the same versions, so both may share the environment.
+$(VENV)/installed-run: deploy/requirements.lock pyproject.toml | $(BIN)/python
+	@test $(VENV)/installed-dev -nt deploy/requirements-dev.lock && test $(VENV)/installed-dev -nt pyproject.toml || { \
+	echo "Installing what the product needs (once) ..." && \
+	$(PIP) install --require-hashes -r deploy/requirements.lock && \
+	$(PIP) install --no-deps --no-build-isolation -e . ; }
+	@touch $@
+
+$(VENV)/installed-dev: deploy/requirements-dev.lock pyproject.toml | $(BIN)/python
+	@echo "Installing what development and tests need (once) ..."
+	@$(PIP) install --require-hashes -r deploy/requirements-dev.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv: on Debian, apt-get install python3-venv"; exit 1; }
+
+# RUNLEVEL=1 keeps Debian from starting the nginx that was installed only for the tests.
+system-packages:
+	@missing=""; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	test -x /usr/sbin/nginx || missing="$$missing nginx-light"; \
+	command -v strace >/dev/null || missing="$$missing strace"; \
+	test -z "$$missing" && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing for the tests:$$missing"; \
+		apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install -y --no-install-recommends $$missing; \
+	else \
+		echo "The tests need:$$missing. As root on Debian or Ubuntu: apt-get install$$missing"; exit 1; \
+	fi
+
+# Universal locks (every platform and Python from 3.11) with hashes, by uv in an environment of its own that is
+# thrown away. What is locked now is kept unless pyproject.toml asks otherwise; `make lock UPGRADE=--upgrade` renews.
+lock:
+	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && $(PYTHON) -m venv "$$tool" && \
+	"$$tool/bin/python" -m pip --disable-pip-version-check --quiet install uv && \
+	compile="$$tool/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url $(UPGRADE)" && \
+	$$compile --extra build --output-file deploy/requirements.lock pyproject.toml && \
+	$$compile --extra build --extra dev --constraint deploy/requirements.lock \
+		--output-file deploy/requirements-dev.lock pyproject.toml

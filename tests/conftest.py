@@ -1,0 +1,92 @@
+"""What tests share: servers, proxies, a browser, and a watch on what they leave behind."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from lab.faultproxy import FaultProxy
+from lab.http import Client
+from lab.nginx import Nginx
+from lab.processes import describe, kill_group, left_running, wait_for
+from lab.server import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """A test that leaves a process of the lab behind fails, and the process is ended."""
+    yield
+    try:
+        wait_for(lambda: not left_running(), 2, "the lab's processes end")
+    except AssertionError:
+        left = {pid: describe(pid) for pid in left_running()}
+        for pid in left:
+            kill_group(pid)
+        if left:
+            pytest.fail(f"left running: {left}")
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers, each with a directory of its own; they end with the test, and their log is shown if it fails."""
+    with ExitStack() as stack:
+        count = 0
+
+        def start(**options: object) -> Server:
+            nonlocal count
+            count += 1
+            directory = tmp_path / f"server{count}"
+            return stack.enter_context(Server(directory, **options))  # type: ignore[arg-type]
+
+        yield start
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> Server:
+    """One server with the defaults and an admin."""
+    return start_server()
+
+
+@pytest.fixture
+def client(server: Server) -> Client:
+    """The admin, signed in."""
+    return Client(server.url).sign_in()
+
+
+@pytest.fixture
+def start_proxy() -> Iterator[Callable[[Server], FaultProxy]]:
+    """Puts a fault proxy in front of a server."""
+    with ExitStack() as stack:
+        yield lambda server: stack.enter_context(FaultProxy(server.port))
+
+
+@pytest.fixture
+def start_nginx() -> Iterator[Callable[[str, Server], Nginx]]:
+    """Puts a real nginx in front of a server."""
+    with ExitStack() as stack:
+        yield lambda kind, server: stack.enter_context(Nginx(kind, server.port))
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """One Chromium for all tests; each test gets a context of its own."""
+    from lab.browser import launched
+
+    with launched() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: "Browser", request: pytest.FixtureRequest) -> "Iterator[Page]":
+    """A page that records connection states, what it fetched and its errors (see lab/browser.py)."""
+    from lab.browser import new_page
+
+    page = new_page(browser)
+    yield page
+    page.context.close()

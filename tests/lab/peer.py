@@ -1,0 +1,365 @@
+"""A client of the protocol for tests: the same methods over WebSocket and over polling, nothing of the product in it.
+
+It applies what it gets by the rules of docs/protocol.md and keeps count of what it had to ignore, so that a test can
+compare what a person would see with what the server has.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from lab.elements import Element, parse
+from lab.http import Answer, Client
+
+CHANGES = ("chat-feed", "chat-reload", "chat-gone")
+
+
+@dataclass
+class Shown:
+    """One message as a reader would see it."""
+
+    id: str
+    client_id: str
+    position: int
+    revision: int
+    author: str
+    state: str
+    deleted: bool
+    text: str
+    blocks: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Feed:
+    """What is shown of one feed, and up to which revision."""
+
+    cursor: int = 0
+    messages: dict[str, Shown] = field(default_factory=dict)
+    conversations: dict[str, Element] = field(default_factory=dict)
+
+    def ordered(self) -> list[Shown]:
+        """The messages in the order of the page."""
+        return sorted(self.messages.values(), key=lambda message: message.position)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of a send: acknowledged, or refused with a code."""
+
+    client_id: str
+    id: str = ""
+    position: int = 0
+    revision: int = 0
+    refused: str = ""
+    status: int = 0
+
+
+class Applied:
+    """The reader's side of the protocol: feeds by name, each with its cursor."""
+
+    def __init__(self) -> None:
+        self.feeds: dict[str, Feed] = {}
+        self.ignored = 0
+        self.gaps = 0
+        self.gone: set[str] = set()
+        self.must_resubscribe: dict[str, int] = {}
+
+    def apply(self, element: Element) -> None:
+        """One chat-feed, chat-reload or chat-gone; anything else is left alone."""
+        name = element.get("feed")
+        if element.tag == "chat-gone":
+            self.gone.add(name)
+        elif element.tag == "chat-reload":
+            self.feeds[name] = Feed()
+            self.must_resubscribe[name] = 0
+        elif element.tag == "chat-feed":
+            self._apply_feed(self.feeds.setdefault(name, Feed()), element)
+
+    def _apply_feed(self, feed: Feed, element: Element) -> None:
+        name, start, end = element.get("feed"), element.number("from"), element.number("to")
+        assert start <= end, f"a feed that goes backwards: {start} to {end}"
+        if element.has("reset"):
+            feed.messages.clear()
+            feed.conversations.clear()
+        elif start > feed.cursor:
+            self.gaps += 1
+            self.must_resubscribe[name] = feed.cursor
+            return
+        elif end <= feed.cursor:
+            self.ignored += bool(element.elements)
+            return
+        for child in element.elements:
+            if not self._apply_child(feed, child):
+                self.must_resubscribe[name] = 0
+                return
+        feed.cursor = end
+
+    def _apply_child(self, feed: Feed, child: Element) -> bool:
+        if child.tag == "article":
+            return self._apply_article(feed, read_article(child))
+        if child.tag == "chat-patch":
+            return self._apply_patch(feed, child)
+        if child.tag == "li":
+            self._apply_conversation(feed, child)
+        return True
+
+    def _apply_article(self, feed: Feed, new: Shown) -> bool:
+        known = feed.messages.get(new.id)
+        if known and known.revision >= new.revision:
+            self.ignored += 1
+        else:
+            feed.messages[new.id] = new
+        return True
+
+    def _apply_patch(self, feed: Feed, patch: Element) -> bool:
+        known = feed.messages.get(patch.get("message"))
+        if known is None or known.revision >= patch.number("revision"):
+            self.ignored += 1
+            return True
+        blocks = list(known.blocks)
+        for piece in patch.all("chat-block"):
+            index, offset = piece.number("index"), piece.number("offset")
+            blocks += [""] * (index + 1 - len(blocks))
+            if len(blocks[index]) < offset:
+                return False
+            blocks[index] = blocks[index][:offset] + piece.text
+        known.blocks, known.revision = blocks, patch.number("revision")
+        known.state = patch.get("state", known.state)
+        known.text = "\n".join(parse(block).text for block in blocks)
+        return True
+
+    def _apply_conversation(self, feed: Feed, row: Element) -> None:
+        known = feed.conversations.get(row.get("data-id"))
+        if known is not None and known.number("data-revision") >= row.number("data-revision"):
+            self.ignored += 1
+        elif row.has("data-deleted"):
+            feed.conversations.pop(row.get("data-id"), None)
+        else:
+            feed.conversations[row.get("data-id")] = row
+
+
+def read_article(article: Element) -> Shown:
+    """What an article shows; the source of a running answer's last block is in its data-source."""
+    blocks = [b.get("data-source", b.source) for b in article.all("div", css_class="block")]
+    body = article.one("div", css_class="body")
+    return Shown(
+        id=article.get("data-id"),
+        client_id=article.get("data-client-id"),
+        position=article.number("data-position"),
+        revision=article.number("data-revision"),
+        author=article.get("data-author"),
+        state=article.get("data-state"),
+        deleted=article.has("data-deleted"),
+        text="\n".join(parse(block).text for block in blocks) if blocks else body.text.strip(),
+        blocks=blocks,
+    )
+
+
+class Peer:
+    """One connection of one signed-in client. `arrived` keeps (seconds, element) of everything that came."""
+
+    transport = ""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.applied = Applied()
+        self.arrived: list[tuple[float, Element]] = []
+        self.bytes_in = 0
+
+    def cursor(self, feed: str) -> int:
+        """Up to where a feed is shown."""
+        return self.applied.feeds.setdefault(feed, Feed()).cursor
+
+    def shown(self, conversation: str) -> list[Shown]:
+        """The messages of a conversation in order."""
+        return self.applied.feeds.setdefault(conversation, Feed()).ordered()
+
+    def subscribe(self, cursors: Mapping[str, int]) -> None:
+        """Begins (or begins again) to follow these feeds from these cursors."""
+        raise NotImplementedError
+
+    def send(self, conversation: str, body: str, client_id: str = "", timeout: float = 10.0) -> Sent:
+        """Sends and waits for the word of the server; TimeoutError or OSError if none comes."""
+        raise NotImplementedError
+
+    def next(self, timeout: float = 5.0) -> list[Element]:
+        """Waits for the next elements that change something, applies them, returns them; [] after `timeout` s."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Ends it."""
+
+    def wait_until(self, condition: Callable[[], object], timeout: float = 10.0, what: str = "") -> None:
+        """Applies what comes until the condition holds; AssertionError if it does not in time."""
+        end = time.monotonic() + timeout
+        while not condition():
+            left = end - time.monotonic()
+            assert left > 0, f"not within {timeout:g} s over {self.transport}: {what}"
+            self.next(min(left, 1.0))
+
+    def wait_for_answer(self, conversation: str, timeout: float = 20.0, after: int = 0) -> Shown:
+        """Waits until the newest message, at a position beyond `after`, is an answer that has ended; returns it."""
+        ended = ("completed", "stopped", "interrupted", "failed")
+
+        def newest_has_ended() -> bool:
+            messages = self.shown(conversation)
+            newest = messages[-1] if messages and messages[-1].position > after else None
+            return newest is not None and newest.author == "assistant" and newest.state in ended
+
+        self.wait_until(newest_has_ended, timeout, "the answer ends")
+        return self.shown(conversation)[-1]
+
+    def _take(self, markup: str) -> list[Element]:
+        """Applies a frame or the inside of a poll's answer."""
+        self.bytes_in += len(markup.encode())
+        elements = parse(markup).elements
+        now = time.monotonic()
+        for element in elements:
+            self.arrived.append((now, element))
+            self.applied.apply(element)
+        if self.applied.must_resubscribe:
+            again, self.applied.must_resubscribe = self.applied.must_resubscribe, {}
+            self.subscribe(again)
+        return elements
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class WebSocketPeer(Peer):
+    """Over WebSocket: one element a frame."""
+
+    transport = "websocket"
+
+    def __init__(self, client: Client, **options: Any) -> None:
+        super().__init__(client)
+        address = client.url.replace("http", "ws", 1) + "/ws"
+        options = {"compression": None, "proxy": None, "ping_interval": None, "open_timeout": 10} | options
+        headers = {"Cookie": client.cookie_header}
+        self._open = ExitStack()
+        self.socket: ClientConnection = self._open.enter_context(
+            connect(address, origin=client.url, additional_headers=headers, **options)
+        )
+        self.hello = self._await(lambda element: element.tag == "chat-hello", 10.0)
+        assert self.arrived[0][1].tag == "chat-hello", "the first frame is not the hello"
+
+    def subscribe(self, cursors: Mapping[str, int]) -> None:
+        for feed, cursor in cursors.items():
+            self.applied.feeds.setdefault(feed, Feed()).cursor = cursor
+        self.say(type="subscribe", epoch=self.client.epoch, feeds=dict(cursors))
+
+    def say(self, **message: Any) -> None:
+        """Any frame of the client, as JSON."""
+        self.socket.send(json.dumps(message, ensure_ascii=False, separators=(",", ":")))
+
+    def send(self, conversation: str, body: str, client_id: str = "", timeout: float = 10.0) -> Sent:
+        client_id = client_id or str(uuid.uuid4())
+        self.say(type="send", conversation=conversation, client_id=client_id, body=body)
+        word = self._await(lambda e: e.tag in ("chat-ack", "chat-refused") and e.get("client-id") == client_id, timeout)
+        if word.tag == "chat-refused":
+            return Sent(client_id, refused=word.get("code"))
+        return Sent(client_id, word.get("id"), word.number("position"), word.number("revision"))
+
+    def echo(self, number: int = 1, timeout: float = 10.0) -> float:
+        """The seconds one echo takes."""
+        start = time.monotonic()
+        self.say(type="echo", n=number)
+        self._await(lambda e: e.tag == "chat-echo" and e.get("n") == str(number), timeout)
+        return time.monotonic() - start
+
+    def next(self, timeout: float = 5.0) -> list[Element]:
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            elements = self._receive(left)
+            if any(element.tag in CHANGES for element in elements):
+                return elements
+        return []
+
+    def _receive(self, timeout: float) -> list[Element]:
+        try:
+            frame = self.socket.recv(timeout=timeout)
+        except TimeoutError:
+            return []
+        assert isinstance(frame, str), "a binary frame"
+        elements = self._take(frame)
+        assert len(elements) == 1, f"a frame with {len(elements)} elements: {frame[:300]}"
+        return elements
+
+    def _await(self, condition: Callable[[Element], bool], timeout: float) -> Element:
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            for element in self._receive(left):
+                if condition(element):
+                    return element
+        raise TimeoutError(f"the awaited frame did not come within {timeout:g} s")
+
+    def wait_closed(self, timeout: float = 10.0) -> tuple[int, str]:
+        """Reads on until the server closes; the close code and reason (1006 where there was none)."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            try:
+                self._receive(end - time.monotonic())
+            except ConnectionClosed as closed:
+                return (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "")
+        raise TimeoutError(f"not closed within {timeout:g} s")
+
+    def close(self) -> None:
+        self._open.close()
+
+
+class PollingPeer(Peer):
+    """Over HTTP: held polls, and sends by POST."""
+
+    transport = "polling"
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client)
+        self.following: set[str] = set()
+        self.answers: list[tuple[float, int]] = []
+
+    def subscribe(self, cursors: Mapping[str, int]) -> None:
+        for feed, cursor in cursors.items():
+            self.applied.feeds.setdefault(feed, Feed()).cursor = cursor
+        self.following |= set(cursors)
+
+    def send(self, conversation: str, body: str, client_id: str = "", timeout: float = 10.0) -> Sent:
+        client_id = client_id or str(uuid.uuid4())
+        answer = self.client.post_message(conversation, body, client_id)
+        if answer.status in (200, 201):
+            word = answer.json
+            return Sent(client_id, word["id"], word["position"], word["revision"], status=answer.status)
+        code = answer.json["error"]["code"] if answer.text.startswith("{") else str(answer.status)
+        return Sent(client_id, refused=code, status=answer.status)
+
+    def poll(self, wait: float = 0) -> Answer:
+        """One poll from the cursors; what it brings is applied."""
+        answer = self.client.poll({feed: self.cursor(feed) for feed in sorted(self.following)}, wait)
+        self.answers.append((time.monotonic(), answer.status))
+        if answer.status == 200:
+            assert answer.text.startswith("<chat-answer"), f"not the product's answer: {answer.text[:200]}"
+            self._take(answer.page.one("chat-answer").source)
+        return answer
+
+    def next(self, timeout: float = 5.0) -> list[Element]:
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            before = len(self.arrived)
+            answer = self.poll(wait=min(left, 20.0))
+            assert answer.status in (200, 204), f"the poll answered {answer.status}: {answer.text[:300]}"
+            changes = [element for _, element in self.arrived[before:] if element.tag in CHANGES]
+            if changes:
+                return changes
+        return []
+
+
+PEERS: dict[str, type[WebSocketPeer] | type[PollingPeer]] = {"websocket": WebSocketPeer, "polling": PollingPeer}
