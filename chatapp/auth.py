@@ -59,9 +59,9 @@ class Auth:
         sign_in: SignIn | None = g.sign_in
         return sign_in
 
-    def check(self, token_hash: str) -> SignIn | None:
-        """The live session of this token's hash."""
-        cached = self._cache.get(token_hash)
+    def check(self, token_hash: str, fresh: bool = False) -> SignIn | None:
+        """The live session of this token's hash; `fresh` asks the database also for one seen lately."""
+        cached = None if fresh else self._cache.get(token_hash)
         if cached is None or time.monotonic() - cached[1] > CACHE_S:
             sign_in = self._people.session(token_hash)
             if sign_in is None:

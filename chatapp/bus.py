@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-RUNS = 0  # topic: an answer is queued or is asked to stop; every other topic is a feed's number (from 1)
+RUNS = 0  # topic: an answer is queued or is asked to stop; a feed's topic is its number (from 1)
 
 Wake = Callable[[int], None]
+
+
+def session_topic(session: int) -> int:
+    """The topic on which the end of a session is told."""
+    return -session
 
 
 class Bus:

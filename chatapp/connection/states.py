@@ -20,6 +20,7 @@ STATES: tuple[State, ...] = ("disconnected", "connecting", "connected", "polling
 # What several rows do. A race drops what hangs (an attempt from before a sleep) and tries both transports afresh.
 _RACE = "close_websocket stop_poll clear_timers open_websocket start_poll await_attempt"
 _GIVE_UP = "close_websocket stop_poll clear_timers"
+_FAIL = f"{_GIVE_UP} forget_blame"  # nothing got through: that says nothing about WebSocket itself
 _SETTLE = "stop_poll clear_timers flush"
 _REPOLL = "close_websocket restart_poll clear_timers hasten_probe"
 _ENDS: Rows = {
@@ -50,7 +51,7 @@ TABLE: dict[State, Rows] = {
         "head_start_over": ("connecting", "start_poll"),
         "ws_refused": ("connecting", "close_websocket start_poll"),
         "ws_unproved": ("connecting", "start_poll await_proof"),
-        "attempt_failed": ("reconnecting", f"{_GIVE_UP} await_retry"),
+        "attempt_failed": ("reconnecting", f"{_FAIL} await_retry"),
         **_FIRST_USEFUL,
         **_on_hint("connecting", _RACE),
         **_ENDS,
@@ -83,8 +84,8 @@ TABLE: dict[State, Rows] = {
         "retry_due": ("reconnecting", "count_attempt open_websocket start_poll await_attempt"),
         "ws_refused": ("reconnecting", "close_websocket"),
         "ws_unproved": ("reconnecting", "await_proof"),
-        "attempt_failed": ("reconnecting", f"{_GIVE_UP} await_retry"),
-        "attempts_exhausted": ("error", f"{_GIVE_UP} await_slow_retry"),
+        "attempt_failed": ("reconnecting", f"{_FAIL} await_retry"),
+        "attempts_exhausted": ("error", f"{_FAIL} await_slow_retry"),
         **_FIRST_USEFUL,
         **_on_hint("reconnecting", _RACE),
         **_ENDS,
@@ -93,7 +94,7 @@ TABLE: dict[State, Rows] = {
         "retry_due": ("error", "open_websocket start_poll await_attempt"),
         "ws_refused": ("error", "close_websocket"),
         "ws_unproved": ("error", "await_proof"),
-        "attempt_failed": ("error", f"{_GIVE_UP} await_slow_retry"),
+        "attempt_failed": ("error", f"{_FAIL} await_slow_retry"),
         **_FIRST_USEFUL,
         **_on_hint("error", _RACE),
         **_ENDS,
@@ -301,6 +302,8 @@ def _apply(record: Record, action: str, now: int, config: Config, random: Random
     elif action == "start_poll":
         record["timers"].pop("head_start", None)
         return _open(record, "poll", "trying", "polling", config)
+    elif action == "forget_blame":
+        record["wsReason"] = None if "polling" in config["transports"] else record["wsReason"]
     elif action == "close_websocket":
         record["ws"] = "none"
     elif action == "restart_poll":

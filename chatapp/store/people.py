@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import ColumnElement, exists, select, update
 from sqlalchemy.exc import IntegrityError
 
+from chatapp.bus import session_topic
 from chatapp.store.database import Database, Write, new_id, now_ms
 from chatapp.store.tables import instance, people, sessions
 
@@ -92,8 +93,7 @@ class People:
                 return False
             change = {"password_hash": password_hash, "auth_generation": people.c.auth_generation + 1}
             tx.connection.execute(update(people).where(people.c.id == person).values(**change))
-            live = (sessions.c.person_id == person, sessions.c.revoked_at.is_(None))
-            tx.connection.execute(update(sessions).where(*live).values(revoked_at=now_ms()))
+            self._revoke(tx, sessions.c.person_id == person)
             return True
 
     def password_hash(self, email: str) -> tuple[int, str] | None:
@@ -140,8 +140,13 @@ class People:
     def end_session(self, token_hash: str) -> None:
         """Revoke a session."""
         with self.database.write() as tx:
-            mine = sessions.c.token_hash == token_hash
-            tx.connection.execute(update(sessions).where(mine).values(revoked_at=now_ms()))
+            self._revoke(tx, sessions.c.token_hash == token_hash)
+
+    def _revoke(self, tx: Write, which: ColumnElement[bool]) -> None:
+        live = (which, sessions.c.revoked_at.is_(None))
+        for number in tx.connection.execute(select(sessions.c.id).where(*live)).scalars().all():
+            tx.notify(session_topic(number))
+        tx.connection.execute(update(sessions).where(*live).values(revoked_at=now_ms()))
 
     def _add(self, tx: Write, name: str, email: str, password_hash: str, **roles: bool) -> Person:
         uuid = str(uuid4())

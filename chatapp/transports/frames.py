@@ -144,9 +144,9 @@ def nothing(feed: str, cursor: int) -> str:
     return element("chat-feed", **{"feed": feed, "from": cursor, "to": cursor})  # type: ignore[arg-type]
 
 
-def answer(epoch: str, frames: list[str]) -> str:
+def answer(frames: list[str]) -> str:
     """A poll's answer: the frames, in the wrapper that marks them as ours."""
-    return element("chat-answer", "\n".join(frames), epoch=epoch)
+    return element("chat-answer", "\n".join(frames))
 
 
 class Renderer:
@@ -202,8 +202,9 @@ class Renderer:
                 parts.append(element("chat-block", tail, index=block.index, offset=utf16_length(block.html[:offset])))
         if message.state_revision > cursor:
             parts.append(str(self._macro("_message.html", "footer")(message)).strip())
-        where = {"message": message.uuid, "revision": message.revision, "state": message.state}
-        return element("chat-patch", "".join(parts), **where)
+        # By position, and the state only where it changed: a long answer is hundreds of patches.
+        state = message.state if message.state_revision > cursor else None
+        return element("chat-patch", "".join(parts), position=message.position, revision=message.revision, state=state)
 
     def _macro(self, template: str, name: str) -> Any:
         key = f"{template}:{name}:{self._language()}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flask import Flask, Request, Response, jsonify, request
 
 from chatapp.auth import Auth
-from chatapp.bus import Bus
+from chatapp.bus import Bus, session_topic
 from chatapp.config import Settings
 from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
 from chatapp.conversation import Gone
@@ -66,14 +66,14 @@ class Polls:
         self._held: set[threading.Event] = set()
         self.is_draining = False
 
-    def answer(self, person: int, poll: Poll) -> list[str]:
-        """The frames for a poll; empty when nothing is new, after the hold."""
+    def answer(self, person: int, session: int, poll: Poll) -> list[str]:
+        """The frames for a poll; empty when nothing is new, after the hold, or when the session ends meanwhile."""
         if poll.epoch != self._epoch:
             return [frames.reload(name, "epoch") for name in poll.cursors]
         found = self._read(person, poll)
         if found or poll.wait_s <= 0:
             return found
-        return self._hold(person, poll)
+        return self._hold(person, session, poll)
 
     def drain(self) -> None:
         """Let all held polls go."""
@@ -81,13 +81,18 @@ class Polls:
         for event in tuple(self._held):
             event.set()
 
-    def _hold(self, person: int, poll: Poll) -> list[str]:
-        event = threading.Event()
-        cancels = self._subscribe(person, poll, event)
+    def _hold(self, person: int, session: int, poll: Poll) -> list[str]:
+        event, ended = threading.Event(), threading.Event()
+
+        def end(_topic: int) -> None:
+            ended.set()
+            event.set()
+
+        cancels = [*self._subscribe(person, poll, event), self._bus.subscribe(session_topic(session), end)]
         self._held.add(event)
         deadline = time.monotonic() + poll.wait_s
         try:
-            while not self.is_draining:
+            while not self.is_draining and not ended.is_set():
                 found = self._read(person, poll)  # also what came between the first look and the subscription
                 left = deadline - time.monotonic()
                 if found or left <= 0:
@@ -143,10 +148,10 @@ def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:
             poll = parse(request, settings.poll_longest_hold)
         except BadPoll as error:
             return _error("bad-poll", str(error), 400)
-        found = polls.answer(sign_in.person.id, poll)
+        found = polls.answer(sign_in.person.id, sign_in.id, poll)
         if not found:
             return Response(status=204)
-        return Response(frames.answer(poll.epoch, found), content_type="text/html; charset=utf-8")
+        return Response(frames.answer(found), content_type="text/html; charset=utf-8")
 
 
 def _error(code: str, message: str, status: int) -> tuple[Response, int]:

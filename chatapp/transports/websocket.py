@@ -22,6 +22,7 @@ from simple_websocket import ConnectionClosed, Server
 from wsproto.events import Ping
 
 from chatapp.auth import origin_is_allowed
+from chatapp.bus import session_topic
 from chatapp.config import Settings
 from chatapp.connection.peer import News, Peer, StaleCursor
 from chatapp.conversation import BadMessage, ChatError
@@ -107,6 +108,7 @@ class WebSocketConnection:
         self._epoch = epoch
         self._wakeup = threading.Event()
         self._close: tuple[int, str] | None = None
+        self._is_doubtful = False  # the session may have ended: ask before anything more is written
         self._bad_frames = 0
         self.close_code: int | None = None
         peer.replies.append(greeting)
@@ -115,13 +117,18 @@ class WebSocketConnection:
         """There may be something to write."""
         self._wakeup.set()
 
+    def doubt(self, _topic: int) -> None:
+        """The session may have ended."""
+        self._is_doubtful = True
+        self.wake()
+
     def close(self, code: int, reason: str = "") -> None:
         """Have the writer close the connection after what it is writing."""
         if self._close is None:
             self._close = (code, reason)
         self.wake()
 
-    def run(self, settings: Settings, is_allowed: Callable[[], bool]) -> None:
+    def run(self, settings: Settings, is_allowed: Callable[[bool], bool]) -> None:
         """Serve until the connection ends. Returns; never raises what a peer can cause."""
         self.wake()
         writer = gevent.spawn(self._write, settings, is_allowed)
@@ -186,16 +193,20 @@ class WebSocketConnection:
 
     # Writing
 
-    def _write(self, settings: Settings, is_allowed: Callable[[], bool]) -> None:
+    def _write(self, settings: Settings, is_allowed: Callable[[bool], bool]) -> None:
         health = Health(settings, time.monotonic())
         try:
             while self._close is None:
                 self._wakeup.wait(timeout=health.wait_s(time.monotonic()))
                 self._wakeup.clear()
+                if self._is_doubtful and not is_allowed(True):
+                    self.close(SIGNED_OUT, "signed out")
+                    break
+                self._is_doubtful = False
                 for text in self._output():
                     self._ws.send(text)
                 self._check_health(health, is_allowed)
-            self._say_goodbye(*self._close)
+            self._say_goodbye(*(self._close or (NORMAL, "")))
         except (OSError, ConnectionClosed):
             self._close = self._close or (1006, "")
         except Exception:  # the outermost line of the writer: an error here must not leave a mute connection
@@ -215,10 +226,10 @@ class WebSocketConnection:
             else:
                 return
 
-    def _check_health(self, health: Health, is_allowed: Callable[[], bool]) -> None:
+    def _check_health(self, health: Health, is_allowed: Callable[[bool], bool]) -> None:
         verdict = health.check(time.monotonic(), self._sock.received_at, self._ws.pong_received)
         if verdict == "ping":
-            if not is_allowed():
+            if not is_allowed(False):
                 self.close(SIGNED_OUT, "signed out")
                 return
             self._ws.pong_received = False
@@ -348,12 +359,14 @@ def _serve(ws: Server, house: House, sign_in: SignIn, token_hash: str, live: Liv
     holder.append(connection)
     live.add(connection)
     started = time.monotonic()
+    cancel = house.bus.subscribe(session_topic(sign_in.id), connection.doubt)
     try:
-        connection.run(settings, lambda: house.auth.check(token_hash) is not None)
+        connection.run(settings, lambda fresh: house.auth.check(token_hash, fresh) is not None)
     except Exception:  # the outermost line: else Flask writes an HTML page into the socket
         log.exception("a WebSocket failed")
         connection.close(SERVER_ERROR, "the server made a mistake")
     finally:
+        cancel()
         live.remove(connection)
         _report(house, name, sign_in, connection, ws.sock, time.monotonic() - started)
 

@@ -130,7 +130,7 @@ def wait_state(page: Page, *states: str, timeout: float = 15) -> None:
     try:
         page.locator(wanted).wait_for(timeout=timeout * 1000)
     except Exception as problem:
-        raise AssertionError(f"{states} not within {timeout:g} s: {record(page, 'states')}") from problem
+        raise AssertionError(f"{states} not within {timeout:g} s: {record(page, 'states')[-2:]}") from problem
 
 
 def wait_for(page: Page, condition: Callable[[], Any], timeout: float, what: str) -> Any:

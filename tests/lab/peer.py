@@ -119,7 +119,8 @@ class Applied:
         return True
 
     def _apply_patch(self, feed: Feed, patch: Element) -> bool:
-        known = feed.messages.get(patch.get("message"))
+        position = patch.number("position")
+        known = next((message for message in feed.messages.values() if message.position == position), None)
         if known is None or known.revision >= patch.number("revision"):
             self.ignored += 1
             return True

@@ -1,0 +1,300 @@
+// The open conversation and the list of conversations in the DOM: applies what the server sends by revision, shows what
+// waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
+
+import { words } from "./status.js"
+
+const NEAR_END = 100
+
+export class ConversationView {
+  #log = document.getElementById("log")
+  #messages = document.getElementById("messages")
+  #list = document.getElementById("conversations")
+  #jump = document.getElementById("jump")
+  #sources = new WeakMap() // block → the HTML source that its tails append to
+  #isAtEnd = true
+  onGone = () => {}
+
+  constructor(conversation) {
+    this.conversation = conversation
+    this.#log?.addEventListener("scroll", () => this.#onScroll(), { passive: true })
+    this.#jump?.addEventListener("click", () => this.scrollToEnd(true))
+    // What grows without our doing (fonts, the composer, a phone's keyboard) must not leave the end either.
+    if (this.#log && window.ResizeObserver) {
+      const observer = new ResizeObserver(() => { if (this.#isAtEnd) this.scrollToEnd() })
+      observer.observe(this.#log)
+      if (this.#messages) observer.observe(this.#messages)
+    }
+    setInterval(() => this.#wordTimes(), 60000)
+    this.#tidy()
+    this.scrollToEnd()
+  }
+
+  isAwaiting() {
+    const busy = '[data-author="assistant"]:is([data-state="running"], [data-state="queued"])'
+    return Boolean(this.#messages?.querySelector(busy))
+  }
+
+  // False: what is shown does not fit; start this feed over.
+  apply(feed, element) {
+    const container = feed === "list" ? this.#list : feed === this.conversation ? this.#messages : null
+    if (!container) return true
+    const children = [...element.children]
+    if (element.hasAttribute("reset")) this.#keepOnly(container, new Set(children.map((child) => child.dataset.id)))
+    let fits = true
+    for (const child of children) {
+      try {
+        if (this.#applyOne(child) === false) fits = false
+      } catch (error) { console.error(error) }
+    }
+    if (fits) container.dataset.cursor = element.getAttribute("to")
+    if (container === this.#messages) this.#afterChange()
+    return fits
+  }
+
+  #applyOne(child) {
+    if (child.localName === "chat-patch") return this.#patch(child)
+    if (child.matches("article.message")) this.#place(child)
+    else if (child.matches("li.conversation")) this.#placeEntry(child)
+    return true
+  }
+
+  forget(feed) {
+    const container = feed === "list" ? this.#list : feed === this.conversation ? this.#messages : null
+    if (!container) return
+    container.dataset.cursor = "0"
+    for (const element of container.querySelectorAll("[data-revision]")) element.dataset.revision = "-1"
+  }
+
+  gone(feed) { if (feed === this.conversation) this.onGone(feed) }
+
+  #keepOnly(container, ids) {
+    for (const element of container.querySelectorAll("article.message[data-id], li.conversation")) {
+      if (!ids.has(element.dataset.id)) element.remove()
+    }
+  }
+
+  #find(article) {
+    const { id, clientId } = article.dataset
+    return (id && this.#messages.querySelector(`article[data-id="${CSS.escape(id)}"]`)) ||
+      (clientId && this.#messages.querySelector(`article[data-client-id="${CSS.escape(clientId)}"]`)) || null
+  }
+
+  #place(article) {
+    const shown = this.#find(article)
+    if (shown?.dataset.id && Number(shown.dataset.revision) >= Number(article.dataset.revision)) return
+    this.#announce(shown?.dataset.state, article)
+    if (shown && shown.dataset.position === article.dataset.position) shown.replaceWith(article)
+    else {
+      shown?.remove()
+      this.#insert(article)
+    }
+  }
+
+  // By position; what has none yet (still in the outbox) stays at the end.
+  #insert(article) {
+    const position = Number(article.dataset.position)
+    let before = null
+    for (let one = this.#messages.lastElementChild; one; one = one.previousElementSibling) {
+      if (one.matches("article") && one.dataset.position && Number(one.dataset.position) < position) break
+      before = one
+    }
+    this.#messages.insertBefore(article, before)
+  }
+
+  #patch(patch) {
+    const article = this.#messages.querySelector(`article[data-position="${Number(patch.getAttribute("position"))}"]`)
+    const revision = Number(patch.getAttribute("revision"))
+    if (!article || Number(article.dataset.revision) >= revision) return true
+    for (const piece of patch.querySelectorAll(":scope > chat-block")) {
+      if (this.#patchBlock(article, piece) === false) return false
+    }
+    const footer = patch.querySelector(":scope > footer")
+    if (footer) article.querySelector(":scope > footer")?.replaceWith(footer)
+    const before = article.dataset.state
+    article.dataset.revision = revision
+    article.dataset.state = patch.getAttribute("state") ?? before
+    this.#announce(before, article)
+    return true
+  }
+
+  #patchBlock(article, piece) {
+    const index = Number(piece.getAttribute("index"))
+    const offset = Number(piece.getAttribute("offset"))
+    const body = article.querySelector(":scope > .body")
+    let block = body.querySelector(`:scope > .block[data-index="${index}"]`)
+    const old = block ? this.#sources.get(block) ?? block.dataset.source ?? "" : ""
+    if (offset > old.length) return false
+    const source = old.slice(0, offset) + piece.textContent
+    if (!block) {
+      block = Object.assign(document.createElement("div"), { className: "block" })
+      block.dataset.index = index
+      const next = [...body.querySelectorAll(":scope > .block")].find((one) => Number(one.dataset.index) > index)
+      body.insertBefore(block, next ?? null)
+    }
+    delete block.dataset.source
+    this.#sources.set(block, source)
+    block.innerHTML = source
+    return true
+  }
+
+  #placeEntry(item) {
+    const shown = this.#list.querySelector(`li[data-id="${CSS.escape(item.dataset.id)}"]`)
+    if (shown && Number(shown.dataset.revision) >= Number(item.dataset.revision)) return
+    if (item.hasAttribute("data-deleted")) return shown?.remove()
+    if (item.dataset.id === this.conversation) this.#onOwnEntry(item)
+    const hadFocus = shown?.contains(document.activeElement)
+    shown?.remove()
+    const older = [...this.#list.children].find((one) => (one.dataset.updated ?? "") < item.dataset.updated)
+    this.#list.insertBefore(item, older ?? null)
+    if (hadFocus) item.querySelector("a")?.focus()
+  }
+
+  #onOwnEntry(item) {
+    item.querySelector("a")?.setAttribute("aria-current", "page")
+    const title = item.textContent.trim()
+    const heading = document.getElementById("title")
+    if (!heading || heading.textContent === title) return
+    document.title = document.title.replace(heading.textContent, () => title)
+    heading.textContent = heading.title = title
+  }
+
+  // --- what waits in the outbox ---
+
+  onOutbox(entry, what) {
+    if (entry.conversation !== this.conversation || !this.#messages) return
+    let article = this.#messages.querySelector(`article[data-client-id="${CSS.escape(entry.id)}"]`)
+    if (what === "removed") return article && !article.dataset.id && (article.remove(), this.#afterChange())
+    if (what === "sent") return this.#markSent(article, entry.ack)
+    if (article?.dataset.id) return
+    article ??= this.#addPending(entry)
+    if (!article) return
+    article.dataset.state = entry.failed ? "failed" : "sending"
+    article.querySelector(".failure")?.remove()
+    const state = article.querySelector(".state")
+    if (state) state.textContent = entry.failed ? "" : words(what === "sending" ? "sending" : "queued")
+    if (entry.failed) article.append(failureRow(entry))
+    what === "added" ? this.scrollToEnd(true) : this.#afterChange()
+  }
+
+  #addPending(entry) {
+    const article = document.getElementById("message-pending")?.content.firstElementChild?.cloneNode(true)
+    if (!article) return null
+    article.id = `m-${entry.id}`
+    article.dataset.clientId = entry.id
+    article.querySelector(".body").textContent = entry.body
+    article.querySelector("time")?.setAttribute("datetime", new Date(entry.at).toISOString())
+    this.#messages.append(article)
+    this.#tidy()
+    return article
+  }
+
+  // The acknowledgement gives it its place; the feed brings the article itself.
+  #markSent(article, ack) {
+    if (!article || article.dataset.id || !ack) return
+    Object.assign(article.dataset, { id: ack.id, position: ack.position, revision: "0", state: "sent" })
+    article.querySelector(".failure")?.remove()
+    const state = article.querySelector(".state")
+    if (state) state.textContent = words("sent")
+    article.remove()
+    this.#insert(article)
+    this.#afterChange()
+  }
+
+  // --- times, days, scroll, announcements ---
+
+  #afterChange() {
+    this.#tidy()
+    if (this.#isAtEnd) this.scrollToEnd()
+    else if (this.#jump) this.#jump.hidden = false
+  }
+
+  #tidy() {
+    if (!this.#messages) return
+    this.#wordTimes()
+    let previous = ""
+    for (const element of [...this.#messages.children]) {
+      const at = element.querySelector("time")?.dateTime
+      if (element.matches(".day")) element.remove()
+      if (!at) continue
+      const day = new Date(at).toDateString()
+      if (day !== previous) element.before(daySeparator(at))
+      previous = day
+    }
+  }
+
+  #wordTimes() {
+    for (const time of this.#messages?.querySelectorAll("time[datetime]") ?? []) {
+      const text = clock(time.dateTime)
+      if (time.textContent === text) continue
+      Object.assign(time, { textContent: text, title: fullFormat.format(new Date(time.dateTime)) })
+    }
+  }
+
+  // Older messages go in front without moving what is read.
+  prepend(articles) {
+    const height = this.#log.scrollHeight
+    const top = this.#log.scrollTop
+    for (const article of articles) {
+      try { this.#place(article) } catch (error) { console.error(error) }
+    }
+    this.#tidy()
+    this.#log.scrollTop = top + this.#log.scrollHeight - height
+  }
+
+  get oldest() {
+    return Number(this.#messages?.querySelector("article[data-position]:not([data-position=''])")?.dataset.position) || 0
+  }
+
+  scrollToEnd(byHand = false) {
+    if (!this.#log) return
+    if (byHand) this.#tidy()
+    this.#log.scrollTop = this.#log.scrollHeight
+    this.#isAtEnd = true
+    if (this.#jump) this.#jump.hidden = true
+  }
+
+  #onScroll() {
+    const { scrollHeight, scrollTop, clientHeight } = this.#log
+    this.#isAtEnd = scrollHeight - scrollTop - clientHeight < NEAR_END
+    if (this.#jump && this.#isAtEnd) this.#jump.hidden = true
+  }
+
+  #announce(before, article) {
+    const { author, state } = article.dataset
+    if (author !== "assistant" || before === state) return
+    const text = words(state === "running" ? "answer-started" : `answer-${state}`)
+    const announcer = document.getElementById("announcer")
+    if (text && announcer) announcer.textContent = text
+  }
+}
+
+const language = document.documentElement.lang || undefined
+const clockFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" })
+const dayFormat = new Intl.DateTimeFormat(language, { weekday: "long", day: "numeric", month: "long", year: "numeric" })
+const fullFormat = new Intl.DateTimeFormat(language, { dateStyle: "full", timeStyle: "medium" })
+
+function clock(at) {
+  const age = Date.now() - new Date(at)
+  return age >= 0 && age < 45000 ? words("just-now") : clockFormat.format(new Date(at))
+}
+
+function daySeparator(at) {
+  const date = new Date(at)
+  const yesterday = new Date()
+  yesterday.setDate(yesterday.getDate() - 1)
+  let text = dayFormat.format(date)
+  if (date.toDateString() === new Date().toDateString()) text = words("today")
+  else if (date.toDateString() === yesterday.toDateString()) text = words("yesterday")
+  const separator = Object.assign(document.createElement("div"), { className: "day", textContent: text })
+  separator.setAttribute("role", "separator")
+  return separator
+}
+
+function failureRow(entry) {
+  const row = document.getElementById("message-failed")?.content.firstElementChild?.cloneNode(true)
+  if (!row) return ""
+  const slot = row.querySelector("[data-slot=reason]")
+  const text = words(`failed-${entry.failed.code}`) || entry.failed.words || words("failed-refused")
+  if (slot && text) slot.textContent = text
+  return row
+}
