@@ -1,0 +1,165 @@
+// Starts the page's parts and joins them; each also works where another is missing.
+
+import { Composer } from "./composer.js"
+import { Connection } from "./connection.js"
+import { ConversationView } from "./conversation.js"
+import { Outbox, uuid } from "./outbox.js"
+import { isConnected } from "./states.js"
+import { StatusView, words } from "./status.js"
+
+const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? ""
+const body = document.body
+
+function start() {
+  const config = JSON.parse(meta("chat-config"))
+  const { conversation, instance, person } = body.dataset
+  const prefix = `${instance}:${person}`
+  const connection = new Connection(config, JSON.parse(meta("chat-states")), uuid())
+  const outbox = new Outbox(prefix, (entry) => connection.deliver(entry))
+  const view = new ConversationView(conversation)
+  connection.view = view
+  connection.outbox = outbox
+  guard(() => new StatusView(connection, config))
+  const composer = guard(() => new Composer(`${prefix}:draft:${conversation}`, (text) => send(outbox, conversation, text)))
+
+  outbox.onChange = (entry, what) => {
+    if (what === "sent" && entry.create) adopt(connection, entry, config)
+    view.onOutbox(entry, what)
+    connection.dispatch({ type: "queue", queued: outbox.size })
+  }
+  document.addEventListener("connection:changed", ({ detail }) => {
+    outbox.setOpen(isConnected(detail.status))
+    composer?.setEnabled(!["disconnected"].includes(detail.status) && detail.reason !== "refused")
+  })
+  view.onGone = (feed) => {
+    outbox.failAll(feed, "gone")
+    // What could not be sent stays on the page, to be copied; otherwise there is nothing to stay for.
+    if (outbox.of(feed).length === 0) location.assign(body.dataset.base ?? "/")
+  }
+
+  connection.follow("list", Number(document.getElementById("conversations")?.dataset.cursor) || 0)
+  if (conversation && !("unsaved" in body.dataset)) {
+    connection.follow(conversation, Number(document.getElementById("messages")?.dataset.cursor) || 0)
+  }
+  guard(() => outbox.load())
+  guard(() => listenToButtons(outbox, config))
+  guard(() => loadOlder(view, config))
+  guard(() => closeDialogs())
+  connection.start()
+}
+
+function send(outbox, conversation, text) {
+  return Boolean(outbox.add(conversation, text, { create: "unsaved" in body.dataset }))
+}
+
+// The first message made the conversation: from now on this page is its page.
+function adopt(connection, entry, config) {
+  if (entry.conversation !== body.dataset.conversation || !("unsaved" in body.dataset)) return
+  delete body.dataset.unsaved
+  const base = config.messages_url.replace("{id}", entry.conversation).replace(/\/messages$/, "")
+  history.replaceState(history.state, "", base)
+  connection.follow(entry.conversation, 0)
+}
+
+function listenToButtons(outbox, config) {
+  const post = async (button, what) => {
+    button.disabled = true
+    const url = config.messages_url.replace("{id}", body.dataset.conversation).replace(/messages$/, what)
+    try {
+      const form = new URLSearchParams({ csrf_token: meta("csrf-token") })
+      await fetch(url, { method: "POST", body: form, headers: { Accept: "application/json" } })
+    } catch (error) { console.error(error) }
+    button.disabled = false
+  }
+  const ownEntry = (button) => outbox.get(button.closest("article")?.dataset.clientId)
+  const actions = {
+    stop: (button) => post(button, "stop"),
+    again: (button) => post(button, "again"),
+    "copy-code": (button) => copy(button, button.closest("figure")?.querySelector("code")?.textContent),
+    "retry-message": (button) => outbox.retry(ownEntry(button)?.id),
+    "copy-message": (button) => copy(button, ownEntry(button)?.body),
+    "discard-message": (button) => outbox.discard(ownEntry(button)?.id),
+  }
+  document.getElementById("messages")?.addEventListener("click", (event) => {
+    const button = event.target.closest?.("[data-action]")
+    if (button) guard(() => actions[button.dataset.action]?.(button))
+  })
+}
+
+async function copy(button, text = "") {
+  try {
+    if (navigator.clipboard) await navigator.clipboard.writeText(text)
+    else copyBySelection(text)
+  } catch { copyBySelection(text) }
+  const label = button.textContent
+  button.textContent = words("copied") || label
+  setTimeout(() => { button.textContent = label }, 1500)
+}
+
+// The clipboard API is missing on plain http hosts.
+function copyBySelection(text) {
+  const field = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" })
+  document.body.append(field)
+  field.select()
+  document.execCommand("copy")
+  field.remove()
+}
+
+// Older messages when the top comes into view, by htmx into a holder of their own; only an answer of ours is swapped.
+function loadOlder(view, config) {
+  const older = document.getElementById("older")
+  if (!older || older.hidden || !window.IntersectionObserver) return
+  const holder = Object.assign(document.createElement("div"), { hidden: true })
+  older.append(holder)
+  let isBusy = false
+  const load = async () => {
+    if (isBusy || older.hidden || !view.oldest) return
+    isBusy = true
+    const url = `${config.messages_url.replace("{id}", body.dataset.conversation)}?before=${view.oldest}`
+    try {
+      await window.htmx.ajax("GET", url, { source: holder, target: holder, swap: "innerHTML" })
+    } catch (error) { console.error(error) }
+    setTimeout(() => {
+      isBusy = false
+      observer.unobserve(older) // observing anew tells whether the top is still in view
+      observer.observe(older)
+    }, 300)
+  }
+  holder.addEventListener("htmx:after:request", (event) => {
+    const { response, text } = event.detail.ctx
+    if (response.status !== 200 || !text.trimStart().startsWith("<chat-older")) event.preventDefault()
+  })
+  holder.addEventListener("htmx:after:swap", () => {
+    const answer = holder.querySelector("chat-older")
+    if (!answer) return
+    older.hidden = !answer.hasAttribute("more")
+    view.prepend([...answer.querySelectorAll("article.message")].reverse())
+    holder.replaceChildren()
+  })
+  const seen = (entries) => { if (entries.some((entry) => entry.isIntersecting)) load() }
+  const observer = new IntersectionObserver(seen, { root: document.getElementById("log"), rootMargin: "300px 0px 0px 0px" })
+  observer.observe(older)
+  older.querySelector("a")?.addEventListener("click", (event) => {
+    event.preventDefault()
+    load()
+  })
+}
+
+// A dialog's form went through htmx: what it changed comes by the feed, so the dialog only has to close.
+function closeDialogs() {
+  document.addEventListener("htmx:after:request", (event) => {
+    const dialog = event.target.closest?.("[popover]")
+    if (!dialog || event.detail.ctx.response.status >= 400) return
+    dialog.hidePopover()
+    document.getElementById("menu")?.hidePopover() // it opened the dialog, so it is still behind it
+  })
+}
+
+function guard(part) {
+  try { return part() } catch (error) {
+    console.error(error)
+    return null
+  }
+}
+
+guard(start)

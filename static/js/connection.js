@@ -1,0 +1,278 @@
+// The connection: holds the record, feeds events to the state machine, and does what it answers. It knows both
+// transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless.
+
+import { isConnected, newRecord, proofMs, step } from "./states.js"
+import { PollingTransport } from "./transports/polling.js"
+import { WebSocketTransport } from "./transports/websocket.js"
+
+const MOST_REPORTS = 200
+const SLEPT = 3000
+
+export class Connection {
+  #config; #states; #client; #record; #websocket; #polling
+  #timer = null; #inbox = []; #busy = false
+  #feeds = new Map(); #resyncs = new Map(); #flights = new Map()
+  #reports = []; #number = 0; #reporting = null
+  view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
+  outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
+
+  constructor(config, states, client) {
+    this.#config = { latency_ms: latency(), ...config }
+    this.#states = states
+    this.#client = client
+    this.#record = newRecord(config)
+    const world = {
+      on: (event) => this.dispatch(event),
+      receive: (element, transport) => this.#receive(element, transport),
+      plan: () => ({ epoch: document.body.dataset.epoch ?? "", feeds: Object.fromEntries(this.#feeds) }),
+      activity: (awaiting) => this.#activity(awaiting),
+      heartbeat: config.heartbeat_ms,
+    }
+    let maxMessage = config.ws_max_message
+    const socketUrl = new URL(config.ws_url, location.href)
+    socketUrl.protocol = socketUrl.protocol.replace("http", "ws")
+    this.#websocket = new WebSocketTransport(socketUrl.href, { ...world, maxMessage: () => maxMessage })
+    this.#polling = new PollingTransport(config, world)
+    this.onHello = (element) => { maxMessage = Number(element.getAttribute("max-message")) || maxMessage }
+  }
+
+  get record() { return { ...this.#record } }
+
+  // To show only: how polls are paced now.
+  get pace() { return this.#polling.pace }
+
+  start() {
+    this.#listen()
+    if (!navigator.onLine) this.dispatch({ type: "offline" })
+    this.dispatch({ type: document.hidden ? "hidden" : "wake" })
+    this.dispatch({ type: "start" })
+  }
+
+  retry() { this.dispatch({ type: "retry" }) }
+
+  follow(feed, cursor) {
+    this.#feeds.set(feed, cursor)
+    if (this.#record.status !== "disconnected") this.#subscribe({ [feed]: cursor })
+  }
+
+  // → {ok, ack} | {refused: code, words} | {retry: reason, advice_ms}, by whatever transport carries.
+  deliver(entry) {
+    return new Promise((resolve) => {
+      const flight = { entry, resolve, byWebSocket: false }
+      this.#flights.set(entry.id, flight)
+      const socket = this.#record.status === "connected" && this.#record.ws === "up" && !entry.create
+      flight.byWebSocket = socket && this.#websocket.send(entry)
+      if (!flight.byWebSocket) this.#post(flight)
+    })
+  }
+
+  // The one function that changes the record. Events that come up meanwhile wait their turn.
+  dispatch(event) {
+    this.#inbox.push(event)
+    if (this.#busy) return
+    this.#busy = true
+    try {
+      while (this.#inbox.length) this.#take(this.#inbox.shift())
+    } finally {
+      this.#busy = false
+    }
+    this.#schedule()
+  }
+
+  #take(event) {
+    const before = this.#record
+    const [after, actions] = step(this.#states, before, event, Date.now(), this.#config, Math.random)
+    this.#record = after
+    for (const action of actions) {
+      try { this.#do(action) } catch (error) { console.error(error) }
+    }
+    if (after.status !== before.status) this.#report("state", { from: before.status, to: after.status })
+    else if (event.type === "ws_suspect") this.#report("suspect", {})
+    const shown = (record) => JSON.stringify({ ...record, timers: null })
+    if (shown(before) !== shown(after)) this.#publish()
+  }
+
+  #do(action) {
+    if (action === "open_websocket") this.#websocket.open(proofMs(this.#record.shortLives))
+    else if (action === "close_websocket") {
+      this.#websocket.close()
+      for (const flight of this.#flights.values()) if (flight.byWebSocket) this.#post(flight)
+    } else if (action === "start_poll") this.#polling.open()
+    else if (action === "restart_poll") this.#polling.verify()
+    else if (action === "stop_poll") this.#polling.close()
+    else if (action === "verify") this.#websocket.verify()
+    else if (action === "resend") {
+      for (const flight of this.#flights.values()) if (flight.byWebSocket) this.#post(flight)
+    }
+  }
+
+  #post(flight) {
+    flight.byWebSocket = false
+    const { entry } = flight
+    this.#polling.send(entry).then((outcome) => this.#land(entry.id, outcome))
+  }
+
+  #land(id, outcome) {
+    const flight = this.#flights.get(id)
+    this.#flights.delete(id)
+    this.#websocket.settled(id)
+    if (flight) flight.resolve(outcome)
+    else if (!outcome.retry) this.outbox?.settled(id, outcome)
+  }
+
+  // An element from the server. True if it moved a cursor.
+  #receive(element, transport) {
+    const feed = element.getAttribute("feed")
+    switch (element.localName) {
+      case "chat-hello": this.onHello(element) // falls through: both carry the epoch
+      case "chat-answer": return this.#adoptEpoch(element.getAttribute("epoch"))
+      case "chat-feed": return this.#applyFeed(feed, element, transport)
+      case "chat-ack": return this.#land(element.getAttribute("client-id"), { ok: true, ack: ackOf(element) })
+      case "chat-refused": return this.#land(element.getAttribute("client-id"), refusalOf(element))
+      case "chat-reload": return this.#restart(feed)
+      case "chat-gone":
+        this.#feeds.delete(feed)
+        this.view?.gone(feed)
+        return true
+      default: console.error(element.localName, element.getAttribute("code"), element.textContent)
+    }
+  }
+
+  // Another epoch is another database: what is shown is of no use as a starting point.
+  #adoptEpoch(epoch) {
+    if (!epoch || epoch === document.body.dataset.epoch) return
+    document.body.dataset.epoch = epoch
+    for (const feed of this.#feeds.keys()) this.#forget(feed)
+  }
+
+  #forget(feed) {
+    this.#feeds.set(feed, 0)
+    this.view?.forget(feed)
+  }
+
+  #restart(feed) {
+    if (!this.#feeds.has(feed)) return false
+    this.#forget(feed)
+    this.#resync(feed)
+    return false
+  }
+
+  #applyFeed(feed, element, transport) {
+    const cursor = this.#feeds.get(feed)
+    const from = Number(element.getAttribute("from"))
+    const to = Number(element.getAttribute("to"))
+    const reset = element.hasAttribute("reset")
+    if (cursor === undefined) return false
+    if (from > cursor && !reset) return this.#resync(feed)
+    if (to <= cursor && !reset) return false
+    if (this.view?.apply(feed, element) === false) return this.#restart(feed)
+    this.#feeds.set(feed, to)
+    if (transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect(this.#websocket.rto)
+    return to > cursor
+  }
+
+  // Ask again from the cursor; at once, but never more than once a second for a feed.
+  #resync(feed) {
+    if (this.#resyncs.has(feed)) return false
+    const last = this.#resyncs.last ?? 0
+    const wait = Date.now() - last > 1000 ? 0 : 1000
+    this.#resyncs.last = Date.now() + wait
+    this.#resyncs.set(feed, setTimeout(() => {
+      this.#resyncs.delete(feed)
+      if (this.#feeds.has(feed)) this.#subscribe({ [feed]: this.#feeds.get(feed) })
+    }, wait))
+    return false
+  }
+
+  #subscribe(feeds) {
+    this.#websocket.subscribe(feeds)
+    this.#polling.subscribe(feeds)
+  }
+
+  #activity(awaiting) {
+    if (document.hidden) return "hidden"
+    return awaiting || this.#flights.size > 0 || this.view?.isAwaiting() ? "awaiting" : "visible"
+  }
+
+  #listen() {
+    document.addEventListener("visibilitychange", () => this.dispatch({ type: document.hidden ? "hidden" : "wake" }))
+    addEventListener("online", () => this.dispatch({ type: "online" }))
+    addEventListener("offline", () => this.dispatch({ type: "offline" }))
+    addEventListener("pagehide", () => this.#sendReports(true))
+    addEventListener("pageshow", (event) => { if (event.persisted) this.dispatch({ type: "wake" }) })
+  }
+
+  #schedule() {
+    clearTimeout(this.#timer)
+    const due = Math.min(...Object.values(this.#record.timers))
+    if (!Number.isFinite(due)) return
+    this.#timer = setTimeout(() => {
+      // Far too late: this machine slept or was throttled. Nothing that "timed out" meanwhile says anything.
+      const slept = Date.now() - due > SLEPT && !isConnected(this.#record.status)
+      if (!slept) return this.dispatch({ type: "tick" })
+      this.dispatch({ type: "wake" })
+      if (document.hidden) this.dispatch({ type: "hidden" })
+      this.dispatch({ type: "tick" })
+    }, Math.max(0, due - Date.now()))
+  }
+
+  #publish() {
+    const { status, connectionType, reason, reconnectAttempts, lastConnected } = this.#record
+    document.body.dataset.connection = status
+    const element = document.getElementById("connection-status")
+    if (element) {
+      Object.assign(element.dataset, {
+        state: status, transport: isConnected(status) ? connectionType : "none", reason: reason ?? "",
+        attempts: reconnectAttempts, lastConnected: lastConnected ? new Date(lastConnected).toISOString() : "",
+      })
+    }
+    document.dispatchEvent(new CustomEvent("connection:changed", { detail: this.record }))
+  }
+
+  // --- what the server's statistics learn ---
+
+  #report(type, facts) {
+    this.#number += 1
+    const { connectionType, reason, wsReason, rtt, reconnectAttempts } = this.#record
+    this.#reports.push({
+      client: this.#client, number: this.#number, at: Date.now(), type, from: null, to: null, ...facts,
+      reason: reason ?? wsReason, transport: connectionType, data: { rtt, attempts: reconnectAttempts },
+    })
+    this.#reports.splice(0, this.#reports.length - MOST_REPORTS)
+    this.#reporting ??= setTimeout(() => this.#sendReports(), 2000)
+  }
+
+  async #sendReports(leaving = false) {
+    clearTimeout(this.#reporting)
+    this.#reporting = null
+    if (!this.#reports.length || !this.#config.events_url) return
+    const batch = this.#reports.slice(0, 50)
+    const token = document.querySelector('meta[name="csrf-token"]')?.content ?? ""
+    const body = new URLSearchParams({ csrf_token: token, events: JSON.stringify(batch) })
+    if (leaving) return navigator.sendBeacon?.(this.#config.events_url, body)
+    if (!isConnected(this.#record.status)) return // the next transition brings them along
+    try {
+      const headers = { Accept: "application/json" }
+      const response = await fetch(this.#config.events_url, { method: "POST", body, headers })
+      if (response.ok || (response.status < 500 && response.status !== 429)) {
+        this.#reports = this.#reports.filter((report) => report.number > batch.at(-1).number)
+      }
+    } catch { /* they go with the next batch */ }
+  }
+}
+
+function latency() {
+  const [page] = performance.getEntriesByType("navigation")
+  const connect = page ? page.connectEnd - page.connectStart : 0
+  return Math.max(0, Math.min(500, connect || 0))
+}
+
+const ackOf = (element) => Object.fromEntries(
+  ["id", "position", "revision", "conversation"].map((name) => [name, element.getAttribute(name)]),
+)
+
+function refusalOf(element) {
+  const code = element.getAttribute("code")
+  if (code !== "rate") return { refused: code, words: element.textContent }
+  return { retry: "rate-limited", advice_ms: 1000 * Number(element.getAttribute("retry-after") || 1) }
+}

@@ -1,0 +1,123 @@
+// The status in the header, the banner and the page /connection: clones the state's template and fills its slots. The
+// templates came with the page, so that every state shows with the server out of reach.
+
+const GRACE = 2500 // a trouble shorter than this needs no banner
+const GRACE_AFTER_WAKE = 8000
+const COUNTDOWN_FROM = 5000
+
+// The words that scripts show, from <template id="words">; {n} is replaced.
+export function words(key, n) {
+  const text = document.getElementById("words")?.content.querySelector(`[data-word="${CSS.escape(key)}"]`)?.textContent
+  return text === undefined ? "" : text.replace("{n}", () => n)
+}
+
+const seconds = (ms) => String(Math.round(ms / 100) / 10)
+
+export class StatusView {
+  #connection; #mostAttempts; #record = null; #shown = {}; #slots = {}
+  #since = 0; #wokeAt = -Infinity; #dismissed = null; #wait = 0; #timer = null
+
+  constructor(connection, config) {
+    this.#connection = connection
+    this.#mostAttempts = config.max_attempts
+    document.addEventListener("connection:changed", ({ detail }) => this.#onChange(detail))
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.#wokeAt = performance.now() })
+    document.addEventListener("click", (event) => {
+      const action = event.target.closest?.("[data-action]")?.dataset.action
+      if (action === "retry") connection.retry()
+      if (action === "dismiss") this.#dismiss()
+    })
+  }
+
+  #onChange(record) {
+    if (record.status !== this.#record?.status) {
+      this.#since = performance.now()
+      if (record.status !== "polling" && record.status !== "connecting") this.#dismissed = null
+    }
+    if (record.nextRetryAt !== this.#record?.nextRetryAt) this.#wait = record.nextRetryAt ? record.nextRetryAt - Date.now() : 0
+    this.#record = record
+    this.#draw()
+  }
+
+  // One timer draws what changes by itself: the countdown, and the banner once its grace is over.
+  #draw() {
+    clearTimeout(this.#timer)
+    const record = this.#record
+    this.#slots = this.#values(record)
+    this.#show(document.getElementById("connection-status"), "status", record.status)
+    const grace = this.#graceLeft(record)
+    const banner = grace <= 0 && this.#dismissed !== record.status ? record.status : null
+    this.#show(document.getElementById("banner"), "banner", banner)
+    fill(document.getElementById("connection-record"), this.#facts(record))
+    const next = Math.min(grace > 0 ? grace + 10 : Infinity, this.#slots.countdown ? 1000 : Infinity)
+    if (Number.isFinite(next)) this.#timer = setTimeout(() => this.#draw(), next)
+  }
+
+  #graceLeft(record) {
+    if (["connected", "connecting"].includes(record.status)) return 0
+    if (["error", "disconnected"].includes(record.status)) return 0
+    const now = performance.now()
+    const grace = now - this.#wokeAt < GRACE_AFTER_WAKE ? GRACE_AFTER_WAKE : GRACE
+    return this.#since + grace - now
+  }
+
+  #show(holder, kind, state) {
+    if (!holder) return
+    const template = state && document.getElementById(`${kind}-${state}`)
+    if (kind === "banner") holder.hidden = !template
+    if (this.#shown[kind] !== state) {
+      this.#shown[kind] = state
+      const hadFocus = holder.contains(document.activeElement) && document.activeElement.dataset.action
+      holder.replaceChildren(...(template ? [template.content.cloneNode(true)] : []))
+      if (hadFocus) holder.querySelector(`[data-action="${hadFocus}"]`)?.focus()
+    }
+    fill(holder, this.#slots)
+  }
+
+  #values(record) {
+    const left = record.nextRetryAt ? record.nextRetryAt - Date.now() : 0
+    const pace = this.#connection.pace
+    return {
+      rtt: record.rtt === null ? "" : words("rtt", record.rtt) || `${record.rtt} ms`,
+      interval: pace.held ? words("held") : words("every", seconds(pace.every)),
+      attempt: record.reconnectAttempts || "",
+      most: this.#mostAttempts,
+      countdown: this.#wait >= COUNTDOWN_FROM && left > 0 ? Math.ceil(left / 1000) : "",
+      queued: record.queued || "",
+      reason: record.reason ? words(`reason-${record.reason}`) : "",
+    }
+  }
+
+  // The page /connection shows the record itself.
+  #facts(record) {
+    const left = record.nextRetryAt ? Math.max(0, record.nextRetryAt - Date.now()) : 0
+    const carries = record.status === "connected" || record.status === "polling"
+    return {
+      state: words(`state-${record.status}`),
+      transport: words(`transport-${carries ? record.connectionType : "none"}`),
+      rtt: this.#slots.rtt || words("none"),
+      attempts: record.reconnectAttempts,
+      "last-connected": record.lastConnected ? new Date(record.lastConnected).toLocaleTimeString() : words("never"),
+      "next-retry": left ? words("in-seconds", Math.ceil(left / 1000)) : words("none"),
+      queued: record.queued,
+      reason: this.#slots.reason || words("none"),
+    }
+  }
+
+  #dismiss() {
+    this.#dismissed = this.#record?.status
+    this.#draw()
+  }
+}
+
+function fill(holder, values) {
+  if (!holder) return
+  for (const slot of holder.querySelectorAll("[data-slot]")) {
+    const value = values[slot.dataset.slot]
+    if (value === undefined) continue
+    const isEmpty = value === ""
+    const text = String(value)
+    if (!isEmpty && slot.textContent !== text) slot.textContent = text
+  }
+  for (const part of holder.querySelectorAll("[data-if]")) part.hidden = values[part.dataset.if] === ""
+}
