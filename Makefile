@@ -25,7 +25,7 @@ test: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest $(ARGS)
 
 failover: $(VENV)/installed-dev system-packages
-	$(BIN)/python -m pytest tests/browser/test_delivery.py $(ARGS)
+	LAB_MESSAGES=200 LAB_FAULTS=20 $(BIN)/python -m pytest tests/browser/test_delivery.py $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -27,7 +27,7 @@ SHORTEST_PASSWORD = 10  # characters
 CACHE_S = 30.0  # how long a checked session is believed without the database
 MOST_CACHED = 10_000
 CODE_FILE = "first-run-code"
-FORWARDING = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip")
+FORWARDING = ("forwarded", "via", "x-forwarded-", "x-real-ip")  # how the names of proxies' headers begin
 # Hashed once, so that an unknown address costs as much time as a wrong password.
 NOBODY = generate_password_hash(secrets.token_hex(8))
 
@@ -116,7 +116,7 @@ class Auth:
         Only a browser on this very machine needs none: peer, Host and Origin are loopback and no proxy's
         header is there. A local proxy makes every stranger's peer loopback, hence all three.
         """
-        if any(header in request.headers for header in FORWARDING):
+        if self._settings.public_url or any(name.lower().startswith(FORWARDING) for name, _ in request.headers):
             return True
         peer = request.environ.get("chatapp.peer") or request.remote_addr or ""
         hosts = [peer, _host_of(f"//{request.host}")]

@@ -49,12 +49,25 @@ def wants_json() -> bool:
     )
 
 
+def is_from_here() -> bool:
+    """Whether the Origin, where there is one and the settings say which are ours, is one of them.
+
+    Without these settings the CSRF token decides alone: strict proxies rewrite Host, so ours could not be known.
+    """
+    settings, origin = house().settings, request.headers.get("Origin", "")
+    if not origin or not (settings.public_url or settings.allowed_origins):
+        return True
+    return auth_room.origin_is_allowed(settings, origin, request.host_url)
+
+
 PUBLIC = {"pages.sign_in", "pages.sign_in_post", "pages.first_run", "pages.first_run_post"}
 
 
 @pages.before_request
 def guard() -> Any:
     """Everything but the doors needs a session."""
+    if request.method == "POST" and not is_from_here():
+        return problem("origin", "This request came from another site.", 403)
     if request.endpoint in PUBLIC or house().auth.current() is not None:
         return None
     if wants_json() or request.method == "POST":
@@ -310,7 +323,9 @@ def events() -> Any:
     """A client's report of what its connection went through. Repeating it changes nothing."""
     sign_in = house().auth.current()
     try:
-        reported = json.loads(request.form.get("events", "[]"))[:MOST_EVENTS]
+        reported = json.loads(request.form.get("events", "[]"))
+        if len(reported) > MOST_EVENTS:
+            return problem("too-many", f"Report at most {MOST_EVENTS} events at once.", 413)
         rows = [_event(item, sign_in.person.uuid if sign_in else "") for item in reported]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return problem("bad-events", "events must be a JSON list as docs/protocol.md describes it.", 400)

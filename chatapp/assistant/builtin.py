@@ -21,6 +21,8 @@ GATE = 0.5
 """A passage counts as an answer when it holds at least this share of the question, by weight of its words."""
 GATE_WITHOUT_HEADING = 0.75
 """The share where none of the words stands in the passage's heading or its document's title."""
+MANY_WORDS, GATE_OF_MANY = 3, 0.35
+"""So many different words of the question, with this share of it, are no accident either."""
 CHUNK_S = 0.025
 """How often a piece of a paced answer goes out, in seconds."""
 LONGEST_SECOND_QUOTE = 900
@@ -195,8 +197,10 @@ class Knowledge:
         whole = sum(weight.values())
         scores: dict[int, float] = {}
         for row, rank in self._bm25(words):
-            share = sum(weight[word] for word in words if row in rows[word]) / whole
-            if share >= (GATE if row in headed else GATE_WITHOUT_HEADING):
+            held = [word for word in words if row in rows[word]]
+            share = sum(weight[word] for word in held) / whole
+            many = len(held) >= MANY_WORDS and share >= GATE_OF_MANY
+            if many or share >= (GATE if row in headed else GATE_WITHOUT_HEADING):
                 scores[row] = -rank * share * share * (1 + _likeness(question, self._passages[row]))
         best = max(scores.values(), default=0.0)
         return sorted((row for row in scores if scores[row] >= best / 3), key=lambda row: -scores[row])

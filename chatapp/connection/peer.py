@@ -36,6 +36,10 @@ class News:
     more: bool = False
 
 
+class TooManyFeeds(Exception):
+    """One connection cannot follow more; another one can."""
+
+
 class StaleCursor(Exception):
     """The cursor is beyond the feed's end: it is of another database."""
 
@@ -107,10 +111,10 @@ class Peer:
         self._followed: dict[str, Followed] = {}
 
     def subscribe(self, name: str, cursor: int) -> None:
-        """Follow a feed from a cursor. Raises Gone."""
+        """Follow a feed from a cursor. Raises Gone, TooManyFeeds."""
         self.unsubscribe(name)
         if len(self._followed) >= MOST_FEEDS:
-            raise Gone
+            raise TooManyFeeds
         feed = self._reader.feed(self.person, name)
         followed = Followed(name, cursor, lambda: None)
 

@@ -59,7 +59,7 @@ class People:
             return connection.execute(query).first() is None
 
     def epoch(self) -> str:
-        """The name of this database: made with it, and new after a restore."""
+        """The name of this database: a cursor of another one means nothing here."""
         with self.database.read() as connection:
             query = select(instance.c.value).where(instance.c.name == "epoch")
             return str(connection.execute(query).scalar_one())

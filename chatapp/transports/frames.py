@@ -97,9 +97,10 @@ def element(name: str, content: str = "", **attributes: object) -> str:
     return "".join((*parts, ">", content, f"</{name}>"))
 
 
-def hello(epoch: str, connection: str, max_message: int, ping_s: float) -> str:
+def hello(epoch: str, person: str, connection: str, max_message: int, ping_s: float) -> str:
     """The first frame on a WebSocket."""
-    return element("chat-hello", epoch=epoch, connection=connection, max_message=max_message, ping=f"{ping_s:g}")
+    who = {"epoch": epoch, "person": person, "connection": connection}
+    return element("chat-hello", "", **who, max_message=max_message, ping=f"{ping_s:g}")
 
 
 def echo(n: int) -> str:
@@ -129,9 +130,9 @@ def error(code: str, words: str) -> str:
     return element("chat-error", escape(words), code=code)
 
 
-def reload(feed: str, reason: str) -> str:
-    """The cursor means nothing here: begin again from 0."""
-    return element("chat-reload", feed=feed, reason=reason)
+def reload(feed: str, reason: str, epoch: str | None = None) -> str:
+    """The cursor means nothing here: begin again from 0; `epoch` names the database where it is another one."""
+    return element("chat-reload", feed=feed, reason=reason, epoch=epoch)
 
 
 def gone(feed: str) -> str:

@@ -69,7 +69,7 @@ class Polls:
     def answer(self, person: int, session: int, poll: Poll) -> list[str]:
         """The frames for a poll; empty when nothing is new, after the hold, or when the session ends meanwhile."""
         if poll.epoch != self._epoch:
-            return [frames.reload(name, "epoch") for name in poll.cursors]
+            return [frames.reload(name, "epoch", self._epoch) for name in poll.cursors]
         found = self._read(person, poll)
         if found or poll.wait_s <= 0:
             return found
@@ -140,6 +140,8 @@ def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:
         sign_in = auth.current()
         if sign_in is None:
             return _error("signed-out", "You are signed out.", 401)
+        if request.args.get("person", sign_in.person.uuid) != sign_in.person.uuid:
+            return _error("signed-out", "Somebody else has signed in.", 401)
         if polls.is_draining:
             response, status = _error("restart", "The server is closing; come back in a moment.", 503)
             response.headers["Retry-After"] = str(DRAIN_RETRY_S)

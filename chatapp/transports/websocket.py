@@ -24,8 +24,8 @@ from wsproto.events import Ping
 from chatapp.auth import origin_is_allowed
 from chatapp.bus import session_topic
 from chatapp.config import Settings
-from chatapp.connection.peer import News, Peer, StaleCursor
-from chatapp.conversation import BadMessage, ChatError
+from chatapp.connection.peer import MOST_FEEDS, News, Peer, StaleCursor, TooManyFeeds
+from chatapp.conversation import ChatError
 from chatapp.store import ConnectionEvent, SignIn, now_ms
 from chatapp.transports import frames
 
@@ -38,6 +38,7 @@ log = logging.getLogger("chatapp.websocket")
 NORMAL, TOO_BIG, POLICY, SERVER_ERROR, RESTART = 1000, 1009, 1008, 1011, 1012
 SIGNED_OUT = 4401
 MOST_REPLIES = 64  # control frames waiting to be written; beyond, a client floods and is not read
+MOST_BACKLOG = 64  # messages read ahead of the handler
 MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
 RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
 FIRST_RETRY_S = 0.2  # the successor needs a moment to listen
@@ -60,6 +61,7 @@ class WholeSocket:
         self._timeout_s = write_timeout_s
         self._is_broken = False
         self.received_at = time.monotonic()
+        self.backlog: list[Any] = []  # messages read and not yet taken up
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -79,7 +81,9 @@ class WholeSocket:
             return len(data)
 
     def recv(self, size: int) -> bytes:
-        """Read, and note that the other side lives."""
+        """Read, and note that the other side lives. A flood waits in the kernel, not in our memory."""
+        while len(self.backlog) > MOST_BACKLOG:
+            gevent.sleep(0.01)
         data = self._sock.recv(size)
         if data:
             self.received_at = time.monotonic()
@@ -103,6 +107,7 @@ class WebSocketConnection:
     def __init__(self, ws: Server, peer: Peer, post: Callable[[frames.Send], str], greeting: str, epoch: str) -> None:
         self._ws = ws
         self._sock: WholeSocket = ws.sock
+        self._sock.backlog = ws.input_buffer
         self._peer = peer
         self._post = post
         self._epoch = epoch
@@ -135,7 +140,8 @@ class WebSocketConnection:
         try:
             self._read(settings.ws_max_message_size)
         except ConnectionClosed as closed:
-            self.close_code = self.close_code or int(closed.reason or 1006)
+            is_too_big = self._ws.incoming_message_len > settings.ws_max_message_size
+            self.close_code = self.close_code or (TOO_BIG if is_too_big else int(closed.reason or 1006))
         finally:
             self._peer.close()
             self._close = self._close or (NORMAL, "")
@@ -178,12 +184,15 @@ class WebSocketConnection:
 
     def _subscribe(self, name: str, cursor: int, epoch: str) -> None:
         if epoch != self._epoch:
-            self._peer.replies.append(frames.reload(name, "epoch"))
+            self._peer.replies.append(frames.reload(name, "epoch", self._epoch))
             return
         try:
             self._peer.subscribe(name, cursor)
-        except (ChatError, BadMessage):
+        except ChatError:
             self._peer.replies.append(frames.gone(name))
+        except TooManyFeeds:
+            words = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
+            self._peer.replies.append(frames.error("too-many-feeds", words))
 
     def _on_bad_frame(self, error: frames.BadFrame) -> None:
         self._bad_frames += 1
@@ -354,7 +363,7 @@ def _serve(ws: Server, house: House, sign_in: SignIn, token_hash: str, live: Liv
         except ChatError as error:
             return frames.refused(frame.client_id, error.code, error.message)
 
-    greeting = frames.hello(house.epoch, name, settings.ws_max_message_size, settings.ws_ping_interval)
+    greeting = frames.hello(house.epoch, person.uuid, name, settings.ws_max_message_size, settings.ws_ping_interval)
     connection = WebSocketConnection(ws, peer, post, greeting, house.epoch)
     holder.append(connection)
     live.add(connection)

@@ -124,12 +124,15 @@ export class Connection {
   #receive(element, transport) {
     const feed = element.getAttribute("feed")
     switch (element.localName) {
-      case "chat-hello": this.onHello(element) // falls through: both carry the epoch
-      case "chat-answer": return this.#adoptEpoch(element.getAttribute("epoch"))
+      case "chat-hello":
+        if (!isMine(element)) return this.dispatch({ type: "signed_out", reason: "signed-out" })
+        this.onHello(element)
+        return this.#adoptEpoch(element.getAttribute("epoch"))
       case "chat-feed": return this.#applyFeed(feed, element, transport)
       case "chat-ack": return this.#land(element.getAttribute("client-id"), { ok: true, ack: ackOf(element) })
       case "chat-refused": return this.#land(element.getAttribute("client-id"), refusalOf(element))
-      case "chat-reload": return this.#restart(feed)
+      case "chat-reload": this.#adoptEpoch(element.getAttribute("epoch"))
+        return this.#restart(feed)
       case "chat-gone":
         this.#feeds.delete(feed)
         this.view?.gone(feed)
@@ -199,7 +202,14 @@ export class Connection {
     addEventListener("online", () => this.dispatch({ type: "online" }))
     addEventListener("offline", () => this.dispatch({ type: "offline" }))
     addEventListener("pagehide", () => this.#sendReports(true))
-    addEventListener("pageshow", (event) => { if (event.persisted) this.dispatch({ type: "wake" }) })
+    addEventListener("pageshow", (event) => { if (event.persisted) this.#reborn() })
+  }
+
+  // Back from the browser's cache of pages: whatever the old socket seems to be, it is of another time.
+  #reborn() {
+    this.#websocket.close()
+    this.dispatch({ type: "ws_closed", reason: "socket-closed" })
+    this.dispatch({ type: "wake" })
   }
 
   #schedule() {
@@ -266,6 +276,9 @@ function latency() {
   const connect = page ? page.connectEnd - page.connectStart : 0
   return Math.max(0, Math.min(500, connect || 0))
 }
+
+// Somebody else may have signed in from another tab.
+const isMine = (element) => (element.getAttribute("person") ?? "") === (document.body.dataset.person ?? "")
 
 const ackOf = (element) => Object.fromEntries(
   ["id", "position", "revision", "conversation"].map((name) => [name, element.getAttribute(name)]),

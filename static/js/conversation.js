@@ -10,6 +10,7 @@ export class ConversationView {
   #messages = document.getElementById("messages")
   #list = document.getElementById("conversations")
   #jump = document.getElementById("jump")
+  #older = document.getElementById("older")
   #sources = new WeakMap() // block → the HTML source that its tails append to
   #isAtEnd = true
   onGone = () => {}
@@ -17,7 +18,7 @@ export class ConversationView {
   constructor(conversation) {
     this.conversation = conversation
     this.#log?.addEventListener("scroll", () => this.#onScroll(), { passive: true })
-    this.#jump?.addEventListener("click", () => this.scrollToEnd(true))
+    this.#jump?.addEventListener("click", () => this.scrollToEnd())
     // What grows without our doing (fonts, the composer, a phone's keyboard) must not leave the end either.
     if (this.#log && window.ResizeObserver) {
       const observer = new ResizeObserver(() => { if (this.#isAtEnd) this.scrollToEnd() })
@@ -47,7 +48,7 @@ export class ConversationView {
       } catch (error) { console.error(error) }
     }
     if (fits) container.dataset.cursor = element.getAttribute("to")
-    if (container === this.#messages) this.#afterChange()
+    if (container === this.#messages) this.#afterChange(children.some((child) => child.matches("article")))
     return fits
   }
 
@@ -60,9 +61,8 @@ export class ConversationView {
 
   forget(feed) {
     const container = feed === "list" ? this.#list : feed === this.conversation ? this.#messages : null
-    if (!container) return
-    container.dataset.cursor = "0"
-    for (const element of container.querySelectorAll("[data-revision]")) element.dataset.revision = "-1"
+    if (container) container.dataset.cursor = "0"
+    for (const element of container?.querySelectorAll("[data-revision]") ?? []) element.dataset.revision = "-1"
   }
 
   gone(feed) { if (feed === this.conversation) this.onGone(feed) }
@@ -79,8 +79,10 @@ export class ConversationView {
       (clientId && this.#messages.querySelector(`article[data-client-id="${CSS.escape(clientId)}"]`)) || null
   }
 
-  #place(article) {
+  #place(article, isOlder = false) {
     const shown = this.#find(article)
+    // A change of a message that is still to be loaded by scrolling up comes with its page.
+    if (!shown && !isOlder && !this.#older?.hidden && Number(article.dataset.position) < this.oldest) return
     if (shown?.dataset.id && Number(shown.dataset.revision) >= Number(article.dataset.revision)) return
     this.#announce(shown?.dataset.state, article)
     if (shown && shown.dataset.position === article.dataset.position) shown.replaceWith(article)
@@ -173,7 +175,7 @@ export class ConversationView {
     const state = article.querySelector(".state")
     if (state) state.textContent = entry.failed ? "" : words(what === "sending" ? "sending" : "queued")
     if (entry.failed) article.append(failureRow(entry))
-    what === "added" ? this.scrollToEnd(true) : this.#afterChange()
+    what === "added" ? this.scrollToEnd() : this.#afterChange()
   }
 
   #addPending(entry) {
@@ -202,8 +204,8 @@ export class ConversationView {
 
   // --- times, days, scroll, announcements ---
 
-  #afterChange() {
-    this.#tidy()
+  #afterChange(isPlaced = true) {
+    if (isPlaced) this.#tidy()
     if (this.#isAtEnd) this.scrollToEnd()
     else if (this.#jump) this.#jump.hidden = false
   }
@@ -232,10 +234,9 @@ export class ConversationView {
 
   // Older messages go in front without moving what is read.
   prepend(articles) {
-    const height = this.#log.scrollHeight
-    const top = this.#log.scrollTop
+    const { scrollHeight: height, scrollTop: top } = this.#log
     for (const article of articles) {
-      try { this.#place(article) } catch (error) { console.error(error) }
+      try { this.#place(article, true) } catch (error) { console.error(error) }
     }
     this.#tidy()
     this.#log.scrollTop = top + this.#log.scrollHeight - height
@@ -245,9 +246,8 @@ export class ConversationView {
     return Number(this.#messages?.querySelector("article[data-position]:not([data-position=''])")?.dataset.position) || 0
   }
 
-  scrollToEnd(byHand = false) {
+  scrollToEnd() {
     if (!this.#log) return
-    if (byHand) this.#tidy()
     this.#log.scrollTop = this.#log.scrollHeight
     this.#isAtEnd = true
     if (this.#jump) this.#jump.hidden = true

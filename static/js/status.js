@@ -3,7 +3,8 @@
 
 const GRACE = 2500 // a trouble shorter than this needs no banner
 const GRACE_AFTER_WAKE = 8000
-const COUNTDOWN_FROM = 5000
+// A wait that reads "5" or more: the ceiling of 5 s is jittered downwards, so it is the rounded second that counts.
+const COUNTDOWN_FROM = 4000
 
 // The words that scripts show, from <template id="words">; {n} is replaced.
 export function words(key, n) {
@@ -82,7 +83,7 @@ export class StatusView {
       interval: pace.held ? words("held") : words("every", seconds(pace.every)),
       attempt: record.reconnectAttempts || "",
       most: this.#mostAttempts,
-      countdown: this.#wait >= COUNTDOWN_FROM && left > 0 ? Math.ceil(left / 1000) : "",
+      countdown: this.#wait > COUNTDOWN_FROM && left > 0 ? Math.ceil(left / 1000) : "",
       queued: record.queued || "",
       reason: record.reason ? words(`reason-${record.reason}`) : "",
     }

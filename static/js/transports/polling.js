@@ -106,11 +106,27 @@ export class PollingTransport {
       return { retry: "signed-out" }
     }
     if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: advice(response.headers) }
+    if (data?.error?.code === "csrf") return this.#renew()
     if (data?.error) return { refused: data.error.code ?? "refused", words: data.error.message }
     if (status === 413) return { refused: "too-long" }
     if (status === 404 || status === 410) return { refused: "gone" }
     if (status >= 400 && status !== 407 && status !== 408) return { refused: "network-filter" }
     return { retry: "foreign-page" }
+  }
+
+  // Signed in anew from another tab: the page's token is the old session's. Another person's session is not for us.
+  async #renew() {
+    const { response, text } = await fetchWithin(10000, location.href)
+    const page = new DOMParser().parseFromString(text, "text/html")
+    const fresh = page.querySelector('meta[name="csrf-token"]')?.content
+    if (this.#isSignIn(response) || (fresh && page.body.dataset.person !== document.body.dataset.person)) {
+      this.#world.on({ type: "signed_out", reason: "signed-out" })
+      return { retry: "signed-out" }
+    }
+    if (!fresh) return { retry: "foreign-page" }
+    document.querySelector('meta[name="csrf-token"]').content = fresh
+    for (const field of document.querySelectorAll("input[name=csrf_token]")) field.value = fresh
+    return { retry: "renewed" }
   }
 
   #isSignIn(response) {
@@ -130,7 +146,8 @@ export class PollingTransport {
     if (!this.#form || !htmx) return this.#fail({ reason: "server-unreachable" })
     const { epoch, feeds } = this.#world.plan()
     const cursors = Object.entries(feeds).map(([feed, cursor]) => ["c", `${feed}:${cursor}`])
-    const inputs = [["epoch", epoch], ["wait", wait], ...cursors].map(([name, value]) => {
+    const { person } = document.body.dataset // another person's session must not answer this page
+    const inputs = [["epoch", epoch], ["person", person], ["wait", wait], ...cursors].map(([name, value]) => {
       return Object.assign(document.createElement("input"), { type: "hidden", name, value })
     })
     this.#form.replaceChildren(...inputs)
@@ -165,7 +182,6 @@ export class PollingTransport {
     const answer = this.#inbox.querySelector("chat-answer")
     let advanced = false
     let more = false
-    if (answer) this.#world.receive(answer, "polling")
     for (const element of [...(answer?.children ?? [])]) {
       if (element.hasAttribute("more")) more = true
       try {
