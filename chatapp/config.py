@@ -75,7 +75,10 @@ def _origin(text: str) -> str:
 
 
 def _origins(text: str) -> tuple[str, ...]:
-    return tuple(_origin(part.strip()) for part in text.split(",") if part.strip())
+    origins = tuple(_origin(part.strip()) for part in text.split(",") if part.strip())
+    if any(urlsplit(origin).path for origin in origins):
+        raise ValueError("must be origins without a path, such as https://chat.example.org")
+    return origins
 
 
 def _networks(text: str) -> tuple[Network, ...]:

@@ -7,8 +7,8 @@ strict proxies strip the headers by which libraries mark themselves.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from flask import Blueprint, abort, current_app, jsonify, redirect, render_template, request, url_for
@@ -160,8 +160,7 @@ def sign_out() -> Any:
 
 def _own_path(target: str) -> str:
     """A path of ours to go to; never another site's address."""
-    parts = urlsplit(target)
-    is_ours = target.startswith("/") and not target.startswith(("//", "/\\")) and not parts.netloc
+    is_ours = re.fullmatch(r"/(?![/\\])[!-\[\]-~]*", target) is not None
     return f"{request.script_root}{target}" if is_ours else url_for("pages.home")
 
 
@@ -327,7 +326,7 @@ def events() -> Any:
         if len(reported) > MOST_EVENTS:
             return problem("too-many", f"Report at most {MOST_EVENTS} events at once.", 413)
         rows = [_event(item, sign_in.person.uuid if sign_in else "") for item in reported]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return problem("bad-events", "events must be a JSON list as docs/protocol.md describes it.", 400)
     house().store.events.add(rows)
     return "", 204
@@ -336,7 +335,10 @@ def events() -> Any:
 def _event(item: dict[str, Any], person: str) -> ConnectionEvent:
     def text(key: str, length: int) -> str | None:
         value = item.get(key)
-        return str(value)[:length] if value is not None else None
+        if value is None:
+            return None
+        str(value).encode()  # halves of characters cannot be stored: ValueError
+        return str(value)[:length]
 
     number, happened_at = int(item["number"]), int(item["at"])
     if not (0 <= number < 1 << 31 and 0 <= happened_at < 1 << 53):

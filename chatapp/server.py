@@ -24,6 +24,10 @@ worker_connections = 10_000  # every open WebSocket and held poll counts; the ca
 keepalive = 75  # seconds; above the usual 60 of proxies, so that they, not we, drop an idle connection
 timeout = 60  # seconds without a sign of life of the worker's event loop
 graceful_timeout = 10  # seconds
+# No header of a client says anything about where it comes from; chatapp.proxies believes declared proxies.
+forwarded_allow_ips = ""
+forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
 control_socket_disable = True  # else two instances of one user meet on one path
 accesslog = "-"
 access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(M)sms'  # no query: it may say who reads what

@@ -66,17 +66,26 @@ def decode(text: str) -> ClientFrame:
     if not isinstance(data, dict):
         raise BadFrame("A frame must be a JSON object.")
     match data:
-        case {"type": "echo", "n": int(n)}:
+        case {"type": "echo", "n": int(n)} if not isinstance(n, bool):
             return Echo(n)
         case {"type": "send", "conversation": str(conversation), "client_id": str(client_id), "body": str(body)}:
-            return Send(conversation, client_id, body)
+            return Send(_whole(conversation), _whole(client_id), body)
         case {"type": "subscribe", "epoch": str(epoch), "feeds": dict(feeds)}:
-            return Subscribe(epoch, {name: checked_cursor(cursor) for name, cursor in feeds.items()})
+            return Subscribe(epoch, {_whole(name): checked_cursor(cursor) for name, cursor in feeds.items()})
         case {"type": "unsubscribe", "feeds": list(names)} if all(isinstance(name, str) for name in names):
-            return Unsubscribe(tuple(names))
+            return Unsubscribe(tuple(_whole(name) for name in names))
         case {"type": str(kind)}:
             raise BadFrame(f"A frame of type {kind[:40]!r} is unknown or incomplete.")
     raise BadFrame("A frame needs a type.")
+
+
+def _whole(text: str) -> str:
+    """A name, without halves of characters, which no answer could repeat. Raises BadFrame."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadFrame("A name holds half a character (a lone surrogate).") from None
+    return text
 
 
 def checked_cursor(cursor: object) -> int:

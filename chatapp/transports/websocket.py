@@ -6,6 +6,7 @@ timeout; a socket on which a write failed is never written to again.
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import socket
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 access = logging.getLogger("gunicorn.access")
 log = logging.getLogger("chatapp.websocket")
 
-NORMAL, TOO_BIG, POLICY, SERVER_ERROR, RESTART = 1000, 1009, 1008, 1011, 1012
+NORMAL, ABNORMAL, POLICY, TOO_BIG, SERVER_ERROR, RESTART = 1000, 1006, 1008, 1009, 1011, 1012
 SIGNED_OUT = 4401
 MOST_REPLIES = 64  # control frames waiting to be written; beyond, a client floods and is not read
 MOST_BACKLOG = 64  # messages read ahead of the handler
@@ -62,6 +63,7 @@ class WholeSocket:
         self._is_broken = False
         self.received_at = time.monotonic()
         self.backlog: list[Any] = []  # messages read and not yet taken up
+        self.was_cut = False  # the stream ended before anybody said goodbye
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -82,9 +84,15 @@ class WholeSocket:
 
     def recv(self, size: int) -> bytes:
         """Read, and note that the other side lives. A flood waits in the kernel, not in our memory."""
+        gevent.sleep(0)  # where bytes are always there, recv never waits, and nobody else would get a turn
         while len(self.backlog) > MOST_BACKLOG:
             gevent.sleep(0.01)
-        data = self._sock.recv(size)
+        try:
+            data = self._sock.recv(size)
+        except OSError:
+            self.was_cut = True
+            raise
+        self.was_cut = not data
         if data:
             self.received_at = time.monotonic()
             self.bytes_in += len(data)
@@ -140,14 +148,22 @@ class WebSocketConnection:
         try:
             self._read(settings.ws_max_message_size)
         except ConnectionClosed as closed:
-            is_too_big = self._ws.incoming_message_len > settings.ws_max_message_size
-            self.close_code = self.close_code or (TOO_BIG if is_too_big else int(closed.reason or 1006))
+            self.close_code = self.close_code or self._code_of(closed, settings)
+        except Exception:  # the outermost line of the reader: the writer must still say goodbye, and why
+            log.exception("the reader of a WebSocket failed")
+            self.close(SERVER_ERROR, "the server made a mistake")
         finally:
             self._peer.close()
             self._close = self._close or (NORMAL, "")
             self.wake()
             writer.join(timeout=settings.ws_write_timeout + 1)
             self._sock.abort()
+
+    def _code_of(self, closed: ConnectionClosed, settings: Settings) -> int:
+        """How the other side ended it; simple-websocket says 1005 also of a cut and of a message too big."""
+        if self._ws.incoming_message_len > settings.ws_max_message_size:
+            return TOO_BIG
+        return ABNORMAL if self._sock.was_cut else int(closed.reason)
 
     # Reading
 
@@ -217,7 +233,8 @@ class WebSocketConnection:
                 self._check_health(health, is_allowed)
             self._say_goodbye(*(self._close or (NORMAL, "")))
         except (OSError, ConnectionClosed):
-            self._close = self._close or (1006, "")
+            self._close = self._close or (ABNORMAL, "")
+            self.close_code = self.close_code or ABNORMAL
         except Exception:  # the outermost line of the writer: an error here must not leave a mute connection
             log.exception("the writer of a WebSocket failed")
             self._say_goodbye(SERVER_ERROR, "the server made a mistake")
@@ -332,6 +349,10 @@ def register(app: Flask, house: House) -> None:
         """Refuse before the 101: whoever is signed out or comes from a foreign page. Repair the socket."""
         if request.endpoint != "websocket_route":
             return None
+        if request.headers.get("Sec-WebSocket-Version") != "13":
+            return Response("WebSocket version 13 is needed.\n", 426, {"Sec-WebSocket-Version": "13"})
+        if not is_key(request.headers.get("Sec-WebSocket-Key", "")):
+            return Response("Sec-WebSocket-Key must be 16 bytes in base64.\n", 400, content_type="text/plain")
         if house.auth.current() is None:
             return Response("Sign in first.\n", 401, content_type="text/plain")
         if not origin_is_allowed(settings, request.headers.get("Origin", ""), request.host_url):
@@ -349,6 +370,14 @@ def register(app: Flask, house: House) -> None:
         if sign_in is None:
             return
         _serve(ws, house, sign_in, house.auth.token_hash(), live)
+
+
+def is_key(key: str) -> bool:
+    """Whether a handshake's key is one."""
+    try:
+        return len(base64.b64decode(key, validate=True)) == 16
+    except ValueError:
+        return False
 
 
 def _serve(ws: Server, house: House, sign_in: SignIn, token_hash: str, live: Live) -> None:
@@ -384,7 +413,7 @@ def _report(
     house: House, name: str, sign_in: SignIn, connection: WebSocketConnection, sock: WholeSocket, seconds: float
 ) -> None:
     """The connection's own line in the access log, which gunicorn leaves out, and its event."""
-    code = connection.close_code or 1006
+    code = connection.close_code or ABNORMAL
     address = request.remote_addr
     line = '%s - %s "WEBSOCKET /ws" %s in=%d out=%d %.1fs'
     access.info(line, address, sign_in.person.uuid, code, sock.bytes_in, sock.bytes_out, seconds)

@@ -1,0 +1,564 @@
+"""The rules of the chat on a real store, without a server: posting, order, permissions, changes, blocks."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from sqlalchemy import event, text
+
+from chatapp import create_app
+from chatapp.config import Settings
+from chatapp.conversation import LONGEST_MESSAGE, LONGEST_TITLE, BadMessage, Chat, Conflict, Gone, title_of
+from chatapp.house import House
+from chatapp.store import Block, ChangedMessage, Changes, ClaimedRun, Place, Store
+
+
+def house_of(app: Flask) -> House:
+    """The parts of an app."""
+    found: House = app.extensions["chatapp"]
+    return found
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """An app on a database of its own; its runner is not started."""
+    app = create_app(Settings(data_dir=tmp_path / "data"))
+    yield house_of(app)
+    dispose(house_of(app))
+
+
+def dispose(house: House) -> None:
+    """Close the databases."""
+    house.store.database.engine.dispose()
+    house.store.events.database.engine.dispose()
+
+
+@pytest.fixture
+def chat(house: House) -> Chat:
+    """The verbs."""
+    return house.chat
+
+
+@pytest.fixture
+def store(house: House) -> Store:
+    """The queries."""
+    return house.store
+
+
+@pytest.fixture
+def ada(store: Store) -> int:
+    """A person."""
+    return store.people.add_admin("Ada", "ada@example.org", "x").id
+
+
+@pytest.fixture
+def bob(store: Store, ada: int) -> int:
+    """Another person."""
+    return store.people.add_admin("Bob", "bob@example.org", "x").id
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+@pytest.fixture
+def place(chat: Chat, ada: int) -> Place:
+    """A conversation of Ada's."""
+    return chat.create(ada, new_id())
+
+
+def post(chat: Chat, place: Place, body: str) -> int:
+    """The position of a new message."""
+    return chat.post(place.person, place.uuid, new_id(), body).position
+
+
+def bodies(changes: Changes[ChangedMessage]) -> list[str]:
+    return [message.body for message in changes.items]
+
+
+def end_of(chat: Chat, place: Place) -> int:
+    """The feed's newest revision."""
+    return chat.changes(place, 0).end
+
+
+# Posting
+
+
+def test_a_message_is_posted_once_however_often_it_is_sent(chat: Chat, place: Place, ada: int) -> None:
+    client_id = new_id()
+    first = chat.post(ada, place.uuid, client_id, "hello")
+    again = chat.post(ada, place.uuid, client_id, "hello")
+    assert first.created and not again.created
+    assert (again.id, again.position, again.client_id) == (first.id, first.position, client_id)
+    assert bodies(chat.changes(place, 0)) == ["hello"]
+
+
+def test_the_same_id_is_known_in_whatever_form_it_is_written(chat: Chat, place: Place, ada: int) -> None:
+    client_id = new_id()
+    chat.post(ada, place.uuid, client_id, "hello")
+    assert not chat.post(ada, place.uuid.upper(), client_id.upper(), "hello").created
+    assert not chat.post(ada, place.uuid, client_id.replace("-", ""), "hello\r\n").created
+
+
+def test_a_known_id_with_another_text_is_a_conflict_and_changes_nothing(chat: Chat, place: Place, ada: int) -> None:
+    client_id = new_id()
+    chat.post(ada, place.uuid, client_id, "hello")
+    before = end_of(chat, place)
+    with pytest.raises(Conflict) as caught:
+        chat.post(ada, place.uuid, client_id, "goodbye")
+    assert caught.value.code == "conflict"
+    assert end_of(chat, place) == before
+
+
+def test_a_repeated_send_of_a_message_that_was_deleted_does_not_bring_it_back(
+    chat: Chat, place: Place, ada: int
+) -> None:
+    client_id = new_id()
+    posted = chat.post(ada, place.uuid, client_id, "hello")
+    chat.delete_message(ada, place.uuid, posted.id)
+    assert chat.post(ada, place.uuid, client_id, "hello").id == posted.id
+    assert chat.changes(place, 0).items[0].deleted
+
+
+def test_messages_keep_the_order_of_posting(chat: Chat, place: Place) -> None:
+    positions = [post(chat, place, f"message {number}") for number in range(30)]
+    assert positions == sorted(set(positions))
+    assert bodies(chat.changes(place, 0)) == [f"message {number}" for number in range(30)]
+
+
+def test_posting_may_create_the_conversation_under_the_clients_own_id(chat: Chat, ada: int) -> None:
+    conversation, client_id = new_id(), new_id()
+    first = chat.post(ada, conversation, client_id, "hello", create=True)
+    again = chat.post(ada, conversation, client_id, "hello", create=True)
+    assert (first.id, first.conversation) == (again.id, conversation)
+    assert len(chat.entries(ada, 0).items) == 1
+    assert chat.create(ada, conversation).uuid == conversation
+
+
+@pytest.mark.parametrize("body", ["", " ", "\n\t \r\n", "\x00", "\x00 \x00"])
+def test_a_message_without_content_is_refused(chat: Chat, place: Place, ada: int, body: str) -> None:
+    with pytest.raises(BadMessage) as caught:
+        chat.post(ada, place.uuid, new_id(), body)
+    assert caught.value.code == "empty"
+
+
+@pytest.mark.parametrize("unit", ["x", "ä", "👍"])
+def test_a_message_may_have_just_so_many_characters(chat: Chat, place: Place, ada: int, unit: str) -> None:
+    assert post(chat, place, unit * LONGEST_MESSAGE)
+    with pytest.raises(BadMessage) as caught:
+        chat.post(ada, place.uuid, new_id(), unit * (LONGEST_MESSAGE + 1))
+    assert caught.value.code == "too-long"
+
+
+@pytest.mark.parametrize("bad", ["", "x", "1", "\ud800", "0" * 31])
+def test_an_id_must_be_a_uuid(chat: Chat, place: Place, ada: int, bad: str) -> None:
+    for arguments in ((place.uuid, bad), (bad, new_id())):
+        with pytest.raises(BadMessage) as caught:
+            chat.post(ada, *arguments, "hello")
+        assert caught.value.code == "bad-id"
+
+
+def test_half_a_character_is_refused(chat: Chat, place: Place, ada: int) -> None:
+    with pytest.raises(BadMessage):
+        chat.post(ada, place.uuid, new_id(), "x\ud800")
+
+
+def test_line_ends_are_made_equal_and_the_rest_is_kept(chat: Chat, place: Place) -> None:
+    post(chat, place, "  a\r\nb\rc\n\n d  e \n")
+    assert bodies(chat.changes(place, 0)) == ["a\nb\nc\n\n d  e"]
+
+
+# Permissions
+
+
+def test_a_foreign_conversation_is_as_gone_as_one_that_never_was(
+    chat: Chat, store: Store, place: Place, bob: int
+) -> None:
+    mine = post(chat, place, "a secret")
+    message = chat.changes(place, 0).items[0].uuid
+    for conversation in (place.uuid, new_id()):
+        for act in (
+            lambda c: chat.place(bob, c),
+            lambda c: chat.post(bob, c, new_id(), "hello"),
+            lambda c: chat.rename(bob, c, "mine now"),
+            lambda c: chat.delete(bob, c),
+            lambda c: chat.delete_message(bob, c, message),
+            lambda c: chat.stop(bob, c),
+            lambda c: chat.again(bob, c),
+        ):
+            with pytest.raises(Gone) as caught:
+                act(conversation)
+            assert caught.value.message == Gone().message
+    with pytest.raises(Gone):
+        chat.create(bob, place.uuid)
+    with pytest.raises(Gone):
+        chat.post(bob, place.uuid, new_id(), "hello", create=True)
+    assert chat.changes(place, 0).items[0].position == mine
+    assert chat.entries(bob, 0).items == ()
+    assert store.conversations.newest(bob) is None
+
+
+def test_nobody_deletes_what_another_wrote(chat: Chat, store: Store, place: Place, ada: int) -> None:
+    post(chat, place, "a question")
+    run = store.runs.claim_run("lease")
+    assert run is not None
+    answer = chat.changes(place, 0).items[-1]
+    assert answer.author == "assistant"
+    with pytest.raises(Gone):
+        chat.delete_message(ada, place.uuid, answer.uuid)
+
+
+def test_a_deleted_conversation_is_gone_also_for_who_had_it_in_a_cache(chat: Chat, place: Place, ada: int) -> None:
+    post(chat, place, "hello")
+    assert chat.place(ada, place.uuid) is chat.place(ada, place.uuid), "it is cached"
+    chat.delete(ada, place.uuid)
+    for act in (lambda: chat.place(ada, place.uuid), lambda: chat.post(ada, place.uuid, new_id(), "x")):
+        with pytest.raises(Gone):
+            act()
+    with pytest.raises(Gone):
+        chat.delete(ada, place.uuid)
+    with pytest.raises(Gone):
+        chat.create(ada, place.uuid)
+
+
+def test_a_renamed_conversation_is_not_read_from_the_cache(chat: Chat, place: Place, ada: int) -> None:
+    chat.place(ada, place.uuid)
+    chat.rename(ada, place.uuid, "Backups")
+    assert chat.place(ada, place.uuid).title == "Backups"
+
+
+# Titles, deletion, the list
+
+
+@pytest.mark.parametrize(
+    ("body", "title"),
+    [
+        ("Where are the backups?", "Where are the backups?"),
+        ("  first line \n second", "first line"),
+        ("a\tb   c", "a b c"),
+        ("x" * LONGEST_TITLE, "x" * LONGEST_TITLE),
+        ("word " * 40, "word " * 14 + "word…"),
+    ],
+)
+def test_a_title_is_the_first_line_cut_at_a_word(body: str, title: str) -> None:
+    assert title_of(body) == title
+    assert len(title_of(body)) <= LONGEST_TITLE
+
+
+def test_only_the_first_message_names_the_conversation(chat: Chat, place: Place, ada: int) -> None:
+    post(chat, place, "first words")
+    post(chat, place, "other words")
+    assert chat.place(ada, place.uuid).title == "first words"
+    chat.rename(ada, place.uuid, "  my \n title  ")
+    post(chat, place, "third words")
+    assert chat.place(ada, place.uuid).title == "my title"
+    with pytest.raises(BadMessage):
+        chat.rename(ada, place.uuid, " \n")
+    chat.rename(ada, place.uuid, "y" * 500)
+    assert chat.place(ada, place.uuid).title == "y" * LONGEST_TITLE
+
+
+def test_a_deleted_message_is_a_tombstone_in_its_place(chat: Chat, place: Place, ada: int) -> None:
+    positions = [post(chat, place, word) for word in ("one", "two", "three")]
+    cursor = end_of(chat, place)
+    message = chat.changes(place, 0).items[1]
+    chat.delete_message(ada, place.uuid, message.uuid)
+    changes = chat.changes(place, cursor)
+    (stone,) = changes.items
+    assert (stone.uuid, stone.position, stone.deleted, stone.body) == (message.uuid, positions[1], True, "")
+    assert stone.revision == changes.end > cursor
+    chat.delete_message(ada, place.uuid, message.uuid)
+    assert end_of(chat, place) == changes.end, "deleting it again changes nothing"
+    assert [m.position for m in chat.changes(place, 0).items] == positions
+
+
+def test_the_list_tells_of_new_renamed_and_deleted_conversations(chat: Chat, ada: int) -> None:
+    first, second = chat.create(ada, new_id()), chat.create(ada, new_id())
+    start = chat.entries(ada, 0)
+    assert start.reset and {entry.uuid for entry in start.items} == {first.uuid, second.uuid}
+    post(chat, first, "hello")
+    changes = chat.entries(ada, start.end)
+    assert [(entry.uuid, entry.title) for entry in changes.items] == [(first.uuid, "hello")]
+    chat.rename(ada, second.uuid, "other")
+    chat.delete(ada, first.uuid)
+    after = {entry.uuid: entry for entry in chat.entries(ada, changes.end).items}
+    assert after[first.uuid].deleted and not after[second.uuid].deleted
+    assert after[second.uuid].title == "other"
+    assert [entry.uuid for entry in chat.entries(ada, 0).items] == [second.uuid]
+    assert chat.entries(ada, chat.entries(ada, 0).end).items == ()
+
+
+# Changes
+
+
+def test_nothing_new_is_nothing(chat: Chat, place: Place) -> None:
+    post(chat, place, "hello")
+    end = end_of(chat, place)
+    changes = chat.changes(place, end)
+    assert (changes.start, changes.end, changes.items, changes.more, changes.reset) == (end, end, (), False, False)
+
+
+def test_from_zero_come_the_newest_forty_and_older_ones_page_by_page(chat: Chat, place: Place) -> None:
+    positions = [post(chat, place, f"{number}") for number in range(95)]
+    newest = chat.changes(place, 0)
+    assert newest.reset and not newest.more
+    assert bodies(newest) == [f"{number}" for number in range(55, 95)]
+    middle = chat.older(place, newest.items[0].position)
+    assert bodies(middle) == [f"{number}" for number in range(15, 55)] and middle.more
+    oldest = chat.older(place, middle.items[0].position)
+    assert bodies(oldest) == [f"{number}" for number in range(15)] and not oldest.more
+    assert chat.older(place, positions[0]).items == ()
+    assert newest.end == middle.end == oldest.end
+
+
+def test_exactly_forty_older_ones_are_the_last_page(chat: Chat, place: Place) -> None:
+    for number in range(80):
+        post(chat, place, f"{number}")
+    page = chat.older(place, chat.changes(place, 0).items[0].position)
+    assert len(page.items) == 40 and not page.more
+
+
+def test_a_reader_far_behind_gets_its_changes_in_pages(chat: Chat, place: Place) -> None:
+    post(chat, place, "start")
+    cursor = end_of(chat, place)
+    for number in range(450):
+        post(chat, place, f"{number}")
+    found: list[str] = []
+    pages = []
+    while True:
+        changes = chat.changes(place, cursor)
+        assert changes.start == cursor and not changes.reset
+        found += bodies(changes)
+        pages.append(len(changes.items))
+        cursor = changes.end
+        if not changes.more:
+            break
+    assert found == [f"{number}" for number in range(450)]
+    assert pages == [200, 200, 50]
+    assert cursor == end_of(chat, place)
+
+
+def test_what_changes_between_two_pages_is_not_missed(chat: Chat, place: Place, ada: int) -> None:
+    post(chat, place, "start")
+    cursor = end_of(chat, place)
+    for number in range(250):
+        post(chat, place, f"{number}")
+    first = chat.changes(place, cursor)
+    chat.delete_message(ada, place.uuid, first.items[3].uuid)
+    rest = chat.changes(place, first.end)
+    assert len(rest.items) == 51 and not rest.more
+    assert rest.items[-1].uuid == first.items[3].uuid and rest.items[-1].deleted
+
+
+def test_exactly_two_hundred_changes_are_one_page(chat: Chat, place: Place) -> None:
+    post(chat, place, "start")
+    cursor = end_of(chat, place)
+    for number in range(200):
+        post(chat, place, f"{number}")
+    changes = chat.changes(place, cursor)
+    assert len(changes.items) == 200 and not changes.more and changes.end == end_of(chat, place)
+
+
+def test_the_list_of_many_conversations_pages_too(chat: Chat, ada: int) -> None:
+    chat.create(ada, new_id())
+    cursor = chat.entries(ada, 0).end
+    for _ in range(210):
+        chat.create(ada, new_id())
+    first = chat.entries(ada, cursor)
+    rest = chat.entries(ada, first.end)
+    assert (len(first.items), first.more, len(rest.items), rest.more) == (200, True, 10, False)
+
+
+def test_revisions_have_no_gap_and_change_numbers_no_twin(chat: Chat, store: Store, place: Place, ada: int) -> None:
+    other = chat.create(ada, new_id())
+    seen = []
+    for number in range(20):
+        posted = chat.post(ada, (place, other)[number % 2].uuid, new_id(), f"{number}")
+        seen.append((posted.conversation, posted.position))
+    chat.rename(ada, place.uuid, "renamed")
+    for conversation in (place, other):
+        mine = [position for uuid_, position in seen if uuid_ == conversation.uuid]
+        assert mine == [mine[0], *range(mine[0] + 2, mine[0] + 11)], "the first one also takes one for the title"
+    with store.database.read() as connection:
+        changes = [row[0] for row in connection.execute(text("select change from feeds"))]
+        revisions = dict(connection.execute(text("select id, revision from feeds")).all())  # type: ignore[arg-type]
+    moved = [change for change in changes if change]
+    assert len(moved) == len(set(moved))
+    assert revisions[place.feed] == end_of(chat, place)
+    assert store.database.head(place.feed) == end_of(chat, place)
+
+
+def test_a_change_that_fails_takes_no_revision_and_wakes_nobody(
+    chat: Chat, house: House, place: Place, ada: int
+) -> None:
+    post(chat, place, "hello")
+    woken: list[int] = []
+    house.bus.subscribe(place.feed, woken.append)
+    before, head = end_of(chat, place), house.store.database.head(place.feed)
+    with pytest.raises(RuntimeError), house.store.database.write() as tx:
+        tx.bump(place.feed)
+        raise RuntimeError
+    assert (end_of(chat, place), house.store.database.head(place.feed), woken) == (before, head, [])
+    post(chat, place, "again")
+    assert woken
+
+
+# Blocks and runs
+
+
+def answer(store: Store, chat: Chat, place: Place) -> ClaimedRun:
+    """A run that has begun."""
+    post(chat, place, "a question")
+    run = store.runs.claim_run("lease")
+    assert run is not None
+    return run
+
+
+def block(chat: Chat, place: Place) -> Block:
+    """The first block of the newest message."""
+    return chat.changes(place, 0).items[-1].blocks[0]
+
+
+def test_a_reader_at_any_cursor_gets_just_the_rest_of_a_block(chat: Chat, store: Store, place: Place) -> None:
+    run = answer(store, chat, place)
+    versions: dict[int, str] = {}
+    for html in ("<p>a</p>", "<p>ab</p>", "<p>ab<b>c</b></p>", "<p>ab<b>c</b>d</p>", "<p>ab<i>c</i>d</p>"):
+        assert store.runs.write_answer(run, "lease", "x", [(0, html)]) == "go"
+        versions[end_of(chat, place)] = html
+    now = block(chat, place)
+    for cursor, html in versions.items():
+        offset = now.offset(cursor)
+        assert html[:offset] == now.html[:offset]
+        assert html[:offset] + now.html[offset:] == now.html
+    cursors = list(versions)
+    assert now.offset(cursors[0]) == len("<p>a")
+    assert now.offset(cursors[3]) == len("<p>ab<")
+    assert now.offset(cursors[4]) == 0 or now.revision <= cursors[4]
+    assert now.offset(cursors[0] - 1) == 0, "who never had the block gets it whole"
+
+
+def test_a_reader_too_far_behind_gets_the_block_whole(chat: Chat, store: Store, place: Place) -> None:
+    run = answer(store, chat, place)
+    cursors = []
+    for number in range(1, 40):
+        store.runs.write_answer(run, "lease", "x", [(0, "<p>" + "x" * number)])
+        cursors.append(end_of(chat, place))
+    now = block(chat, place)
+    assert now.offset(cursors[0]) == 0
+    assert now.offset(cursors[-2]) == len("<p>") + 38
+    for number, cursor in enumerate(cursors, 1):
+        offset = now.offset(cursor)
+        assert offset <= len("<p>") + number and ("<p>" + "x" * number)[:offset] == now.html[:offset]
+
+
+def test_a_block_that_did_not_change_keeps_its_revision(chat: Chat, store: Store, place: Place) -> None:
+    run = answer(store, chat, place)
+    store.runs.write_answer(run, "lease", "x", [(0, "<p>done</p>"), (1, "<p>op")])
+    first = block(chat, place).revision
+    store.runs.write_answer(run, "lease", "x", [(0, "<p>done</p>"), (1, "<p>open")])
+    assert block(chat, place).revision == first
+    assert chat.changes(place, 0).items[-1].blocks[1].revision > first
+
+
+def test_one_run_goes_and_one_waits_however_much_is_posted(chat: Chat, store: Store, place: Place) -> None:
+    run = answer(store, chat, place)
+    for number in range(5):
+        post(chat, place, f"{number}")
+    assert store.runs.claim_run("other") is None
+    store.runs.end_run(run, "lease", "completed", "done", [(0, "<p>done</p>")], None)
+    second = store.runs.claim_run("other")
+    assert second is not None
+    assert [turn.body for turn in second.history][-5:] == ["0", "1", "2", "3", "4"]
+    assert store.runs.claim_run("third") is None
+
+
+def test_whose_lease_is_lost_writes_no_more(chat: Chat, store: Store, place: Place) -> None:
+    run = answer(store, chat, place)
+    store.runs.write_answer(run, "lease", "kept", [(0, "<p>kept</p>")])
+    assert store.runs.reap_runs(-1) == 1
+    assert store.runs.write_answer(run, "lease", "late", [(0, "<p>late</p>")]) == "lost"
+    store.runs.end_run(run, "lease", "completed", "late", [(0, "<p>late</p>")], None)
+    last = chat.changes(place, 0).items[-1]
+    assert (last.state, last.body, last.blocks[0].html) == ("interrupted", "kept", "<p>kept</p>")
+    assert store.runs.reap_runs(-1) == 0
+
+
+def test_stopping_asks_the_writer_and_forgets_what_waits(chat: Chat, store: Store, place: Place, ada: int) -> None:
+    run = answer(store, chat, place)
+    post(chat, place, "another")
+    chat.stop(ada, place.uuid)
+    assert store.runs.write_answer(run, "lease", "x", []) == "stop"
+    store.runs.end_run(run, "lease", "stopped", "x", [], None)
+    assert store.runs.claim_run("other") is None
+    chat.again(ada, place.uuid)
+    assert store.runs.claim_run("other") is not None
+
+
+# The database
+
+
+def statements(house: House) -> list[tuple[str, object]]:
+    """The statements that the store runs from now on."""
+    found: list[tuple[str, object]] = []
+
+    @event.listens_for(house.store.database.engine, "before_cursor_execute")
+    def note(_c: object, _cursor: object, statement: str, parameters: object, _x: object, _many: bool) -> None:
+        found.append((statement, parameters))
+
+    return found
+
+
+def plans(house: House, found: list[tuple[str, object]]) -> str:
+    """How SQLite would run the noted SELECTs."""
+    lines = []
+    with house.store.database.engine.connect() as connection:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        for statement, parameters in [item for item in found if item[0].startswith("SELECT")]:
+            rows = raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+            lines += [row[3] for row in rows]
+    return "\n".join(lines)
+
+
+def test_no_read_walks_through_all_messages(chat: Chat, house: House, place: Place, ada: int) -> None:
+    for number in range(60):
+        post(chat, place, f"{number}")
+    found = statements(house)
+    chat.changes(place, 3)
+    chat.changes(place, 0)
+    chat.older(place, 30)
+    chat.entries(ada, 1)
+    house.store.conversations.newest(ada)
+    house.store.runs.claim_run("lease")
+    plan = plans(house, found)
+    assert "SEARCH messages USING INDEX messages_revision" in plan
+    assert "(conversation_id=? AND position<?)" in plan
+    for table in ("messages", "blocks", "conversations", "sessions"):
+        assert f"SCAN {table}" not in plan, plan
+
+
+def test_finding_a_change_number_reads_one_row_of_an_index(chat: Chat, house: House, place: Place) -> None:
+    found = statements(house)
+    post(chat, place, "hello")
+    updates = [item for item in found if item[0].startswith("UPDATE feeds")]
+    assert updates
+    with house.store.database.engine.connect() as connection:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        rows = raw.execute(f"EXPLAIN QUERY PLAN {updates[0][0]}", updates[0][1]).fetchall()
+    assert not [row[3] for row in rows if row[3] == "SCAN feeds"]
+
+
+def test_what_was_posted_is_there_after_the_app_is_made_anew(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    first = house_of(create_app(settings))
+    ada = first.store.people.add_admin("Ada", "ada@example.org", "x").id
+    place = first.chat.create(ada, new_id())
+    post(first.chat, place, "hello")
+    dispose(first)
+    second = house_of(create_app(settings))
+    assert (second.epoch, second.instance) == (first.epoch, first.instance)
+    assert bodies(second.chat.changes(second.chat.place(ada, place.uuid), 0)) == ["hello"]
+    dispose(second)
