@@ -19,6 +19,7 @@ PREFIX = "CHATAPP_"
 UNPREFIXED = ("PORT", "HOST", "DATA_DIR")
 TRANSPORTS = ("websocket", "polling")
 ASSISTANTS = ("builtin", "openai", "off")
+SYSTEM_PROMPT = "You are the assistant of this chat. Answer in Markdown, to the point. Say so where you do not know."
 
 
 class ConfigError(Exception):
@@ -96,6 +97,10 @@ def _prefix(text: str) -> str:
     return text.rstrip("/")
 
 
+def _prompt(text: str) -> str:
+    return "" if text == "off" else text
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser().resolve()
 
@@ -150,8 +155,13 @@ class Settings:
     heartbeat_interval: float = _setting("Echo of a page that is not visible.", 30.0, _number(1, 3600), "s")
 
     session_lifetime: float = _setting("A sign-in ends after so many days.", 30.0, _number(0.01, 3650), "days")
-    assistant: str = _setting("Who answers: builtin or off.", "builtin", _one_of(*ASSISTANTS))
+    assistant: str = _setting("Who answers: builtin, openai or off.", "builtin", _one_of(*ASSISTANTS))
     assistant_pace: float = _setting("Speed of the built-in assistant.", 400.0, _number(1, 1e7), "characters a second")
+    openai_base_url: str = _setting("OpenAI-compatible server, such as http://127.0.0.1:8080/v1.", "", _origin)
+    openai_api_key: str = _setting("Its key, where it wants one.", "", str.strip, secret=True)
+    openai_model: str = _setting("Its model.", "", str.strip)
+    openai_timeout: float = _setting("Its longest silence while it answers.", 60.0, _number(0.1, 3600), "s")
+    openai_system_prompt: str = _setting("What its model is told first; `off` for nothing.", SYSTEM_PROMPT, _prompt)
     admin_name: str = _setting("Name of the first admin, made at the start of an empty database.", "", str)
     admin_email: str = _setting("E-mail of the first admin.", "", str)
     admin_password: str = _setting("Password of the first admin.", "", str, secret=True)
@@ -163,9 +173,6 @@ class Settings:
     rate_limit_connects: str | None = _later("Connects a person may make.", "limiting connects")
     max_sockets_per_user: str | None = _later("Live connections a person may have.", "capping connections")
     max_sockets_per_address: str | None = _later("Live connections an address may have.", "capping connections")
-    openai_base_url: str | None = _later("An OpenAI-compatible server.", "the OpenAI-compatible assistant")
-    openai_api_key: str | None = _later("Its key.", "the OpenAI-compatible assistant")
-    openai_model: str | None = _later("Its model.", "the OpenAI-compatible assistant")
     drill_schedule: str | None = _later("When to drill the fallback.", "scheduled drills")
     metrics_token: str | None = _later("Bearer token of /metrics.", "the metrics page")
 
@@ -227,14 +234,28 @@ def _parse(variable: str, text: str, metadata: Mapping[str, Any], default: Any) 
 
 
 def _check_together(settings: Settings) -> None:
-    if settings.assistant == "openai":
-        raise ConfigError("CHATAPP_ASSISTANT=openai: this assistant is not built yet; use builtin or off.")
+    _check_openai(settings)
     given = [bool(settings.admin_name), bool(settings.admin_email), bool(settings.admin_password)]
     if any(given) and not all(given):
         raise ConfigError("CHATAPP_ADMIN_NAME, _EMAIL and _PASSWORD go together: set all three or none.")
     path = urlsplit(settings.public_url).path
     if path and path != settings.url_prefix:
         raise ConfigError(f"CHATAPP_PUBLIC_URL ends in {path!r}, but CHATAPP_URL_PREFIX is {settings.url_prefix!r}.")
+
+
+def _check_openai(settings: Settings) -> None:
+    needed = {
+        "CHATAPP_OPENAI_BASE_URL": settings.openai_base_url,
+        "CHATAPP_OPENAI_MODEL": settings.openai_model,
+    }
+    missing = [name for name, value in needed.items() if not value]
+    if settings.assistant == "openai" and missing:
+        raise ConfigError(f"CHATAPP_ASSISTANT=openai needs {' and '.join(missing)}.")
+    key = settings.openai_api_key
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(
+            "CHATAPP_OPENAI_API_KEY holds what no key has: a space, a line break, a letter with an accent."
+        )
 
 
 def _show(value: Any) -> str:

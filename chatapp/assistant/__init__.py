@@ -2,10 +2,12 @@
 
 provider.py  what everyone who writes answers has in common
 builtin.py   the default: answers from a folder of Markdown, without network or key
+openai.py    answers from an OpenAI-compatible server; imported only where it is chosen
 blocks.py    Markdown to sanitised HTML, block by block, as it grows
 runner.py    durable runs: claims what is queued, writes it as it grows, ends it once
 """
 
+from importlib import import_module
 from pathlib import Path
 
 from chatapp.assistant.builtin import BuiltIn, Knowledge
@@ -24,4 +26,9 @@ def make_knowledge(settings: Settings) -> Knowledge:
 
 def make_provider(settings: Settings, knowledge: Knowledge) -> Provider | None:
     """The provider that the settings ask for; None where the assistant is off."""
-    return None if settings.assistant == "off" else BuiltIn(knowledge, settings.assistant_pace)
+    if settings.assistant == "off":
+        return None
+    if settings.assistant == "openai":  # its HTTP client takes a moment to import: the others start without it
+        provider: Provider = import_module("chatapp.assistant.openai").OpenAI(settings)
+        return provider
+    return BuiltIn(knowledge, settings.assistant_pace)
