@@ -39,11 +39,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     instance = hashlib.sha256(key.encode()).hexdigest()[:8]
     app.config.update(_flask_settings(settings, key, instance))
     bus = Bus()
-    store = Store(app, settings.data_dir, bus)
+    store = Store(app, settings.data_dir, bus, settings.workers)
     knowledge = make_knowledge(settings)
     provider = make_provider(settings, knowledge)
     chat = Chat(store, assistant_answers=provider is not None)
-    auth = Auth(store, settings)
+    auth = Auth(store, settings, bus)
     renderer = Renderer(app, f"{settings.url_prefix}/")
     reader = Reader(store, chat, renderer)
     epoch = store.people.epoch()

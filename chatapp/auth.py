@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import gevent
 from flask import g, request, session
 from werkzeug.security import check_password_hash, generate_password_hash
 
+from chatapp.beside import beside
+from chatapp.bus import ACCESS, Bus
 from chatapp.config import Settings
 from chatapp.store import Person, SignIn, Store, now_ms
 
@@ -45,10 +46,11 @@ class Refused(Exception):
 class Auth:
     """Sessions and passwords of one instance."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, bus: Bus) -> None:
         self._people = store.people
         self._settings = settings
         self._cache: dict[str, tuple[SignIn, float]] = {}
+        bus.subscribe(ACCESS, lambda _topic: self._cache.clear())
 
     # Sessions
 
@@ -99,7 +101,7 @@ class Auth:
     def sign_in(self, email: str, password: str) -> int:
         """The number of the person with this address and password. Raises Refused."""
         found = self._people.password_hash(email.strip())
-        is_right = off_the_loop(check_password_hash, found[1] if found else NOBODY, password)
+        is_right = beside(check_password_hash, found[1] if found else NOBODY, password)
         if found is None or not is_right:
             raise Refused("password", "The e-mail address or the password is wrong.")
         return found[0]
@@ -176,17 +178,12 @@ def checked_person(name: str, email: str, password: str) -> tuple[str, str]:
 
 def hash_password(password: str) -> str:
     """A slow hash, computed beside the event loop."""
-    return str(off_the_loop(generate_password_hash, password))
+    return beside(generate_password_hash, password)
 
 
 def hash_token(token: str) -> str:
     """What the database keeps of a session's token."""
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def off_the_loop(function: Any, *args: Any) -> Any:
-    """Run what takes over 10 ms in a real thread, so that nobody else waits for it."""
-    return gevent.get_hub().threadpool.apply(function, args)
 
 
 def is_loopback(host: str) -> bool:

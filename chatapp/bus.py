@@ -1,21 +1,23 @@
 """The bus wakes, the store answers: a notice carries a topic's number, never content.
 
 A lost, doubled or late notice can delay a change, never lose or repeat it. This first bus is a dictionary in
-one process; others (between processes, between hosts) will keep this interface.
+one process; `store.watch` publishes on it what other processes of this host committed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-RUNS = 0  # topic: an answer is queued or is asked to stop; a feed's topic is its number (from 1)
+# A feed's topic is its number, from 1. These two are rows of `feeds`, too, so that other processes notice them.
+RUNS = 0  # an answer is queued, is asked to stop, or has ended
+ACCESS = -1  # what somebody may see has changed, or a session has ended
 
 Wake = Callable[[int], None]
 
 
 def session_topic(session: int) -> int:
     """The topic on which the end of a session is told."""
-    return -session
+    return ACCESS - session
 
 
 class Bus:

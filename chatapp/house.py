@@ -37,11 +37,13 @@ class House:
 
     def start(self) -> None:
         """Begin the work that no request asks for; called in the worker, after the fork."""
+        self.store.watcher.start()
         if self.runner is not None:
             self.runner.start()
 
     def drain(self) -> None:
         """The worker is closing: tell every connection when to come back, and mark answers interrupted."""
+        self.store.watcher.stop()
         self.live.drain()
         self.polls.drain()
         if self.runner is not None:

@@ -7,6 +7,7 @@ from gevent import monkey
 monkey.patch_all()  # before anything else is imported, also where gunicorn preloads
 
 import os  # noqa: E402
+import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
@@ -16,10 +17,12 @@ from chatapp.config import load  # noqa: E402
 DRAIN_LOOK_S = 0.1  # gunicorn has no hook for TERM in a worker; this is how late a drain begins at most
 
 settings = load(os.environ)
+# A thread that renders something long gives way to the event loop after so many seconds (Python's default is 5 ms).
+sys.setswitchinterval(0.001)
 
 bind = f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
 worker_class = "gevent"
-workers = 1
+workers = settings.workers
 worker_connections = 10_000  # every open WebSocket and held poll counts; the cap per person comes elsewhere
 keepalive = 75  # seconds; above the usual 60 of proxies, so that they, not we, drop an idle connection
 timeout = 60  # seconds without a sign of life of the worker's event loop

@@ -178,6 +178,11 @@ class GrowingAnswer:
         self._body = ["".join(self._body)]
         return self._body[0]
 
+    @property
+    def open_length(self) -> int:
+        """Characters that the next parse must read."""
+        return len(self._tail)
+
     def feed(self, text: str) -> None:
         """Append a piece of Markdown, cut anywhere. Cheap: nothing is parsed here."""
         # Lone surrogates cannot be stored as UTF-8; carriage returns would shift the line numbers.

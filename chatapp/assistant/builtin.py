@@ -13,6 +13,7 @@ from math import log
 from pathlib import Path
 
 from chatapp.assistant import blocks
+from chatapp.beside import computed_beside
 from chatapp.store import Turn
 
 CHECK_FOLDERS_S = 2.0
@@ -171,8 +172,8 @@ class Knowledge:
             source = self._sources.get(slug)
         if source is None:
             return None
-        marks = blocks.headings(source)
-        return Document(marks[0].text if marks else slug, blocks.render(source))
+        marks = computed_beside(blocks.headings, source)
+        return Document(marks[0].text if marks else slug, computed_beside(blocks.render, source))
 
     def search(self, question: str, limit: int = 3) -> list[Passage]:
         """The passages that answer a question, best first; empty where none holds enough of it."""

@@ -15,6 +15,7 @@ from gevent.event import Event
 
 from chatapp.assistant.blocks import GrowingAnswer
 from chatapp.assistant.provider import Provider, ProviderError
+from chatapp.beside import computed_beside
 from chatapp.bus import RUNS, Bus
 from chatapp.store import ClaimedRun, Turn
 
@@ -29,6 +30,8 @@ SECOND_REAP_S = 6.0
 REAP_EVERY_S = 60.0
 CLAIM_EVERY_S = 5.0
 """A wake-up may be lost: the queue is looked at as often as this without one, in seconds."""
+LONG_BLOCK = 3000
+"""Characters of an open block from which on it is rendered beside the event loop: some 10 ms."""
 MOST_AT_ONCE = 16
 DRAIN_S = 5.0
 
@@ -71,6 +74,7 @@ class _Answer:
         self._run = run
         self._lease = lease
         self._text = GrowingAnswer()
+        self._pieces: list[str] = []  # read and not yet taken in
         self._unwritten: dict[int, str] = {}
         self._reader = gevent.Greenlet(self._read, run.history)
         self._interrupted = False
@@ -98,7 +102,8 @@ class _Answer:
         if verdict == "lost":
             log.warning("run %d is another writer's now", self._run.id)
             return
-        self._text.finish()
+        self._take_in()
+        computed_beside(self._text.finish)
         if self._interrupted:
             self._end("interrupted")
         elif verdict == "stop":
@@ -122,7 +127,7 @@ class _Answer:
                 self._reader.join(timeout=FLUSH_S)
                 if self._reader.ready():
                     break
-                self._unwritten.update(self._text.changed())
+                self._take_in()
                 if self._unwritten or self._asked or time.monotonic() - written >= HEARTBEAT_S:
                     verdict = self._flush()
                     written = time.monotonic()
@@ -131,6 +136,17 @@ class _Answer:
         finally:
             self._reader.kill(timeout=HEARTBEAT_S)  # closes the provider's iterator; nothing where it is done
         return "go"
+
+    def _take_in(self) -> None:
+        """Render what was read meanwhile. A long open block takes long, so that is done beside the event loop."""
+        pieces, self._pieces = self._pieces, []
+        text = "".join(pieces)
+        is_long = self._text.open_length + len(text) > LONG_BLOCK
+        self._unwritten.update(computed_beside(self._render, text) if is_long else self._render(text))
+
+    def _render(self, text: str) -> list[tuple[int, str]]:
+        self._text.feed(text)
+        return self._text.changed()
 
     def _flush(self) -> Verdict:
         """Write what changed; it stays unwritten where the store fails."""
@@ -146,7 +162,7 @@ class _Answer:
             pieces = self._provider.answer(history)
             try:
                 for piece in pieces:
-                    self._text.feed(piece)
+                    self._pieces.append(piece)
             finally:
                 close: Callable[[], object] = getattr(pieces, "close", lambda: None)
                 close()
@@ -157,7 +173,8 @@ class _Answer:
     def _fail(self, sentence: str) -> None:
         """The last word on a run that broke. Where not even that can be stored, the reaper ends it."""
         try:
-            self._text.finish()
+            self._take_in()
+            computed_beside(self._text.finish)
             self._end("failed", sentence)
         except Exception:  # the store itself fails: nothing is left to try
             log.exception("run %d could not be ended; it will be found as interrupted", self._run.id)

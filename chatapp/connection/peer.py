@@ -68,6 +68,8 @@ class Reader:
         place = None if name == LIST else self._chat.place(person, name)
         feed = place.feed if place else self._store.conversations.list_feed(person)
         head = self._store.database.head(feed)
+        if cursor > head:  # another process may be ahead of what this one has heard
+            head = self._store.database.head(feed, fresh=True)
         if cursor > head:
             raise StaleCursor
         cached = self._frames.get((feed, cursor))

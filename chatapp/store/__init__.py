@@ -5,7 +5,8 @@ people.py         people, sessions, the instance
 conversations.py  conversations, messages, `changes`
 runs.py           durable answers
 events.py         connection events, in a database file of their own
-migrate.py        brings a database to the newest migration
+watch.py          what other processes committed
+    migrate.py        brings a database to the newest migration
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignI
 from chatapp.store.runs import ClaimedRun, Runs, Turn
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted
 from chatapp.store.tables import db, instance
+from chatapp.store.watch import Watcher
 
 __all__ = [
     "AlreadySetUp",
@@ -60,7 +62,7 @@ def metrics_url(data_dir: Path) -> str:
 class Store:
     """The queries, by subject."""
 
-    def __init__(self, app: Flask, data_dir: Path, bus: Bus) -> None:
+    def __init__(self, app: Flask, data_dir: Path, bus: Bus, workers: int = 1) -> None:
         app.config["SQLALCHEMY_ENGINE_OPTIONS"] = POOL
         app.config["SQLALCHEMY_DATABASE_URI"] = database_url(data_dir)
         app.config["SQLALCHEMY_BINDS"] = {"metrics": {"url": metrics_url(data_dir), **POOL}}
@@ -74,6 +76,7 @@ class Store:
         self.conversations = Conversations(self.database)
         self.runs = Runs(self.database, self.conversations)
         self.events = Events(Database(metrics, bus))
+        self.watcher = Watcher(self.database, bus, workers)
 
     def is_ready(self) -> bool:
         """Whether the database answers and is migrated."""

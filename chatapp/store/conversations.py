@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, Row, Select, and_, or_, select, update
 
+from chatapp.bus import ACCESS
 from chatapp.store.database import Database, Write, new_id, now_ms
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, moment
 from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people
@@ -227,7 +228,7 @@ class Conversations:
         """Name the conversation; shows in its page and in every member's list."""
         mine = conversations.c.id == place.conversation
         tx.connection.execute(update(conversations).where(mine).values(title=title))
-        tx.access_changed = True  # a cached place knows the title
+        tx.bump(ACCESS)  # a cached place knows the title
         tx.bump(place.feed)
         self.touch_lists(tx, place.conversation)
 
@@ -235,7 +236,7 @@ class Conversations:
         """Take the conversation away from everybody; the rows stay."""
         mine = conversations.c.id == place.conversation
         tx.connection.execute(update(conversations).where(mine).values(deleted_at=now_ms()))
-        tx.access_changed = True
+        tx.bump(ACCESS)
         tx.bump(place.feed)
         self.touch_lists(tx, place.conversation)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine, event, func, select, update
+from sqlalchemy.exc import OperationalError
 
-from chatapp.bus import Bus
+from chatapp.beside import beside
+from chatapp.bus import ACCESS, Bus
 from chatapp.store.tables import feeds
 
+SLOW_COMMIT_S = 0.003  # a commit that takes longer goes beside the event loop; a thread costs some 0.3 ms
 BUSY_TIMEOUT_MS = 5000  # how long SQLite waits for another process's write before SQLITE_BUSY
 
 
@@ -44,8 +47,29 @@ def prepare_sqlite(engine: Engine, synchronous: str) -> None:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # A deferred transaction that turns into a writer can fail at once; IMMEDIATE waits its turn instead.
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if connection.get_execution_options().get("writes", False):
+            _begin_immediate(connection)
+        else:
+            connection.exec_driver_sql("BEGIN")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Take the write lock. Another process may hold it: then others of this one run while we wait, which SQLite's
+    own busy handler would not let them."""
+    deadline, pause_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000, 0.001
+    connection.exec_driver_sql("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.02)
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
 
 def new_id(result: CursorResult[Any]) -> int:
@@ -62,7 +86,6 @@ class Write:
     connection: Connection
     topics: dict[int, None] = field(default_factory=dict)
     heads: dict[int, int] = field(default_factory=dict)
-    access_changed: bool = False
 
     def bump(self, feed: int) -> int:
         """Take the feed's next revision; its readers are woken after the commit."""
@@ -84,7 +107,7 @@ class Write:
         return new_id(result)
 
     def notify(self, topic: int) -> None:
-        """Wake a topic that is no feed after the commit."""
+        """Wake a topic of this process only after the commit."""
         self.topics[topic] = None
 
 
@@ -96,6 +119,7 @@ class Database:
         self._bus = bus
         self._heads: dict[int, int] = {}
         self._forget: list[Callable[[], None]] = []
+        self._commit_s = 0.0  # how long commits took lately
         # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
         self._writer = threading.RLock()
 
@@ -113,22 +137,41 @@ class Database:
             with connection.begin():
                 tx = Write(connection)
                 yield tx
-            self._heads.update(tx.heads)
-            if tx.access_changed:
-                for forget in self._forget:
-                    forget()
+                self._commit(connection)
+        self.learn(tx.heads)
         self._bus.publish(tx.topics)
+
+    def learn(self, heads: Mapping[int, int]) -> list[int]:
+        """Note the newest revisions of feeds; returns those that were news."""
+        news = [feed for feed, revision in heads.items() if revision > self._heads.get(feed, -1)]
+        self._heads.update({feed: heads[feed] for feed in news})
+        if ACCESS in news:
+            for forget in self._forget:
+                forget()
+        return news
+
+    def _commit(self, connection: Connection) -> None:
+        """Wait for the disk; where it is slow, beside the event loop. What SQLAlchemy commits after that is nothing."""
+        execute = connection.connection.driver_connection.execute  # type: ignore[union-attr]
+        started = time.monotonic()
+        if self._commit_s > SLOW_COMMIT_S:
+            beside(execute, "COMMIT")
+        else:
+            execute("COMMIT")
+        took = time.monotonic() - started
+        # Up at once, down slowly: one slow commit on the loop is one too many.
+        self._commit_s = took if took > self._commit_s else 0.98 * self._commit_s + 0.02 * took
 
     def on_access_change(self, forget: Callable[[], None]) -> None:
         """Have a cache of permissions forgotten when a commit changed them."""
         self._forget.append(forget)
 
-    def head(self, feed: int) -> int:
-        """The newest revision of a feed, without the database where it is known."""
-        known = self._heads.get(feed)
+    def head(self, feed: int, fresh: bool = False) -> int:
+        """The newest revision of a feed, without the database where it is known; `fresh` asks it all the same."""
+        known = None if fresh else self._heads.get(feed)
         if known is None:
             with self.read() as connection:
                 query = select(feeds.c.revision).where(feeds.c.id == feed)
                 known = connection.execute(query).scalar_one_or_none() or 0
-            self._heads[feed] = max(known, self._heads.get(feed, 0))
+            known = self._heads[feed] = max(known, self._heads.get(feed, 0))
         return known

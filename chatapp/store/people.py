@@ -9,7 +9,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, exists, select, update
 from sqlalchemy.exc import IntegrityError
 
-from chatapp.bus import session_topic
+from chatapp.bus import ACCESS, session_topic
 from chatapp.store.database import Database, Write, new_id, now_ms
 from chatapp.store.tables import instance, people, sessions
 
@@ -146,6 +146,7 @@ class People:
         live = (which, sessions.c.revoked_at.is_(None))
         for number in tx.connection.execute(select(sessions.c.id).where(*live)).scalars().all():
             tx.notify(session_topic(number))
+        tx.bump(ACCESS)
         tx.connection.execute(update(sessions).where(*live).values(revoked_at=now_ms()))
 
     def _add(self, tx: Write, name: str, email: str, password_hash: str, **roles: bool) -> Person:

@@ -53,7 +53,7 @@ class Runs:
         if tx.connection.execute(waiting).first() is None:
             row = {"uuid": str(uuid4()), "conversation_id": place.conversation, "state": "queued"}
             tx.connection.execute(runs.insert().values(**row, created_at=now_ms()))
-        tx.notify(RUNS)
+        tx.bump(RUNS)
 
     def is_answering(self, conversation: int) -> bool:
         """Whether an answer is queued or running."""
@@ -110,7 +110,7 @@ class Runs:
         tx.connection.execute(update(runs).where(*running).values(stop_asked=True))
         queued = (mine, runs.c.state == "queued")
         tx.connection.execute(update(runs).where(*queued).values(state="stopped", ended_at=now_ms()))
-        tx.notify(RUNS)
+        tx.bump(RUNS)
 
     def reap_runs(self, older_than_s: float) -> int:
         """Mark answers interrupted whose writer is gone; what was written stays. Returns how many."""
@@ -149,7 +149,7 @@ class Runs:
         ended = {"state": state, "ended_at": now_ms(), "error": error}
         tx.connection.execute(update(runs).where(runs.c.id == run).values(**ended))
         self._conversations.touch(tx, conversation)
-        tx.notify(RUNS)  # the next question of this conversation may wait
+        tx.bump(RUNS)  # the next question of this conversation may wait
 
     def _write_blocks(self, tx: Write, run: ClaimedRun, revision: int, changed: Sequence[tuple[int, str]]) -> None:
         for ordinal, html in changed:

@@ -70,6 +70,7 @@ sessions = Table(
     Column("expires_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
     Index("sessions_person", "person_id"),
+    Index("sessions_revoked", "revoked_at"),
 )
 
 conversations = Table(

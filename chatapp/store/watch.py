@@ -1,0 +1,82 @@
+"""Between processes of one host: SQLite's data_version says that somebody committed, the feeds' numbers say where.
+
+A look that finds nothing costs some microseconds and touches no page of the database.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from threading import Event, Thread
+from typing import Any
+
+from sqlalchemy import func, select
+
+from chatapp.bus import ACCESS, Bus, session_topic
+from chatapp.store.database import Database, now_ms
+from chatapp.store.tables import feeds, sessions
+
+LOOK_EVERY_S = 0.02  # with other workers: how late their news may be
+LOOK_SELDOM_S = 1.0  # alone: only a command such as `admin reset-password` writes beside us
+OVERLAP_MS = 10_000  # how far back ended sessions are looked up: longer than any transaction takes
+
+log = logging.getLogger("chatapp.watch")
+
+
+class Watcher:
+    """Publishes in this process what other processes committed."""
+
+    def __init__(self, database: Database, bus: Bus, workers: int) -> None:
+        self._database = database
+        self._bus = bus
+        self._every_s = LOOK_EVERY_S if workers > 1 else LOOK_SELDOM_S
+        self._stopped = Event()
+        # data_version changes for the commits of every other connection; hence one that nobody else uses.
+        self._own: Any = None
+        self._version = 0
+        self._change = 0
+
+    def start(self) -> None:
+        """Watch until `stop`. Under gevent this is a greenlet."""
+        self._own = self._database.engine.raw_connection()
+        self._version = self._data_version()
+        with self._database.read() as connection:
+            self._change = connection.execute(select(func.coalesce(func.max(feeds.c.change), 0))).scalar_one()
+        Thread(target=self._watch, name="chatapp-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stopped.set()
+
+    def look(self) -> None:
+        """Publish what was committed elsewhere since the last look."""
+        version = self._data_version()
+        if version == self._version:
+            return
+        self._version = version
+        query = select(feeds.c.id, feeds.c.revision, feeds.c.change).where(feeds.c.change > self._change)
+        with self._database.read() as connection:
+            moved = connection.execute(query).all()
+        if not moved:
+            return
+        self._change = max(row.change for row in moved)
+        news = self._database.learn({row.id: row.revision for row in moved})
+        if ACCESS in news:
+            news += [session_topic(number) for number in self._ended_sessions()]
+        self._bus.publish(news)
+
+    def _ended_sessions(self) -> list[int]:
+        query = select(sessions.c.id).where(sessions.c.revoked_at > now_ms() - OVERLAP_MS)
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def _data_version(self) -> int:
+        return int(self._own.driver_connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            try:
+                self.look()
+            except Exception:  # the outermost line of a loop that must outlive a database that is busy or full
+                log.exception("looking for other processes' commits failed")
+                time.sleep(1)
