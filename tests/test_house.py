@@ -23,7 +23,7 @@ BESIDE |= {".gitattributes", "bench", "deploy", "docs"}
 
 # A room may import what stands before its own row, and within its row only itself.
 ROWS: list[set[str]] = [
-    {"config", "bus", "assets", "connection.states", "connection.delays", "connection.record"},
+    {"config", "bus", "beside", "assets", "connection.states", "connection.delays", "connection.record"},
     {"store"},
     {"conversation", "auth"},
     {"connection"},

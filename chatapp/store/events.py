@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.store.database import Database, now_ms
 from chatapp.store.tables import connection_events
+
+log = logging.getLogger("chatapp.events")
 
 
 @dataclass(frozen=True)
@@ -41,3 +45,10 @@ class Events:
         rows = [{**asdict(event), "received_at": now} for event in events]
         with self.database.write() as tx:
             tx.connection.execute(insert(connection_events).on_conflict_do_nothing(), rows)
+
+    def note(self, event: ConnectionEvent) -> None:
+        """Store the server's own event. Where that fails it is logged: measuring must not end what is measured."""
+        try:
+            self.add([event])
+        except SQLAlchemyError:
+            log.exception("a connection event was lost: %s", event)

@@ -38,6 +38,7 @@ log = logging.getLogger("chatapp.websocket")
 
 NORMAL, ABNORMAL, POLICY, TOO_BIG, SERVER_ERROR, RESTART = 1000, 1006, 1008, 1009, 1011, 1012
 SIGNED_OUT = 4401
+OPENED, CLOSED = (1, "server-open"), (2, "server-close")  # number and type of the server's own events
 MOST_REPLIES = 64  # control frames waiting to be written; beyond, a client floods and is not read
 MOST_BACKLOG = 64  # messages read ahead of the handler
 MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
@@ -124,6 +125,7 @@ class WebSocketConnection:
         self._is_doubtful = False  # the session may have ended: ask before anything more is written
         self._bad_frames = 0
         self.close_code: int | None = None
+        self.feeds = 0  # how many were followed at the end
         peer.replies.append(greeting)
 
     def wake(self) -> None:
@@ -153,6 +155,7 @@ class WebSocketConnection:
             log.exception("the reader of a WebSocket failed")
             self.close(SERVER_ERROR, "the server made a mistake")
         finally:
+            self.feeds = self._peer.feeds()
             self._peer.close()
             self._close = self._close or (NORMAL, "")
             self.wake()
@@ -396,6 +399,7 @@ def _serve(ws: Server, house: House, sign_in: SignIn, token_hash: str, live: Liv
     connection = WebSocketConnection(ws, peer, post, greeting, house.epoch)
     holder.append(connection)
     live.add(connection)
+    _note(house, name, OPENED, sign_in, {"address": request.remote_addr})
     started = time.monotonic()
     cancel = house.bus.subscribe(session_topic(sign_in.id), connection.doubt)
     try:
@@ -418,7 +422,12 @@ def _report(
     line = '%s - %s "WEBSOCKET /ws" %s in=%d out=%d %.1fs'
     access.info(line, address, sign_in.person.uuid, code, sock.bytes_in, sock.bytes_out, seconds)
     data = {"code": code, "seconds": round(seconds, 3), "in": sock.bytes_in, "out": sock.bytes_out}
-    event = ConnectionEvent(
-        name, 1, sign_in.person.uuid, "server-close", "websocket", None, None, None, now_ms(), json.dumps(data)
-    )
-    house.store.events.add([event])
+    _note(house, name, CLOSED, sign_in, {**data, "feeds": connection.feeds})
+
+
+def _note(house: House, name: str, what: tuple[int, str], sign_in: SignIn, data: dict[str, object]) -> None:
+    """Store what the server saw of a connection."""
+    number, kind = what
+    text = json.dumps(data)
+    event = ConnectionEvent(name, number, sign_in.person.uuid, kind, "websocket", None, None, None, now_ms(), text)
+    house.store.events.note(event)

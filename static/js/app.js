@@ -3,7 +3,7 @@
 import { Composer } from "./composer.js"
 import { Connection } from "./connection.js"
 import { ConversationView } from "./conversation.js"
-import { Outbox, uuid } from "./outbox.js"
+import { Outbox, Reports, uuid } from "./outbox.js"
 import { isConnected } from "./states.js"
 import { StatusView, words } from "./status.js"
 
@@ -14,7 +14,8 @@ function start() {
   const config = JSON.parse(meta("chat-config"))
   const { conversation, instance, person } = body.dataset
   const prefix = `${instance}:${person}`
-  const connection = new Connection(config, JSON.parse(meta("chat-states")), uuid())
+  const connection = new Connection(config, JSON.parse(meta("chat-states")))
+  connection.reports = new Reports(prefix, uuid(), config.events_url, () => isConnected(connection.record.status))
   const outbox = new Outbox(prefix, (entry) => connection.deliver(entry))
   const view = new ConversationView(conversation)
   connection.view = view

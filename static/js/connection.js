@@ -5,21 +5,19 @@ import { isConnected, newRecord, proofMs, step } from "./states.js"
 import { PollingTransport } from "./transports/polling.js"
 import { WebSocketTransport } from "./transports/websocket.js"
 
-const MOST_REPORTS = 200
 const SLEPT = 3000
 
 export class Connection {
-  #config; #states; #client; #record; #websocket; #polling
+  #config; #states; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
   #feeds = new Map(); #resyncs = new Map(); #flights = new Map()
-  #reports = []; #number = 0; #reporting = null
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
+  reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
 
-  constructor(config, states, client) {
+  constructor(config, states) {
     this.#config = { latency_ms: latency(), ...config }
     this.#states = states
-    this.#client = client
     this.#record = newRecord(config)
     const world = {
       on: (event) => this.dispatch(event),
@@ -201,7 +199,6 @@ export class Connection {
     document.addEventListener("visibilitychange", () => this.dispatch({ type: document.hidden ? "hidden" : "wake" }))
     addEventListener("online", () => this.dispatch({ type: "online" }))
     addEventListener("offline", () => this.dispatch({ type: "offline" }))
-    addEventListener("pagehide", () => this.#sendReports(true))
     addEventListener("pageshow", (event) => { if (event.persisted) this.#reborn() })
   }
 
@@ -239,35 +236,13 @@ export class Connection {
     document.dispatchEvent(new CustomEvent("connection:changed", { detail: this.record }))
   }
 
-  // --- what the server's statistics learn ---
-
+  // What the server's statistics learn of this.
   #report(type, facts) {
-    this.#number += 1
     const { connectionType, reason, wsReason, rtt, reconnectAttempts } = this.#record
-    this.#reports.push({
-      client: this.#client, number: this.#number, at: Date.now(), type, from: null, to: null, ...facts,
-      reason: reason ?? wsReason, transport: connectionType, data: { rtt, attempts: reconnectAttempts },
+    this.reports?.add({
+      type, from: null, to: null, ...facts, reason: reason ?? wsReason, transport: connectionType,
+      data: { rtt, attempts: reconnectAttempts },
     })
-    this.#reports.splice(0, this.#reports.length - MOST_REPORTS)
-    this.#reporting ??= setTimeout(() => this.#sendReports(), 2000)
-  }
-
-  async #sendReports(leaving = false) {
-    clearTimeout(this.#reporting)
-    this.#reporting = null
-    if (!this.#reports.length || !this.#config.events_url) return
-    const batch = this.#reports.slice(0, 50)
-    const token = document.querySelector('meta[name="csrf-token"]')?.content ?? ""
-    const body = new URLSearchParams({ csrf_token: token, events: JSON.stringify(batch) })
-    if (leaving) return navigator.sendBeacon?.(this.#config.events_url, body)
-    if (!isConnected(this.#record.status)) return // the next transition brings them along
-    try {
-      const headers = { Accept: "application/json" }
-      const response = await fetch(this.#config.events_url, { method: "POST", body, headers })
-      if (response.ok || (response.status < 500 && response.status !== 429)) {
-        this.#reports = this.#reports.filter((report) => report.number > batch.at(-1).number)
-      }
-    } catch { /* they go with the next batch */ }
   }
 }
 
