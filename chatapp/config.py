@@ -127,6 +127,7 @@ class Settings:
     allowed_origins: tuple[str, ...] = _setting("Further origins that may open /ws.", (), _origins)
     trusted_proxies: tuple[Network, ...] = _setting("Proxies whose X-Forwarded headers count.", (), _networks)
 
+    workers: int = _setting("Worker processes.", 1, _number(1, 64, whole=True))
     transports: tuple[str, ...] = _setting(
         "Which transports to offer; `polling` alone is the polling-only mode.", TRANSPORTS, _transports
     )
@@ -166,7 +167,6 @@ class Settings:
     admin_email: str = _setting("E-mail of the first admin.", "", str)
     admin_password: str = _setting("Password of the first admin.", "", str, secret=True)
 
-    workers: str | None = _later("Worker processes.", "more than one worker process", "1")
     database_url: str | None = _later("PostgreSQL instead of SQLite.", "PostgreSQL")
     redis_url: str | None = _later("Redis, for rate limits between hosts.", "Redis")
     rate_limit_sends: str | None = _later("Sends a person may make, such as 1000/minute.", "limiting sends")
@@ -251,6 +251,9 @@ def _check_openai(settings: Settings) -> None:
     missing = [name for name, value in needed.items() if not value]
     if settings.assistant == "openai" and missing:
         raise ConfigError(f"CHATAPP_ASSISTANT=openai needs {' and '.join(missing)}.")
+    address = urlsplit(settings.openai_base_url)
+    if address.username or address.query or address.fragment:  # not shown: it may hold a secret
+        raise ConfigError("CHATAPP_OPENAI_BASE_URL is an address without a user, `?` or `#`; keys go elsewhere.")
     key = settings.openai_api_key
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(

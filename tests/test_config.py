@@ -67,6 +67,7 @@ DEFAULTS = {
     "heartbeat_interval": 30,
     "assistant": "builtin",
     "assistant_pace": 400,
+    "openai_timeout": 60,
 }
 
 
@@ -97,6 +98,9 @@ WRONG = {
     "TRANSPORTS": ["carrier-pigeon", ",", "polling,polling", "websocket polling"],
     "ASSISTANT": ["clippy", "BUILTIN"],
     "ASSISTANT_PACE": ["0", "fast"],
+    "OPENAI_BASE_URL": ["model.example.org/v1", "http://ada:secret@x/v1", "http://x/v1?key=secret"],
+    "OPENAI_API_KEY": ["two words"],
+    "OPENAI_TIMEOUT": ["0", "x"],
     "PUBLIC_URL": ["chat.example.org", "ftp://x", "https://"],
     "ALLOWED_ORIGINS": ["https://a.example.org, b.example.org", "*"],
     "TRUSTED_PROXIES": ["proxy.example.org", "10.0.0.0/40"],
@@ -114,17 +118,12 @@ def test_a_wrong_value_is_refused_with_a_sentence_that_names_the_setting(name: s
 
 
 NOT_BUILT = {
-    "WORKERS": "2",
     "DATABASE_URL": "postgresql://secret@x/y",
     "REDIS_URL": "redis://x",
     "RATE_LIMIT_SENDS": "1000/minute",
     "RATE_LIMIT_CONNECTS": "10/minute",
     "MAX_SOCKETS_PER_USER": "3",
     "MAX_SOCKETS_PER_ADDRESS": "3",
-    "ASSISTANT": "openai",
-    "OPENAI_BASE_URL": "http://x",
-    "OPENAI_API_KEY": "sk-secret",
-    "OPENAI_MODEL": "x",
     "METRICS_TOKEN": "secret",
     "DRILL_SCHEDULE": "daily",
 }
@@ -139,7 +138,7 @@ def test_a_setting_that_is_not_built_yet_stops_the_start_when_it_is_set(name: st
 
 
 def test_what_is_built_of_such_a_setting_may_be_set() -> None:
-    assert load({"CHATAPP_WORKERS": "1"}).workers == "1"
+    assert load({"CHATAPP_WORKERS": "2"}).workers == 2
 
 
 @pytest.mark.parametrize("name", ["CHATAPP_WS_PING", "CHATAPP_", "CHATAPP_ws_ping_interval_"])

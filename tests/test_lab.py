@@ -234,7 +234,7 @@ def test_the_reader_applies_by_revision() -> None:
         'data-author="assistant" data-state="running"><div class="body"><div class="block" data-index="0" '
         'data-source="&lt;p&gt;one &amp;amp; &lt;/p&gt;"><p>one &amp; </p></div></div></article>'
     )
-    patch = '<chat-patch message="a" revision="3" state="completed"><chat-block index="0" offset="13">two&lt;/p&gt;'
+    patch = '<chat-patch position="1" revision="3" state="completed"><chat-block index="0" offset="13">two&lt;/p&gt;'
     patch += '</chat-block><chat-block index="1" offset="0">&lt;p&gt;new&lt;/p&gt;</chat-block></chat-patch>'
     applied = Applied()
     for markup in (

@@ -9,11 +9,10 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import gevent
@@ -29,6 +28,7 @@ from chatapp.connection.peer import MOST_FEEDS, News, Peer, StaleCursor, TooMany
 from chatapp.conversation import ChatError
 from chatapp.store import ConnectionEvent, SignIn, now_ms
 from chatapp.transports import frames
+from chatapp.transports.whole import WholeSocket
 
 if TYPE_CHECKING:
     from chatapp.house import House
@@ -40,74 +40,9 @@ NORMAL, ABNORMAL, POLICY, TOO_BIG, SERVER_ERROR, RESTART = 1000, 1006, 1008, 100
 SIGNED_OUT = 4401
 OPENED, CLOSED = (1, "server-open"), (2, "server-close")  # number and type of the server's own events
 MOST_REPLIES = 64  # control frames waiting to be written; beyond, a client floods and is not read
-MOST_BACKLOG = 64  # messages read ahead of the handler
 MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
 RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
 FIRST_RETRY_S = 0.2  # the successor needs a moment to listen
-
-
-class WriteFailed(OSError):
-    """The reader did not take a write in time; the stream is cut in mid frame and must not be used again."""
-
-
-class WholeSocket:
-    """Gunicorn's socket, repaired: `send` writes all of its data, in turn, within a deadline.
-
-    simple-websocket calls `send` once and forgets what the kernel did not take, which under gevent tears the
-    stream of every slow reader apart (its issue 45).
-    """
-
-    def __init__(self, sock: socket.socket, write_timeout_s: float) -> None:
-        self._sock = sock
-        self._lock = threading.RLock()
-        self._timeout_s = write_timeout_s
-        self._is_broken = False
-        self.received_at = time.monotonic()
-        self.backlog: list[Any] = []  # messages read and not yet taken up
-        self.was_cut = False  # the stream ended before anybody said goodbye
-        self.bytes_in = 0
-        self.bytes_out = 0
-
-    def send(self, data: bytes) -> int:
-        """Write all of it. Raises OSError; after that nothing is written any more."""
-        with self._lock:
-            if self._is_broken:
-                raise WriteFailed("the connection is broken")
-            try:
-                with gevent.Timeout(self._timeout_s, WriteFailed("the reader does not take what is sent")):
-                    self._sock.sendall(data)
-            except OSError:
-                self._is_broken = True
-                self.abort()
-                raise
-            self.bytes_out += len(data)
-            return len(data)
-
-    def recv(self, size: int) -> bytes:
-        """Read, and note that the other side lives. A flood waits in the kernel, not in our memory."""
-        gevent.sleep(0)  # where bytes are always there, recv never waits, and nobody else would get a turn
-        while len(self.backlog) > MOST_BACKLOG:
-            gevent.sleep(0.01)
-        try:
-            data = self._sock.recv(size)
-        except OSError:
-            self.was_cut = True
-            raise
-        self.was_cut = not data
-        if data:
-            self.received_at = time.monotonic()
-            self.bytes_in += len(data)
-        return data
-
-    def abort(self) -> None:
-        """End both directions at once; whoever waits on the socket is woken."""
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it is gone already
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
 
 
 class WebSocketConnection:
