@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help:
 	@echo "make run       install what is missing, then serve in the foreground (PORT, HOST, DATA_DIR)"
 	@echo "make test      install what the tests need, then run all of them (ARGS='-k name' narrows it)"
-	@echo "make failover  the failover drill in the browser alone: 200 messages, 20 faults"
+	@echo "make failover  1,000 messages under 50 faults in the browser (ten minutes)"
 	@echo "make defaults  the long time-outs as they are, observed on the wire (two minutes)"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
@@ -28,7 +28,7 @@ test: $(VENV)/installed-dev $(VENV)/installed-model system-packages
 		echo "Node is not there: the browser's half of the state table's vectors was not run"; fi
 
 failover: $(VENV)/installed-dev system-packages
-	LAB_MESSAGES=200 LAB_FAULTS=20 $(BIN)/python -m pytest tests/browser/test_delivery.py $(ARGS)
+	LAB_MESSAGES=1000 LAB_FAULTS=50 $(BIN)/python -m pytest tests/browser/test_delivery.py $(ARGS)
 
 defaults: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -1,0 +1,108 @@
+"""What people do with conversations in the browser: list, rename, delete, scroll up, fail, draft, come back."""
+
+import uuid
+from collections.abc import Callable
+
+import pytest
+from lab.browser import ask, assert_clean, messages, say, sign_in, wait_for, wait_state
+from lab.faultproxy import FaultProxy
+from lab.http import Client
+from lab.server import Server
+from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+
+def titles(page: Page) -> list[str]:
+    return [text.strip() for text in page.locator("#conversations .conversation").all_inner_texts()]
+
+
+def test_the_list_updates_itself_and_the_menu_renames_and_deletes(server: Server, client: Client, page: Page) -> None:
+    sign_in(page, server.url)
+    wait_state(page, "connected")
+    ask(page, "How is a backup restored?")
+    wait_for(page, lambda: titles(page) == ["How is a backup restored?"], 3, "the title comes from the first message")
+    client.create("From elsewhere", str(uuid.uuid4()))
+    wait_for(page, lambda: titles(page) == ["From elsewhere", "How is a backup restored?"], 3, "the newest on top")
+    page.locator("header.head [popovertarget=menu]").click()
+    page.locator("#menu [popovertarget=rename-dialog]").click()
+    page.locator("#rename-title").fill("Restoring")
+    page.locator("#rename-title").press("Enter")
+    wait_for(page, lambda: "Restoring" in titles(page), 3, "the list has the new name")
+    wait_for(page, lambda: page.locator("#title").inner_text() == "Restoring", 3, "so has the page")
+    wait_for(page, lambda: not page.locator("#rename-dialog").is_visible(), 3, "the dialog closes")
+    page.locator("header.head [popovertarget=menu]").click()
+    page.locator("#menu [popovertarget=delete-dialog]").click()
+    page.locator("#delete-dialog button[type=submit]").click()
+    page.wait_for_url("**/c/*")
+    page.locator("h1", has_text="From elsewhere").wait_for()
+    wait_for(page, lambda: titles(page) == ["From elsewhere"], 5, "it is gone from the list")
+    wait_for(page, lambda: page.locator("#title").inner_text() == "From elsewhere", 5, "another one is open")
+    assert_clean(page)
+
+
+def test_older_messages_come_by_scrolling_up(start_server: Callable[..., Server], page: Page) -> None:
+    server = start_server(assistant="off")
+    client, conversation = Client(server.url).sign_in(), str(uuid.uuid4())
+    client.create("message 000", conversation)
+    for number in range(1, 100):
+        client.post_message(conversation, f"message {number:03d}")
+    sign_in(page, server.url)
+    wait_state(page, "connected")
+    assert [m["text"] for m in messages(page)] == [f"message {number:03d}" for number in range(60, 100)]
+    for shown in (80, 100):
+        first = page.locator("#messages article").first
+        page.locator("#log").evaluate("log => { log.scrollTop = 0 }")
+        wait_for(page, lambda n=shown: len(messages(page)) >= n, 5, f"{shown} are shown")
+        assert first.bounding_box()["y"] < 3000, "what was read stays near where it was"
+    assert [m["text"] for m in messages(page)] == [f"message {number:03d}" for number in range(100)]
+    assert not page.locator("#older").is_visible()
+    client.post_message(conversation, "while reading above")
+    page.locator("#jump").wait_for(state="visible")
+    page.locator("#jump").click()
+    wait_for(page, lambda: messages(page)[-1]["text"] == "while reading above", 2, "the newest")
+    assert_clean(page)
+
+
+def test_a_message_that_is_refused_fails_alone_in_plain_words(start_server: Callable[..., Server], page: Page) -> None:
+    server = start_server(assistant="off")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    sign_in(page, server.url)
+    wait_state(page, "connected")
+    say(page, "before")
+    too_long = "y" * 20_001
+    say(page, too_long)
+    say(page, "after")
+    wait_for(page, lambda: [m["state"] for m in messages(page)].count("sent") == 2, 5, "the others pass")
+    failed = page.locator(".message[data-state=failed]")
+    assert "too long" in failed.inner_text().lower()
+    failed.locator("[data-action=retry-message]").click()
+    wait_for(page, lambda: failed.count() == 1, 3, "it fails again")
+    failed.locator("[data-action=copy-message]").click()
+    wait_for(page, lambda: page.evaluate("navigator.clipboard.readText()") == too_long, 3, "it is copied")
+    failed.locator("[data-action=discard-message]").click()
+    wait_for(page, lambda: [m["text"] for m in messages(page)] == ["before", "after"], 3, "it is discarded")
+
+
+def test_a_draft_and_what_waits_survive_a_reload_with_the_server_away(
+    start_server: Callable[..., Server], start_proxy: Callable[[Server], FaultProxy], page: Page
+) -> None:
+    server = start_server(assistant="off")
+    proxy = start_proxy(server)
+    sign_in(page, proxy.url)
+    wait_state(page, "connected")
+    say(page, "one")
+    wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"], 5, "sent")
+    proxy.hang_paths = (page.url.split(str(proxy.port))[1] + "/messages",)
+    proxy.upgrade = "refuse"
+    proxy.reset_sockets()
+    for text in ("two", "three"):
+        say(page, text)
+    page.locator("#composer textarea").fill("a draft")
+    page.wait_for_timeout(300)
+    page.reload()
+    assert page.locator("#composer textarea").input_value() == "a draft"
+    wait_for(page, lambda: [m["text"] for m in messages(page)] == ["one", "two", "three"], 3, "still there")
+    proxy.heal()
+    wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"] * 3, 20, "sent in order")
+    assert [m["text"] for m in messages(page)] == ["one", "two", "three"]
