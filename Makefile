@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover defaults system-packages
+.PHONY: help run test check fix lock failover defaults simulate system-packages
 
 help:
 	@echo "make run       install what is missing, then serve in the foreground (PORT, HOST, DATA_DIR)"
 	@echo "make test      install what the tests need, then run all of them (ARGS='-k name' narrows it)"
-	@echo "make failover  1,000 messages under 50 faults in the browser (ten minutes)"
+	@echo "make failover  1,000 messages under 50 faults in the browser, 200 kill -9 (half an hour)"
+	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
 	@echo "make defaults  the long time-outs as they are, observed on the wire (two minutes)"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
@@ -29,6 +30,10 @@ test: $(VENV)/installed-dev $(VENV)/installed-model system-packages
 
 failover: $(VENV)/installed-dev system-packages
 	LAB_MESSAGES=1000 LAB_FAULTS=50 $(BIN)/python -m pytest tests/browser/test_delivery.py $(ARGS)
+	LAB_KILLS=200 $(BIN)/python -m pytest tests/test_kill.py $(ARGS)
+
+simulate: $(VENV)/installed-dev
+	PYTHONPATH=tests $(BIN)/python -m simulation --schedules $(or $(SCHEDULES),100000)
 
 defaults: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest -m slow $(ARGS)

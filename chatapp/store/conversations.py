@@ -7,16 +7,60 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, Select, and_, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, bindparam, or_, select, update
 
 from chatapp.bus import ACCESS
-from chatapp.store.database import Database, Write, new_id, now_ms
+from chatapp.store.database import REVISION, Database, Write, new_id, now_ms
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, moment
-from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people
+from chatapp.store.tables import blocks, conversations, memberships, messages, people
 
 PAGE = 40  # messages on a page as it loads, and in each step back
+END = 1 << 62  # after every position
 MOST_PLACES = 10_000  # cached permissions, some 2 MB
 MOST_CHANGES = 200  # in one answer; the rest follows from the new cursor
+
+
+# Statements that run with every message or read are built once: building one costs more than running it.
+PLACE = (
+    select(conversations.c.id, conversations.c.feed_id, conversations.c.uuid, conversations.c.title)
+    .join(memberships)
+    .where(
+        conversations.c.uuid == bindparam("uuid"),
+        conversations.c.deleted_at.is_(None),
+        memberships.c.person_id == bindparam("person"),
+        memberships.c.left_at.is_(None),
+    )
+)
+KNOWN = select(messages).where(
+    messages.c.conversation_id == bindparam("conversation"),
+    messages.c.author_id == bindparam("author"),
+    messages.c.client_id == bindparam("client"),
+)
+MEMBERS = (
+    select(memberships.c.person_id, people.c.feed_id)
+    .join(people)
+    .where(memberships.c.conversation_id == bindparam("conversation"))
+)
+TOUCH_ENTRY = (
+    update(memberships)
+    .where(memberships.c.conversation_id == bindparam("conversation"), memberships.c.person_id == bindparam("person"))
+    .values(list_revision=bindparam("revision"))
+)
+TOUCH = update(conversations).where(conversations.c.id == bindparam("conversation")).values(updated_at=bindparam("now"))
+BLOCKS = select(blocks).where(blocks.c.message_id.in_(bindparam("ids", expanding=True))).order_by(blocks.c.ordinal)
+MESSAGES = (
+    select(messages, people.c.kind)
+    .join(people, people.c.id == messages.c.author_id)
+    .where(messages.c.conversation_id == bindparam("conversation"))
+)
+CHANGED = (
+    MESSAGES.where(messages.c.revision > bindparam("cursor")).order_by(messages.c.revision).limit(MOST_CHANGES + 1)
+)
+BEFORE = (
+    MESSAGES.where(messages.c.position < bindparam("before"))
+    .order_by(messages.c.position.desc())
+    .limit(bindparam("most"))
+)
 
 
 class Conversations:
@@ -56,17 +100,7 @@ class Conversations:
             return connection.execute(query).scalar_one_or_none()
 
     def _place(self, connection: Connection, person: int, uuid: str) -> Place | None:
-        query = (
-            select(conversations.c.id, conversations.c.feed_id, conversations.c.uuid, conversations.c.title)
-            .join(memberships)
-            .where(
-                conversations.c.uuid == uuid,
-                conversations.c.deleted_at.is_(None),
-                memberships.c.person_id == person,
-                memberships.c.left_at.is_(None),
-            )
-        )
-        row = connection.execute(query).first()
+        row = connection.execute(PLACE, {"uuid": uuid, "person": person}).first()
         return Place(*row, person=person) if row else None
 
     # Reading
@@ -78,16 +112,9 @@ class Conversations:
             if cursor >= end:
                 return Changes(cursor, cursor, ())
             if cursor <= 0:
-                newest = self._messages(connection, self._page(place, before=None))[::-1]
+                newest = self._page(connection, place, END, PAGE)
                 return Changes(0, end, newest, reset=True)
-            mine = messages.c.conversation_id == place.conversation
-            query = (
-                self._select()
-                .where(mine, messages.c.revision > cursor)
-                .order_by(messages.c.revision)
-                .limit(MOST_CHANGES + 1)
-            )
-            found = self._messages(connection, query)
+            found = self._messages(connection, CHANGED, {"conversation": place.conversation, "cursor": cursor})
         if len(found) > MOST_CHANGES:
             found = found[:MOST_CHANGES]
             return Changes(cursor, found[-1].revision, found, more=True)
@@ -97,7 +124,7 @@ class Conversations:
         """The page before a position, oldest first. `end` is the feed's revision at this read."""
         with self.database.read() as connection:
             end = self._revision(connection, place.feed)
-            found = self._messages(connection, self._page(place, before, extra=1))[::-1]
+            found = self._page(connection, place, before, PAGE + 1)
         return Changes(before, end, found[-PAGE:], more=len(found) > PAGE)
 
     def entries(self, person: int, cursor: int) -> Changes[Entry]:
@@ -139,27 +166,24 @@ class Conversations:
         return self._list_feeds[person]
 
     def _revision(self, connection: Connection, feed: int) -> int:
-        return int(connection.execute(select(feeds.c.revision).where(feeds.c.id == feed)).scalar_one())
+        return int(connection.execute(REVISION, {"feed": feed}).scalar_one())
 
-    def _select(self) -> Select[Any]:
-        return select(messages, people.c.kind).join(people, people.c.id == messages.c.author_id)
+    def _page(self, connection: Connection, place: Place, before: int, most: int) -> tuple[ChangedMessage, ...]:
+        """Messages before a position, oldest first."""
+        which = {"conversation": place.conversation, "before": before, "most": most}
+        return self._messages(connection, BEFORE, which)[::-1]
 
-    def _page(self, place: Place, before: int | None, extra: int = 0) -> Select[Any]:
-        query = self._select().where(messages.c.conversation_id == place.conversation)
-        if before is not None:
-            query = query.where(messages.c.position < before)
-        return query.order_by(messages.c.position.desc()).limit(PAGE + extra)
-
-    def _messages(self, connection: Connection, query: Select[Any]) -> tuple[ChangedMessage, ...]:
-        rows = connection.execute(query).all()
+    def _messages(
+        self, connection: Connection, query: Select[Any], parameters: dict[str, int]
+    ) -> tuple[ChangedMessage, ...]:
+        rows = connection.execute(query, parameters).all()
         answers = [row.id for row in rows if row.kind == "assistant"]
         parts = self._blocks(connection, answers) if answers else {}
         return tuple(_message(row, tuple(parts.get(row.id, ()))) for row in rows)
 
     def _blocks(self, connection: Connection, ids: Sequence[int]) -> dict[int, list[Block]]:
-        query = select(blocks).where(blocks.c.message_id.in_(ids)).order_by(blocks.c.ordinal)
         parts: dict[int, list[Block]] = {}
-        for row in connection.execute(query):
+        for row in connection.execute(BLOCKS, {"ids": ids}):
             steps = tuple((a, b, c) for a, b, c in json.loads(row.steps))
             parts.setdefault(row.message_id, []).append(Block(row.ordinal, row.html, row.revision, steps))
         return parts
@@ -190,12 +214,8 @@ class Conversations:
 
     def known(self, tx: Write, place: Place, author: int, client_id: str) -> Posted | None:
         """The message that this author named so, if it is there."""
-        query = select(messages).where(
-            messages.c.conversation_id == place.conversation,
-            messages.c.author_id == author,
-            messages.c.client_id == client_id,
-        )
-        row = tx.connection.execute(query).first()
+        names = {"conversation": place.conversation, "author": author, "client": client_id}
+        row = tx.connection.execute(KNOWN, names).first()
         if row is None:
             return None
         where = (row.uuid, client_id, place.uuid, row.position, row.revision)
@@ -258,21 +278,14 @@ class Conversations:
 
     def touch(self, tx: Write, conversation: int) -> None:
         """Something was said: the conversation moves to the top of its members' lists."""
-        mine = conversations.c.id == conversation
-        tx.connection.execute(update(conversations).where(mine).values(updated_at=now_ms()))
+        tx.connection.execute(TOUCH, {"conversation": conversation, "now": now_ms()})
         self.touch_lists(tx, conversation)
 
     def touch_lists(self, tx: Write, conversation: int) -> None:
         """The entry changed in every member's list."""
-        query = (
-            select(memberships.c.person_id, people.c.feed_id)
-            .join(people)
-            .where(memberships.c.conversation_id == conversation)
-        )
-        for person, feed in tx.connection.execute(query).all():
-            entry = and_(memberships.c.conversation_id == conversation, memberships.c.person_id == person)
-            revision = tx.bump(feed)
-            tx.connection.execute(update(memberships).where(entry).values(list_revision=revision))
+        for person, feed in tx.connection.execute(MEMBERS, {"conversation": conversation}).all():
+            entry = {"conversation": conversation, "person": person, "revision": tx.bump(feed)}
+            tx.connection.execute(TOUCH_ENTRY, entry)
 
     def last_message(self, tx: Write, place: Place) -> tuple[str, str] | None:
         """Author kind and state of the newest message."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, event, func, select, update
+from sqlalchemy import Connection, CursorResult, Engine, bindparam, event, func, select, update
 from sqlalchemy.exc import OperationalError
 
 from chatapp.beside import beside
@@ -18,6 +18,19 @@ from chatapp.store.tables import feeds
 
 SLOW_COMMIT_S = 0.003  # a commit that takes longer goes beside the event loop; a thread costs some 0.3 ms
 BUSY_TIMEOUT_MS = 5000  # how long SQLite waits for another process's write before SQLITE_BUSY
+
+
+# Statements that run with every message are built once: building one costs more than running it.
+BUMP = (
+    update(feeds)
+    .where(feeds.c.id == bindparam("feed"))
+    .values(
+        revision=feeds.c.revision + 1,
+        change=select(func.coalesce(func.max(feeds.c.change), 0) + 1).scalar_subquery(),
+    )
+    .returning(feeds.c.revision)
+)
+REVISION = select(feeds.c.revision).where(feeds.c.id == bindparam("feed"))
 
 
 def now_ms() -> int:
@@ -89,14 +102,7 @@ class Write:
 
     def bump(self, feed: int) -> int:
         """Take the feed's next revision; its readers are woken after the commit."""
-        next_change = select(func.coalesce(func.max(feeds.c.change), 0) + 1).scalar_subquery()
-        statement = (
-            update(feeds)
-            .where(feeds.c.id == feed)
-            .values(revision=feeds.c.revision + 1, change=next_change)
-            .returning(feeds.c.revision)
-        )
-        revision: int = self.connection.execute(statement).scalar_one()
+        revision: int = self.connection.execute(BUMP, {"feed": feed}).scalar_one()
         self.topics[feed] = None
         self.heads[feed] = revision
         return revision
@@ -171,7 +177,6 @@ class Database:
         known = None if fresh else self._heads.get(feed)
         if known is None:
             with self.read() as connection:
-                query = select(feeds.c.revision).where(feeds.c.id == feed)
-                known = connection.execute(query).scalar_one_or_none() or 0
+                known = connection.execute(REVISION, {"feed": feed}).scalar_one_or_none() or 0
             known = self._heads[feed] = max(known, self._heads.get(feed, 0))
         return known

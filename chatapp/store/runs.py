@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import uuid4
 
-from sqlalchemy import Row, Select, exists, select, update
+from sqlalchemy import Row, Select, bindparam, exists, select, update
 
 from chatapp.bus import RUNS
 from chatapp.store.conversations import Conversations
@@ -40,6 +40,29 @@ class ClaimedRun:
     history: tuple[Turn, ...]
 
 
+# Statements that run with every message or piece of an answer are built once: building costs more than running.
+_other = runs.alias("other")
+CLAIMABLE: Select[tuple[int, str, int]] = (
+    select(runs.c.id, runs.c.uuid, runs.c.conversation_id)
+    .where(
+        runs.c.state == "queued",
+        ~exists().where(_other.c.conversation_id == runs.c.conversation_id, _other.c.state == "running"),
+    )
+    .order_by(runs.c.id)
+    .limit(1)
+)
+WAITING = select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), runs.c.state == "queued")
+VERDICT = select(runs.c.state, runs.c.lease, runs.c.stop_asked).where(runs.c.id == bindparam("run"))
+FEED = select(conversations.c.feed_id).where(conversations.c.id == bindparam("conversation"))
+BEAT = update(runs).where(runs.c.id == bindparam("run")).values(heartbeat_at=bindparam("now"))
+GROW = (
+    update(messages)
+    .where(messages.c.id == bindparam("message"))
+    .values(body=bindparam("text"), revision=bindparam("at"))
+)
+BLOCK = select(blocks).where(blocks.c.message_id == bindparam("message"), blocks.c.ordinal == bindparam("index"))
+
+
 class Runs:
     """Queries about runs."""
 
@@ -49,8 +72,7 @@ class Runs:
 
     def queue(self, tx: Write, place: Place) -> None:
         """Have the assistant answer. One run waits at most: it answers all that is posted before it starts."""
-        waiting = select(runs.c.id).where(runs.c.conversation_id == place.conversation, runs.c.state == "queued")
-        if tx.connection.execute(waiting).first() is None:
+        if tx.connection.execute(WAITING, {"conversation": place.conversation}).first() is None:
             row = {"uuid": str(uuid4()), "conversation_id": place.conversation, "state": "queued"}
             tx.connection.execute(runs.insert().values(**row, created_at=now_ms()))
         tx.bump(RUNS)
@@ -64,10 +86,10 @@ class Runs:
     def claim_run(self, lease: str) -> ClaimedRun | None:
         """Take the oldest queued run of a conversation in which none is running; None when there is none."""
         with self.database.read() as connection:
-            if connection.execute(_claimable()).first() is None:
+            if connection.execute(CLAIMABLE).first() is None:
                 return None
         with self.database.write() as tx:
-            row = tx.connection.execute(_claimable()).first()
+            row = tx.connection.execute(CLAIMABLE).first()
             return self._claim(tx, row, lease) if row is not None else None
 
     def write_answer(self, run: ClaimedRun, lease: str, body: str, changed: Sequence[tuple[int, str]]) -> Verdict:
@@ -75,13 +97,11 @@ class Runs:
         with self.database.write() as tx:
             verdict = self._verdict(tx, run, lease)
             if verdict == "go":
-                mine = runs.c.id == run.id
-                tx.connection.execute(update(runs).where(mine).values(heartbeat_at=now_ms()))
+                tx.connection.execute(BEAT, {"run": run.id, "now": now_ms()})
                 if changed:
                     revision = self._bump(tx, run.conversation_id)
                     self._write_blocks(tx, run, revision, changed)
-                    change = {"body": body, "revision": revision}
-                    tx.connection.execute(update(messages).where(messages.c.id == run.message_id).values(**change))
+                    tx.connection.execute(GROW, {"message": run.message_id, "text": body, "at": revision})
         return verdict
 
     def end_run(
@@ -136,8 +156,7 @@ class Runs:
         return ClaimedRun(row.id, row.conversation_id, message, turns)
 
     def _verdict(self, tx: Write, run: ClaimedRun, lease: str) -> Verdict:
-        query = select(runs.c.state, runs.c.lease, runs.c.stop_asked).where(runs.c.id == run.id)
-        row = tx.connection.execute(query).one()
+        row = tx.connection.execute(VERDICT, {"run": run.id}).one()
         if row.state != "running" or row.lease != lease:
             return "lost"
         return "stop" if row.stop_asked else "go"
@@ -154,7 +173,7 @@ class Runs:
     def _write_blocks(self, tx: Write, run: ClaimedRun, revision: int, changed: Sequence[tuple[int, str]]) -> None:
         for ordinal, html in changed:
             mine = (blocks.c.message_id == run.message_id, blocks.c.ordinal == ordinal)
-            old = tx.connection.execute(select(blocks).where(*mine)).first()
+            old = tx.connection.execute(BLOCK, {"message": run.message_id, "index": ordinal}).first()
             if old is None:
                 row = {"message_id": run.message_id, "ordinal": ordinal, "revision": revision, "html": html}
                 tx.connection.execute(blocks.insert().values(**row))
@@ -168,8 +187,7 @@ class Runs:
         return tx.bump(self._feed(tx, conversation))
 
     def _feed(self, tx: Write, conversation: int) -> int:
-        query = select(conversations.c.feed_id).where(conversations.c.id == conversation)
-        return int(tx.connection.execute(query).scalar_one())
+        return int(tx.connection.execute(FEED, {"conversation": conversation}).scalar_one())
 
     def _whereabouts(self, tx: Write, conversation: int) -> Place:
         query = select(conversations).where(conversations.c.id == conversation)
@@ -198,14 +216,3 @@ def common_start(a: str, b: str) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _claimable() -> Select[tuple[int, str, int]]:
-    other = runs.alias("other")
-    busy = exists().where(other.c.conversation_id == runs.c.conversation_id, other.c.state == "running")
-    return (
-        select(runs.c.id, runs.c.uuid, runs.c.conversation_id)
-        .where(runs.c.state == "queued", ~busy)
-        .order_by(runs.c.id)
-        .limit(1)
-    )

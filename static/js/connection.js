@@ -165,7 +165,7 @@ export class Connection {
     const reset = element.hasAttribute("reset")
     if (cursor === undefined) return false
     if (from > cursor && !reset) return this.#resync(feed)
-    if (to <= cursor && !reset) return false
+    if (to <= cursor) return false // also a late reset: it knows less than what is shown
     if (this.view?.apply(feed, element) === false) return this.#restart(feed)
     this.#feeds.set(feed, to)
     if (transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect(this.#websocket.rto)

@@ -1,7 +1,7 @@
 // The open conversation and the list of conversations in the DOM: applies what the server sends by revision, shows what
 // waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
 
-import { words } from "./status.js"
+import { dayFormat, words, wordTime } from "./status.js"
 
 const NEAR_END = 100
 
@@ -12,6 +12,7 @@ export class ConversationView {
   #jump = document.getElementById("jump")
   #older = document.getElementById("older")
   #sources = new WeakMap() // block → the HTML source that its tails append to
+  #byPosition = new Map()
   #isAtEnd = true
   onGone = () => {}
 
@@ -25,7 +26,7 @@ export class ConversationView {
       observer.observe(this.#log)
       if (this.#messages) observer.observe(this.#messages)
     }
-    setInterval(() => this.#wordTimes(), 60000)
+    setInterval(() => this.#messages?.querySelectorAll("time[datetime]").forEach(wordTime), 60000)
     this.#tidy()
     this.scrollToEnd()
   }
@@ -48,7 +49,7 @@ export class ConversationView {
       } catch (error) { console.error(error) }
     }
     if (fits) container.dataset.cursor = element.getAttribute("to")
-    if (container === this.#messages) this.#afterChange(children.some((child) => child.matches("article")))
+    if (container === this.#messages) this.#afterChange()
     return fits
   }
 
@@ -73,10 +74,10 @@ export class ConversationView {
     }
   }
 
-  #find(article) {
-    const { id, clientId } = article.dataset
-    return (id && this.#messages.querySelector(`article[data-id="${CSS.escape(id)}"]`)) ||
-      (clientId && this.#messages.querySelector(`article[data-client-id="${CSS.escape(clientId)}"]`)) || null
+  // By their ids: a selector would walk through every element of every message.
+  #find({ dataset: { id, clientId } }) {
+    const shown = document.getElementById(`m-${clientId || id}`)
+    return this.#messages.contains(shown) ? shown : null
   }
 
   #place(article, isOlder = false) {
@@ -90,6 +91,7 @@ export class ConversationView {
       shown?.remove()
       this.#insert(article)
     }
+    this.#dress(article)
   }
 
   // By position; what has none yet (still in the outbox) stays at the end.
@@ -104,14 +106,17 @@ export class ConversationView {
   }
 
   #patch(patch) {
-    const article = this.#messages.querySelector(`article[data-position="${Number(patch.getAttribute("position"))}"]`)
+    const article = this.#byPosition.get(patch.getAttribute("position"))
     const revision = Number(patch.getAttribute("revision"))
-    if (!article || Number(article.dataset.revision) >= revision) return true
+    if (!article?.isConnected || Number(article.dataset.revision) >= revision) return true
     for (const piece of patch.querySelectorAll(":scope > chat-block")) {
       if (this.#patchBlock(article, piece) === false) return false
     }
     const footer = patch.querySelector(":scope > footer")
-    if (footer) article.querySelector(":scope > footer")?.replaceWith(footer)
+    if (footer) {
+      article.querySelector(":scope > footer")?.replaceWith(footer)
+      wordTime(footer.querySelector("time[datetime]"))
+    }
     const before = article.dataset.state
     article.dataset.revision = revision
     article.dataset.state = patch.getAttribute("state") ?? before
@@ -164,8 +169,8 @@ export class ConversationView {
 
   onOutbox(entry, what) {
     if (entry.conversation !== this.conversation || !this.#messages) return
-    let article = this.#messages.querySelector(`article[data-client-id="${CSS.escape(entry.id)}"]`)
-    if (what === "removed") return article && !article.dataset.id && (article.remove(), this.#afterChange())
+    let article = document.getElementById(`m-${entry.id}`)
+    if (what === "removed") return article && !article.dataset.id && (article.remove(), this.#tidy())
     if (what === "sent") return this.#markSent(article, entry.ack)
     if (article?.dataset.id) return
     article ??= this.#addPending(entry)
@@ -186,7 +191,7 @@ export class ConversationView {
     article.querySelector(".body").textContent = entry.body
     article.querySelector("time")?.setAttribute("datetime", new Date(entry.at).toISOString())
     this.#messages.append(article)
-    this.#tidy()
+    this.#dress(article)
     return article
   }
 
@@ -199,37 +204,28 @@ export class ConversationView {
     if (state) state.textContent = words("sent")
     article.remove()
     this.#insert(article)
+    this.#dress(article)
     this.#afterChange()
   }
 
   // --- times, days, scroll, announcements ---
 
-  #afterChange(isPlaced = true) {
-    if (isPlaced) this.#tidy()
+  #afterChange() {
     if (this.#isAtEnd) this.scrollToEnd()
     else if (this.#jump) this.#jump.hidden = false
   }
 
   #tidy() {
-    if (!this.#messages) return
-    this.#wordTimes()
-    let previous = ""
-    for (const element of [...this.#messages.children]) {
-      const at = element.querySelector("time")?.dateTime
-      if (element.matches(".day")) element.remove()
-      if (!at) continue
-      const day = new Date(at).toDateString()
-      if (day !== previous) element.before(daySeparator(at))
-      previous = day
-    }
+    for (const article of this.#messages?.querySelectorAll("article") ?? []) this.#dress(article)
   }
 
-  #wordTimes() {
-    for (const time of this.#messages?.querySelectorAll("time[datetime]") ?? []) {
-      const text = clock(time.dateTime)
-      if (time.textContent === text) continue
-      Object.assign(time, { textContent: text, title: fullFormat.format(new Date(time.dateTime)) })
-    }
+  // Word its time, and set or take away the day's separator before it and before the next one.
+  #dress(article) {
+    this.#byPosition.set(article.dataset.position, article)
+    wordTime(article.querySelector("time[datetime]"))
+    const after = article.nextElementSibling
+    separate(article)
+    separate(after?.matches(".day") ? after.nextElementSibling : after)
   }
 
   // Older messages go in front without moving what is read.
@@ -238,7 +234,6 @@ export class ConversationView {
     for (const article of articles) {
       try { this.#place(article, true) } catch (error) { console.error(error) }
     }
-    this.#tidy()
     this.#log.scrollTop = top + this.#log.scrollHeight - height
   }
 
@@ -268,14 +263,16 @@ export class ConversationView {
   }
 }
 
-const language = document.documentElement.lang || undefined
-const clockFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" })
-const dayFormat = new Intl.DateTimeFormat(language, { weekday: "long", day: "numeric", month: "long", year: "numeric" })
-const fullFormat = new Intl.DateTimeFormat(language, { dateStyle: "full", timeStyle: "medium" })
+const dayOf = (article) => new Date(article.querySelector("time")?.dateTime ?? "").toDateString()
 
-function clock(at) {
-  const age = Date.now() - new Date(at)
-  return age >= 0 && age < 45000 ? words("just-now") : clockFormat.format(new Date(at))
+function separate(article) {
+  if (!article?.matches("article")) return
+  const before = article.previousElementSibling
+  const separator = before?.matches(".day") ? before : null
+  const previous = separator ? separator.previousElementSibling : before
+  const isNewDay = !previous || dayOf(previous) !== dayOf(article)
+  if (!isNewDay) separator?.remove()
+  else if (!separator) article.before(daySeparator(article.querySelector("time")?.dateTime))
 }
 
 function daySeparator(at) {

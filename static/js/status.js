@@ -12,6 +12,23 @@ export function words(key, n) {
   return text === undefined ? "" : text.replace("{n}", () => n)
 }
 
+const language = document.documentElement.lang || undefined
+const clockFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" })
+export const dayFormat = new Intl.DateTimeFormat(language, { weekday: "long", day: "numeric", month: "long", year: "numeric" })
+const fullFormat = new Intl.DateTimeFormat(language, { dateStyle: "full", timeStyle: "medium" })
+
+function clock(at) {
+  const age = Date.now() - new Date(at)
+  return age >= 0 && age < 45000 ? words("just-now") : clockFormat.format(new Date(at))
+}
+
+// A time is served without words: the browser has its own clock and language.
+export function wordTime(time) {
+  const text = time && clock(time.dateTime)
+  if (!time || time.textContent === text) return
+  Object.assign(time, { textContent: text, title: fullFormat.format(new Date(time.dateTime)) })
+}
+
 const seconds = (ms) => String(Math.round(ms / 100) / 10)
 
 export class StatusView {

@@ -1,0 +1,78 @@
+"""Five deliberate bugs, each in a copy of the module that would have it; the real modules stay as they are."""
+
+import importlib.util
+import re
+import sys
+from types import ModuleType
+
+from simulation.schedule import Plant
+from simulation.server import Traits
+
+
+def copy_with(bug: str, module: str, changes: dict[str, str]) -> ModuleType:
+    """A copy of a module under another name, with some of its text changed. Each change must be possible."""
+    name = f"planted.{bug}.{module}"
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    with open(spec.origin, encoding="utf-8") as file:
+        source = file.read()
+    for before, after in changes.items():
+        assert source.count(before) == 1, f"{module} has {before!r} {source.count(before)} times"
+        source = source.replace(before, after)
+    copy = ModuleType(name)
+    sys.modules[name] = copy  # dataclasses look their module up
+    exec(compile(source, f"<{name}>", "exec"), copy.__dict__)
+    return copy
+
+
+def acknowledges_before_the_commit() -> Plant:
+    """The server gathers commits for 400 ms, and says yes at once."""
+    return Plant("acknowledged before the commit", traits=Traits(commit_lag_ms=400))
+
+
+def counts_one_too_far() -> Plant:
+    """`changes` begins one revision after the one it should begin with."""
+    change = {'messages.c.revision > bindparam("cursor"))': 'messages.c.revision > bindparam("cursor") + 1)'}
+    copy = copy_with("cursor", "chatapp.store.conversations", change)
+    return Plant("cursor off by one", traits=Traits(conversations=copy.Conversations))
+
+
+def knows_no_repetition() -> Plant:
+    """The store takes a repeated message for a new one, and no constraint says otherwise."""
+    change = {"        if row is None:\n            return None\n        where": "        return None\n        where"}
+    copy = copy_with("dedup", "chatapp.store.conversations", change)
+    unique = re.compile(r",\s*CONSTRAINT messages_client UNIQUE \([^)]*\)")
+
+    def schema(statements: str) -> str:
+        changed, count = unique.subn("", statements)
+        assert count == 1
+        return changed
+
+    return Plant("no dedup", traits=Traits(conversations=copy.Conversations, schema=schema))
+
+
+def applies_what_is_late() -> Plant:
+    """The client applies every frame, however old."""
+    changes = {
+        "if end <= self.cursor:": "if False:",
+        "elif start > self.cursor:": "elif False:",
+        "return revision > shown": "return True",
+    }
+    feeds = copy_with("late", "chatapp.client.feeds", changes)
+    line = "from chatapp.client.feeds import"
+    core = copy_with("late", "chatapp.client.core", {line: f"from {feeds.__name__} import"})
+    return Plant("late frame applied", core=core.Core)
+
+
+def drops_the_outbox() -> Plant:
+    """A page that is reloaded forgets what was not sent yet."""
+    return Plant("outbox dropped at reload", keeps_outbox=False)
+
+
+BUGS = {
+    "acknowledge before commit": acknowledges_before_the_commit,
+    "cursor off by one": counts_one_too_far,
+    "no dedup": knows_no_repetition,
+    "late frame applied": applies_what_is_late,
+    "outbox dropped at reload": drops_the_outbox,
+}
