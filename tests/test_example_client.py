@@ -1,0 +1,146 @@
+"""The example client (docs/examples/client.mjs), written from docs/protocol.md alone, against the real server."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from lab.faultproxy import FaultProxy
+from lab.http import Client
+from lab.processes import kill_group, marked_environment, wait_for
+from lab.server import EMAIL, PASSWORD, ROOT, Server
+
+EXAMPLE = ROOT / "docs/examples/client.mjs"
+NODE = shutil.which("node")
+LONGEST = 200  # lines, as docs/protocol.md says
+PATIENCE = 60
+CONNECTED = {"websocket": "connected", "polling": "polling"}
+# Characters beyond U+FFFF in several blocks, so that every offset after them tells UTF-16 units from code points.
+KNOWLEDGE = """# Astral whales
+
+## What astral whales eat 🐋🐋
+
+🐋🐋 Astral whales 𝒆𝒂𝒕 plankton 🦐🦐 and starlight ✨, all of it & more < than you think: 𝔞𝔟𝔠 "quoted" 'too'.
+
+- 🦐 shrimps, at 🕐 one o'clock
+- ✨ starlight, from 🌒 to 🌘
+
+🐋 In winter the astral whales eat 🦑 squids instead, which are 𝟏𝟐 times as heavy as 🦐 shrimps.
+"""
+QUESTION = "What do astral whales eat?"
+
+pytestmark = pytest.mark.skipif(NODE is None and not os.environ.get("CI"), reason="node is not installed")
+
+
+@pytest.fixture
+def whales(start_server: Callable[..., Server], tmp_path: Path) -> Server:
+    """A server whose assistant knows characters beyond U+FFFF and writes slowly enough to be disturbed."""
+    folder = tmp_path / "server1/data/knowledge"
+    folder.mkdir(parents=True)
+    (folder / "whales.md").write_text(KNOWLEDGE)
+    return start_server(assistant_pace=200)
+
+
+@contextmanager
+def example(url: str, transport: str, messages: int, patience: int = PATIENCE) -> Iterator[subprocess.Popen[str]]:
+    """The example client, running."""
+    assert NODE, "node is not installed, and CI must run this test"
+    command = [NODE, str(EXAMPLE), url, EMAIL, PASSWORD, f"--transport={transport}", f"--messages={messages}"]
+    command += [f"--ask={QUESTION}", f"--patience={patience}"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=marked_environment(),
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        kill_group(process.pid)
+        process.communicate(timeout=10)
+
+
+def result(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Its one line of JSON, once it has ended well."""
+    out, err = process.communicate(timeout=PATIENCE + 20)
+    assert process.returncode == 0, f"{process.returncode}\n{out}\n{err}"
+    assert out.count("\n") == 1, out
+    return dict(json.loads(out))
+
+
+def assert_right(found: dict[str, Any], transport: str, messages: int) -> None:
+    """All of it arrived, once and in order, and the patches made the same answers as the server has."""
+    counts = {name: value for name, value in found.items() if name != "states"}
+    assert counts == {
+        "transport": transport,
+        "sent": messages,
+        "acknowledged": messages,
+        "lost": 0,
+        "doubled": 0,
+        "reordered": 0,
+        "differing": 0,
+    }
+
+
+def test_it_is_short_and_needs_no_package() -> None:
+    lines = EXAMPLE.read_text().splitlines()
+    assert len(lines) <= LONGEST
+    assert not [line for line in lines if len(line) > 120]
+    assert [line for line in lines if line.startswith("import")] == [
+        'import { createHash, randomBytes, randomUUID } from "node:crypto";'
+    ]
+    assert not EXAMPLE.with_name("package.json").exists()
+
+
+@pytest.mark.parametrize("transport", sorted(CONNECTED))
+def test_a_quiet_network(whales: Server, transport: str) -> None:
+    with example(whales.url, transport, 4) as process:
+        found = result(process)
+    assert_right(found, transport, 4)
+    assert found["states"] == ["connecting", CONNECTED[transport]]
+    shown = Client(whales.url).sign_in()
+    page = shown.get("/").headers["Location"]
+    assert "🦑" in shown.get(page).text, "the answers were to have characters beyond U+FFFF"
+
+
+def sent(proxy: FaultProxy) -> list[str]:
+    """The client_ids that went to the server so far, over either transport, repeated ones again."""
+    posted = [parse_qs(seen.body.decode()) for seen in list(proxy.requests) if seen.path.endswith("/messages")]
+    frames = [json.loads(frame.text) for frame in list(proxy.frames) if frame.up and '"send"' in frame.text]
+    return [fields["client_id"][0] for fields in posted] + [frame["client_id"] for frame in frames]
+
+
+def reset(proxy: FaultProxy, transport: str) -> bool:
+    """Resets what the client reads by; False where there was nothing to reset, or the answer was quicker."""
+    if transport == "websocket":
+        return proxy.reset_sockets() > 0
+    before = time.time()
+    proxy.reset_all()
+    time.sleep(0.1)
+    return any(seen.status == 0 and seen.ended_at > before for seen in proxy.seen("/changes"))
+
+
+@pytest.mark.parametrize("transport", sorted(CONNECTED))
+def test_two_resets_meanwhile(whales: Server, start_proxy: Callable[[Server], FaultProxy], transport: str) -> None:
+    proxy, messages = start_proxy(whales), 30
+    with example(proxy.url, transport, messages) as process:
+        wait_for(lambda: len(sent(proxy)) >= 6, 30, "messages are sent", every=0.005)
+        wait_for(lambda: reset(proxy, transport), 20, "the first reset", every=0.005)
+        proxy.lose_replies = 1  # to a POST: the message is stored, and the client does not learn it
+        wait_for(lambda: len(sent(proxy)) >= 12, 30, "further messages are sent", every=0.005)
+        wait_for(lambda: reset(proxy, transport), 20, "the second reset", every=0.005)
+        found = result(process)
+    assert_right(found, transport, messages)
+    assert found["states"].count("reconnecting") >= 2, found["states"]
+    assert found["states"][-1] == CONNECTED[transport]
+    assert len(set(sent(proxy))) == messages
+    assert transport == "websocket" or len(sent(proxy)) > messages, "a lost answer: the message goes out again"
