@@ -40,7 +40,8 @@ STOP_WORDS = frozenset(
         one only or other our out over please question right say see shall she should show so some
         something still such sure take tell than thank thanks that the their them then there these they
         thing things this those though to too try under up us use used using very via want wants was way
-        we well were what when where which while who why will playbook playbooks with without work works would yes yet you
+        we well were what when where which while who why will with without work works would yes yet you
+        playbook playbooks
         your s t don doesn isn re ve ll m d best good new mean means explain happen happens""",
     )
 )

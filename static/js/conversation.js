@@ -13,7 +13,7 @@ export class ConversationView {
   #older = document.getElementById("older")
   #sources = new WeakMap() // block → the HTML source that its tails append to
   #byPosition = new Map()
-  #isAtEnd = true
+  #isAtEnd = true; #scrolling = 0
   onGone = () => {}
 
   constructor(conversation) {
@@ -242,10 +242,13 @@ export class ConversationView {
   }
 
   scrollToEnd() {
-    if (!this.#log) return
-    this.#log.scrollTop = this.#log.scrollHeight
     this.#isAtEnd = true
     if (this.#jump) this.#jump.hidden = true
+    // Once a frame: each time makes the browser lay the page out.
+    this.#scrolling ||= requestAnimationFrame(() => {
+      this.#scrolling = 0
+      if (this.#log) this.#log.scrollTop = this.#log.scrollHeight
+    })
   }
 
   #onScroll() {
