@@ -1,7 +1,7 @@
 // The open conversation and the list of conversations in the DOM: applies what the server sends by revision, shows what
 // waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
 
-import { dayFormat, words, wordTime } from "./status.js"
+import { daySeparator, words, wordTime } from "./status.js"
 
 const NEAR_END = 100
 
@@ -88,7 +88,7 @@ export class ConversationView {
     this.#announce(shown?.dataset.state, article)
     if (shown && shown.dataset.position === article.dataset.position) shown.replaceWith(article)
     else {
-      shown?.remove()
+      if (shown) take(shown)
       this.#insert(article)
     }
     this.#dress(article)
@@ -170,7 +170,7 @@ export class ConversationView {
   onOutbox(entry, what) {
     if (entry.conversation !== this.conversation || !this.#messages) return
     let article = document.getElementById(`m-${entry.id}`)
-    if (what === "removed") return article && !article.dataset.id && (article.remove(), this.#tidy())
+    if (what === "removed") return article && !article.dataset.id && take(article)
     if (what === "sent") return this.#markSent(article, entry.ack)
     if (article?.dataset.id) return
     article ??= this.#addPending(entry)
@@ -202,7 +202,7 @@ export class ConversationView {
     article.querySelector(".failure")?.remove()
     const state = article.querySelector(".state")
     if (state) state.textContent = words("sent")
-    article.remove()
+    take(article)
     this.#insert(article)
     this.#dress(article)
     this.#afterChange()
@@ -268,6 +268,14 @@ export class ConversationView {
 
 const dayOf = (article) => new Date(article.querySelector("time")?.dateTime ?? "").toDateString()
 
+// Out of the log, with the separator that was its own.
+function take(article) {
+  const next = article.nextElementSibling
+  if (article.previousElementSibling?.matches(".day")) article.previousElementSibling.remove()
+  article.remove()
+  separate(next)
+}
+
 function separate(article) {
   if (!article?.matches("article")) return
   const before = article.previousElementSibling
@@ -276,18 +284,6 @@ function separate(article) {
   const isNewDay = !previous || dayOf(previous) !== dayOf(article)
   if (!isNewDay) separator?.remove()
   else if (!separator) article.before(daySeparator(article.querySelector("time")?.dateTime))
-}
-
-function daySeparator(at) {
-  const date = new Date(at)
-  const yesterday = new Date()
-  yesterday.setDate(yesterday.getDate() - 1)
-  let text = dayFormat.format(date)
-  if (date.toDateString() === new Date().toDateString()) text = words("today")
-  else if (date.toDateString() === yesterday.toDateString()) text = words("yesterday")
-  const separator = Object.assign(document.createElement("div"), { className: "day", textContent: text })
-  separator.setAttribute("role", "separator")
-  return separator
 }
 
 function failureRow(entry) {

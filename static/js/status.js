@@ -14,7 +14,7 @@ export function words(key, n) {
 
 const language = document.documentElement.lang || undefined
 const clockFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" })
-export const dayFormat = new Intl.DateTimeFormat(language, { weekday: "long", day: "numeric", month: "long", year: "numeric" })
+const dayFormat = new Intl.DateTimeFormat(language, { weekday: "long", day: "numeric", month: "long", year: "numeric" })
 const fullFormat = new Intl.DateTimeFormat(language, { dateStyle: "full", timeStyle: "medium" })
 
 function clock(at) {
@@ -27,6 +27,18 @@ export function wordTime(time) {
   const text = time && clock(time.dateTime)
   if (!time || time.textContent === text) return
   Object.assign(time, { textContent: text, title: fullFormat.format(new Date(time.dateTime)) })
+}
+
+export function daySeparator(at) {
+  const date = new Date(at)
+  const yesterday = new Date()
+  yesterday.setDate(yesterday.getDate() - 1)
+  let text = dayFormat.format(date)
+  if (date.toDateString() === new Date().toDateString()) text = words("today")
+  else if (date.toDateString() === yesterday.toDateString()) text = words("yesterday")
+  const separator = Object.assign(document.createElement("div"), { className: "day", textContent: text })
+  separator.setAttribute("role", "separator")
+  return separator
 }
 
 const seconds = (ms) => String(Math.round(ms / 100) / 10)

@@ -22,6 +22,8 @@ def test_the_list_updates_itself_and_the_menu_renames_and_deletes(server: Server
     wait_state(page, "connected")
     ask(page, "How is a backup restored?")
     wait_for(page, lambda: titles(page) == ["How is a backup restored?"], 3, "the title comes from the first message")
+    order = page.evaluate("[...document.querySelector('#messages').children].map(one => one.className)")
+    assert order == ["day", "message", "message"], "one separator, and before the day's first message"
     client.create("From elsewhere", str(uuid.uuid4()))
     wait_for(page, lambda: titles(page) == ["From elsewhere", "How is a backup restored?"], 3, "the newest on top")
     page.locator("header.head [popovertarget=menu]").click()
