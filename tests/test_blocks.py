@@ -1,4 +1,4 @@
-"""The assistant: growing Markdown, the knowledge folder, the built-in provider, and durable runs."""
+"""Growing Markdown: block by block, sanitised, the same as if it had been given at once."""
 
 import random
 from collections.abc import Iterator

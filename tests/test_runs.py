@@ -1,4 +1,4 @@
-"""The assistant: growing Markdown, the knowledge folder, the built-in provider, and durable runs."""
+"""Durable runs: queued, claimed, written as they grow, ended once; on the real store."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,26 +17,6 @@ from chatapp.assistant.runner import Runner
 from chatapp.bus import Bus
 from chatapp.store import ClaimedRun, Place, Store, Turn, migrate
 from chatapp.store.tables import runs
-
-DOCUMENTS = [
-    "# Title\n\nA paragraph with **bold**, *slanted* and `code`,\nover two lines.\n\n"
-    "- one\n- two\n\n  more of two\n- three\n\nEnd.",
-    "Before\n```nginx\nserver { # not a heading\n\n}\n```\nAfter\n\n    indented <b>code</b>\n\n~~~\nnever closed",
-    "| a | b |\n|---|--:|\n| 1 | **2** |\n\nText\n| c | d |\n|---|---|\n| 3 | 4 |\n\n"
-    "> quote\nlazy\n\n---\n\nSetext\n===\n\n1. x\n2. y",
-    "See [1](../knowledge/start#first-run) and [out](https://example.org/?a=1&b=2) and <mailto:a@b.c>.\r\n\r\n![pic](https://x.org/y.png)",
-    "a\n-\nb\n#\nc\n#d\n2024\n*\n\n* * *\n\n- a\n* b\n+ c\n\n\n\n`open and **open",
-]
-HOSTILE = [
-    "<script>alert(1)</script>\n\nText <img src=x onerror=alert(1)> more",
-    "[a](javascript:alert(1)) [b](JaVaScRiPt:alert(1)) [c](data:text/html,<script>) [d](//evil.example) [e](/c/1)",
-    "![x](javascript:alert(1)) ![y](https://evil.example/pixel.png) [![z](https://e.example/z.png)](https://e.example)",
-    '[f](../knowledge/../c/x) [g](../knowledge/a"onclick=b) <javascript:alert(1)> [h](vbscript:x) [i](\\javascript:x)',
-    '```"><script>alert(1)</script>\n</code></pre><script>alert(2)</script>\n```\n\n<a href="x" onclick="y">z</a>',
-    "[j]: javascript:alert(1)\n\n[j] [k][j] <iframe src=//evil></iframe> <style>*{}</style> "
-    "&lt;script&gt; &#60;script&#62;",
-]
-
 
 # Durable runs, on the real store
 
