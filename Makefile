@@ -14,7 +14,7 @@ help:
 	@echo "make test      install what the tests need, then run all of them (ARGS='-k name' narrows it)"
 	@echo "make failover  1,000 messages under 50 faults in the browser, 200 kill -9 (half an hour)"
 	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
-	@echo "make defaults  the long time-outs as they are, observed on the wire (two minutes)"
+	@echo "make defaults  the long time-outs as they are, and what must not hold the event loop (four minutes)"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
 	@echo "make lock      write deploy/*.lock anew from pyproject.toml"

@@ -159,7 +159,7 @@ def test_sockets_reset_and_blackholed(proxy: FaultProxy) -> None:
         with pytest.raises(ConnectionClosed):
             ws.recv(timeout=1)
     with opened(proxy) as ws:
-        proxy.blackhole_sockets()
+        assert proxy.blackhole_sockets() == 1
         ws.send("lost")
         with pytest.raises(TimeoutError):
             ws.recv(timeout=0.4)

@@ -252,8 +252,8 @@ class FaultProxy:
         head, rest = self._read_answer_head(connection, server)
         seen.answer, seen.status, seen.answered_at = head, head.status, time.time()
         if head.status == 101:
+            connection.websocket = True  # before the client knows: its next order may come at once
             connection.client.sendall(head.raw)
-            connection.websocket = True
             self._tunnel(connection, server, rest, mode)
         else:
             self._relay_answer(connection, server, seen, rest)
