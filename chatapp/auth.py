@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,8 +31,6 @@ CACHE_S = 30.0  # how long a checked session is believed without the database
 MOST_CACHED = 10_000
 CODE_FILE = "first-run-code"
 FORWARDING = ("forwarded", "via", "x-forwarded-", "x-real-ip")  # how the names of proxies' headers begin
-# Hashed once, so that an unknown address costs as much time as a wrong password.
-NOBODY = generate_password_hash(secrets.token_hex(8))
 
 
 class Refused(Exception):
@@ -101,7 +100,7 @@ class Auth:
     def sign_in(self, email: str, password: str) -> int:
         """The number of the person with this address and password. Raises Refused."""
         found = self._people.password_hash(email.strip())
-        is_right = beside(check_password_hash, found[1] if found else NOBODY, password)
+        is_right = beside(check_password_hash, found[1] if found else _nobody(), password)
         if found is None or not is_right:
             raise Refused("password", "The e-mail address or the password is wrong.")
         return found[0]
@@ -132,6 +131,12 @@ class Auth:
         path = self._settings.data_dir / CODE_FILE
         expected = path.read_text().strip() if path.exists() else ""
         return expected != "" and hmac.compare_digest(expected.encode(), code.strip().upper().encode())
+
+
+@cache
+def _nobody() -> str:
+    """Hashed once, so that an unknown address costs as much time as a wrong password."""
+    return hash_password(secrets.token_hex(8))
 
 
 def first_run_code(data_dir: Path) -> str:

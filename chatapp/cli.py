@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 import click
-from flask import Flask
 
-from chatapp import auth, create_app
 from chatapp.config import ConfigError, Settings, describe, load
-from chatapp.house import House
-from chatapp.store import AlreadySetUp, EmailTaken
+
+if TYPE_CHECKING:
+    from chatapp.house import House
 
 
 class Stop(click.ClickException):
@@ -29,13 +26,16 @@ def _settings() -> Settings:
         raise Stop(str(error)) from None
 
 
-def _app() -> tuple[Flask, House]:
+def _house() -> House:
+    """The rooms, put together by this process for one command."""
+    from chatapp import create_app
+
     settings = _settings()
     try:
-        app = create_app(settings)
+        house: House = create_app(settings).extensions["chatapp"]
     except OSError as error:
         raise Stop(f"DATA_DIR={settings.data_dir}: {error.strerror}. Name a folder that can be written.") from None
-    return app, app.extensions["chatapp"]
+    return house
 
 
 @click.group()
@@ -44,19 +44,25 @@ def main() -> None:
 
 
 @main.command()
-def serve() -> NoReturn:
+def serve() -> None:
     """Migrate, then serve in the foreground until TERM."""
-    _, house = _app()
+    _settings()  # a wrong one is told before anything heavy is loaded
+    # Patches the library, hence before anything else is imported. The workers are forked from this process and share
+    # what it has loaded.
+    from chatapp.server import Gunicorn
+
+    house = _house()
     _seed(house)
     print(_welcome(house), flush=True)
-    config = Path(__file__).parent / "server.py"
-    # Replaces this process, so that signals reach gunicorn itself; it imports everything anew, patched.
-    command = [sys.executable, "-m", "gunicorn", "-c", f"file:{config}", "chatapp:create_app()"]
-    os.execv(sys.executable, command)
+    house.store.close()  # no connection to a database may be carried over a fork
+    Gunicorn().run()
 
 
 def _seed(house: House) -> None:
     """Make the first admin from the settings, where there is nobody yet."""
+    from chatapp import auth
+    from chatapp.store import AlreadySetUp
+
     settings = house.settings
     if not settings.admin_email or not house.store.people.is_empty():
         return
@@ -69,6 +75,8 @@ def _seed(house: House) -> None:
 
 
 def _welcome(house: House) -> str:
+    from chatapp import auth
+
     settings = house.settings
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     address = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
@@ -94,7 +102,10 @@ def admin() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def create_admin(name: str, email: str, password: str, as_json: bool) -> None:
     """Make an admin."""
-    _, house = _app()
+    from chatapp import auth
+    from chatapp.store import EmailTaken
+
+    house = _house()
     try:
         name, email = auth.checked_person(name, email, password)
         person = house.store.people.add_admin(name, email, auth.hash_password(password))
@@ -113,7 +124,9 @@ def create_admin(name: str, email: str, password: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def reset_password(email: str, password: str, as_json: bool) -> None:
     """Set another password and end the person's sessions."""
-    _, house = _app()
+    from chatapp import auth
+
+    house = _house()
     try:
         auth.checked_person("-", email, password)
     except auth.Refused as error:

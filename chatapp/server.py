@@ -12,7 +12,10 @@ import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
+from flask import Flask  # noqa: E402
+from gunicorn.app.base import BaseApplication  # noqa: E402
 
+from chatapp import create_app  # noqa: E402
 from chatapp.config import load  # noqa: E402
 
 DRAIN_LOOK_S = 0.1  # gunicorn has no hook for TERM in a worker; this is how late a drain begins at most
@@ -59,3 +62,17 @@ def worker_exit(_server: Any, worker: Any) -> None:
     app = getattr(worker, "wsgi", None)
     if app is not None and hasattr(app, "extensions"):
         app.extensions["chatapp"].drain()
+
+
+class Gunicorn(BaseApplication):  # type: ignore[misc]
+    """Gunicorn in this process, with the settings above."""
+
+    def load_config(self) -> None:
+        """Called at the start and at every HUP."""
+        for name, value in globals().items():
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """Each worker's own app, made after the fork."""
+        return create_app()

@@ -29,6 +29,7 @@ from chatapp.config import SYSTEM_PROMPT, ConfigError, Settings, describe, load
 from chatapp.store import Turn
 
 QUESTION = "What is the capital of France?"
+LONGER = "What is the capital of France? Tell me its history in ten sentences."  # it must come in pieces
 WHOLE = ("Hel", "lo ", "there.")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 
@@ -443,7 +444,7 @@ def test_the_key_is_shown_as_set_only() -> None:
 
 
 def test_its_client_is_imported_only_where_it_is_chosen() -> None:
-    code = "import sys, chatapp; chatapp.create_app; print('httpx' in sys.modules)"
+    code = "import sys, chatapp.factory; print('httpx' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "False", result.stderr
 
@@ -512,7 +513,7 @@ def with_model(model: Model) -> dict[str, str]:
 
 def test_a_real_model_answers_through_the_product(transport: str, start_server: StartServer, model: Model) -> None:
     server = start_server(**with_model(model))
-    _, peer, conversation = asked(transport, server, QUESTION)
+    _, peer, conversation = asked(transport, server, LONGER)
     with peer:
         answer = peer.wait_for_answer(conversation, 60)
         assert (answer.state, "Paris" in answer.text) == ("completed", True), (answer, server.log_text())

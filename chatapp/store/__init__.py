@@ -69,6 +69,7 @@ class Store:
         db.init_app(app)
         with app.app_context():
             main, metrics = db.engine, db.engines["metrics"]
+        self._engines = (main, metrics)
         prepare_sqlite(main, "FULL")
         prepare_sqlite(metrics, "NORMAL")
         self.database = Database(main, bus)
@@ -82,3 +83,8 @@ class Store:
         """Whether the database answers and is migrated."""
         with self.database.read() as connection:
             return connection.execute(select(instance.c.value).limit(1)).first() is not None
+
+    def close(self) -> None:
+        """Close every connection to the databases that is not in use."""
+        for engine in self._engines:
+            engine.dispose()

@@ -1,0 +1,125 @@
+"""The table of contents: which rooms there are, and how they are put together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import timedelta
+from typing import Any
+
+from flask import Flask, Response, jsonify, send_from_directory
+from flask_babel import Babel
+from flask_wtf.csrf import CSRFProtect, generate_csrf
+
+from chatapp import pages, security
+from chatapp.assets import asset_dir, content_hash
+from chatapp.assistant import make_knowledge, make_provider
+from chatapp.assistant.runner import Runner
+from chatapp.auth import Auth, secret_key
+from chatapp.bus import Bus
+from chatapp.config import Settings, load
+from chatapp.connection.peer import Reader
+from chatapp.conversation import Chat
+from chatapp.house import House
+from chatapp.proxies import InFront
+from chatapp.store import Store
+from chatapp.store.migrate import migrate
+from chatapp.transports import polling, websocket
+from chatapp.transports.frames import Renderer
+
+MOST_FORM_BYTES = 512 * 1024  # a report of 200 events or a message of 20,000 characters, with room
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Put the app together: settings, store, chat, transports, assistant, pages. Migrates the databases."""
+    settings = settings or load(os.environ)
+    migrate(settings.data_dir)
+    app = Flask("chatapp", template_folder=str(asset_dir("templates")), static_folder=None)
+    key = secret_key(settings.data_dir)
+    instance = hashlib.sha256(key.encode()).hexdigest()[:8]
+    app.config.update(_flask_settings(settings, key, instance))
+    bus = Bus()
+    store = Store(app, settings.data_dir, bus, settings.workers)
+    knowledge = make_knowledge(settings)
+    provider = make_provider(settings, knowledge)
+    chat = Chat(store, assistant_answers=provider is not None)
+    auth = Auth(store, settings, bus)
+    renderer = Renderer(app, f"{settings.url_prefix}/")
+    reader = Reader(store, chat, renderer)
+    epoch = store.people.epoch()
+    house = House(
+        settings=settings,
+        instance=instance,
+        epoch=epoch,
+        bus=bus,
+        store=store,
+        chat=chat,
+        auth=auth,
+        knowledge=knowledge,
+        renderer=renderer,
+        reader=reader,
+        polls=polling.Polls(reader, bus, epoch),
+        live=websocket.Live(),
+        runner=Runner(store.runs, bus, provider) if provider is not None else None,
+    )
+    app.extensions["chatapp"] = house
+    Babel(app)
+    CSRFProtect(app)
+    app.register_blueprint(pages.pages)
+    if "websocket" in settings.transports:
+        websocket.register(app, house)
+    polling.register(app, house.polls, auth, settings)
+    security.register(app)
+    _register_plain(app, house)
+    app.wsgi_app = InFront(app.wsgi_app, settings)  # type: ignore[method-assign]
+    return app
+
+
+def _flask_settings(settings: Settings, key: str, instance: str) -> dict[str, Any]:
+    return {
+        "SECRET_KEY": key,
+        "SESSION_COOKIE_NAME": f"chatapp_{instance}",
+        "SESSION_COOKIE_HTTPONLY": True,
+        "SESSION_COOKIE_SAMESITE": "Lax",
+        "SESSION_COOKIE_SECURE": settings.public_url.startswith("https:"),
+        "SESSION_COOKIE_PATH": f"{settings.url_prefix}/",
+        "SESSION_REFRESH_EACH_REQUEST": False,  # else every poll sets the cookie again
+        "PERMANENT_SESSION_LIFETIME": timedelta(days=settings.session_lifetime),
+        "WTF_CSRF_TIME_LIMIT": None,  # it lives as long as the session that it is bound to
+        "WTF_CSRF_SSL_STRICT": False,  # strict proxies strip Referer
+        "MAX_CONTENT_LENGTH": MOST_FORM_BYTES,
+        "MAX_FORM_MEMORY_SIZE": MOST_FORM_BYTES,
+    }
+
+
+def _register_plain(app: Flask, house: House) -> None:
+    """What needs no session: health, static files; and what every template may use."""
+    folder = asset_dir("static")
+    version = content_hash(folder)
+
+    @app.get("/static/<version>/<path:name>")
+    def static(version: str, name: str) -> Response:
+        response = send_from_directory(folder, name, max_age=365 * 86400)
+        response.cache_control.public, response.cache_control.immutable = True, True
+        response.cache_control.no_cache = None
+        return response
+
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return Response("ok\n", content_type="text/plain")
+
+    @app.get("/readyz")
+    def readyz() -> tuple[Response, int]:
+        is_ready = house.store.is_ready() and not house.live.is_draining
+        return jsonify(ready=is_ready), 200 if is_ready else 503
+
+    @app.context_processor
+    def words() -> dict[str, Any]:
+        sign_in = house.auth.current()
+        return {
+            "static": lambda name: app.url_for("static", version=version, name=name),
+            "csrf_token": generate_csrf,
+            "product": "chatapp",
+            "person": sign_in.person if sign_in else None,
+            "language": "en",
+        }
