@@ -61,17 +61,28 @@ RECORDER = """
     }
   }
 
-  const look = () => {
-    for (const article of document.querySelectorAll("#messages article.message")) {
-      const key = article.dataset.clientId || article.dataset.id
-      const entry = seen.articles[key] ||= { author: article.dataset.author, first: now(), states: {}, lengths: [] }
-      entry.states[article.dataset.state] ||= now()
-      const length = article.querySelector(".body")?.textContent.length ?? 0
-      if (entry.lengths.at(-1) !== length) entry.lengths.push(length)
+  const note = article => {
+    const key = article.dataset.clientId || article.dataset.id
+    const entry = seen.articles[key] ||= { author: article.dataset.author, first: now(), states: {}, lengths: [] }
+    entry.states[article.dataset.state] ||= now()
+    const length = article.querySelector(".body")?.textContent.length ?? 0
+    if (entry.lengths.at(-1) !== length) entry.lengths.push(length)
+  }
+  // Only what a change touched: looking at all of a long log at each change would be what makes the page slow.
+  const look = changes => {
+    const touched = new Set()
+    for (const { target, addedNodes } of changes) {
+      touched.add((target.nodeType === 1 ? target : target.parentElement)?.closest("article.message"))
+      for (const node of addedNodes) {
+        if (node.nodeType !== 1) continue
+        touched.add(node.closest("article.message"))
+        for (const inner of node.querySelectorAll("article.message")) touched.add(inner)
+      }
     }
+    for (const article of touched) if (article?.closest("#messages")) note(article)
   }
   document.addEventListener("DOMContentLoaded", () => {
-    look()
+    document.querySelectorAll("#messages article.message").forEach(note)
     new MutationObserver(look).observe(document.documentElement,
       { subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["data-state"] })
   })
