@@ -6,7 +6,6 @@ reader that is slow gets what is newest when it can take it, because a feed is r
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,13 +26,14 @@ class Encoder(Protocol):
         """The frame of what changed in a feed."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class News:
     """A frame for a reader, and where it takes them. `frame` is None where nothing is new."""
 
     frame: str | None
     cursor: int
     more: bool = False
+    encoded: bytes | None = None  # the frame as a transport writes it, kept by the transport for all readers
 
 
 class TooManyFeeds(Exception):
@@ -90,26 +90,38 @@ class Reader:
         return News(self._encoder.feed(name, changes), changes.end, changes.more)
 
 
-@dataclass
 class Followed:
-    """A feed that the other side follows."""
+    """A feed that the other side follows. Calling it says that the feed has news: it is what the bus wakes."""
 
-    name: str
-    cursor: int
-    cancel: Callable[[], None]
-    is_dirty: bool = True
-    is_greeted: bool = False  # whether the first answer, which proves the resumption, was given
+    __slots__ = ("cursor", "feed", "is_dirty", "is_greeted", "name", "peer")
+
+    def __init__(self, peer: Peer, name: str, feed: int, cursor: int) -> None:
+        self.peer = peer
+        self.name = name
+        self.feed = feed
+        self.cursor = cursor
+        self.is_dirty = False
+        self.is_greeted = False  # whether the first answer, which proves the resumption, was given
+
+    def __call__(self, _topic: int) -> None:
+        if not self.is_dirty:
+            self.is_dirty = True
+            self.peer.dirty.append(self)
+        self.peer.wake()
 
 
 class Peer:
     """One connection's subscriptions and what is to be written to it next."""
 
+    __slots__ = ("_bus", "_followed", "_reader", "dirty", "person", "replies", "wake")
+
     def __init__(self, reader: Reader, bus: Bus, person: int, wake: Callable[[], None]) -> None:
         self.person = person
-        self.replies: deque[str] = deque()  # control frames; bounded by the transport, which stops reading
+        self.replies: list[str] = []  # control frames; bounded by the transport, which stops reading
+        self.dirty: list[Followed] = []  # feeds with news, in turn, so that a busy feed starves no other
+        self.wake = wake
         self._reader = reader
         self._bus = bus
-        self._wake = wake
         self._followed: dict[str, Followed] = {}
 
     def subscribe(self, name: str, cursor: int) -> None:
@@ -118,20 +130,17 @@ class Peer:
         if len(self._followed) >= MOST_FEEDS:
             raise TooManyFeeds
         feed = self._reader.feed(self.person, name)
-        followed = Followed(name, cursor, lambda: None)
-
-        def mark(_topic: int) -> None:
-            followed.is_dirty = True
-            self._wake()
-
-        followed.cancel = self._bus.subscribe(feed, mark)
-        self._followed[name] = followed
+        followed = self._followed[name] = Followed(self, name, feed, cursor)
+        self._bus.subscribe(feed, followed)
+        followed(feed)
 
     def unsubscribe(self, name: str) -> None:
         """Follow a feed no longer."""
         followed = self._followed.pop(name, None)
         if followed is not None:
-            followed.cancel()
+            self._bus.unsubscribe(followed.feed, followed)
+            if followed.is_dirty:
+                self.dirty.remove(followed)
 
     def close(self) -> None:
         """End all subscriptions."""
@@ -139,21 +148,24 @@ class Peer:
             self.unsubscribe(name)
 
     def next_news(self) -> tuple[str, News | Exception] | None:
-        """The next feed with something to say, in turn, so that a busy feed starves no other."""
-        for name, followed in list(self._followed.items()):
-            if not followed.is_dirty:
-                continue
+        """The next feed with something to say."""
+        while self.dirty:
+            followed = self.dirty.pop(0)
             followed.is_dirty = False
-            self._followed[name] = self._followed.pop(name)  # to the end of the round
             try:
-                news = self._reader.news(self.person, name, followed.cursor)
+                news = self._reader.news(self.person, followed.name, followed.cursor)
             except (Gone, StaleCursor) as error:
-                self.unsubscribe(name)
-                return name, error
-            followed.cursor, followed.is_dirty = news.cursor, news.more
+                self.unsubscribe(followed.name)
+                return followed.name, error
+            if self._followed.get(followed.name) is not followed:
+                continue  # meanwhile it was given up, or begun anew
+            followed.cursor = news.cursor
+            if news.more and not followed.is_dirty:
+                followed.is_dirty = True
+                self.dirty.append(followed)
             if news.frame is not None or not followed.is_greeted:
                 followed.is_greeted = True
-                return name, news
+                return followed.name, news
         return None
 
     def feeds(self) -> int:

@@ -46,9 +46,9 @@ class Events:
         with self.database.write() as tx:
             tx.connection.execute(insert(connection_events).on_conflict_do_nothing(), rows)
 
-    def note(self, event: ConnectionEvent) -> None:
-        """Store the server's own event. Where that fails it is logged: measuring must not end what is measured."""
+    def note(self, *events: ConnectionEvent) -> None:
+        """Store the server's own events. Where that fails it is logged: measuring must not end what is measured."""
         try:
-            self.add([event])
+            self.add(events)
         except SQLAlchemyError:
-            log.exception("a connection event was lost: %s", event)
+            log.exception("connection events were lost: %s", events)
