@@ -123,7 +123,7 @@ class Database:
     def __init__(self, engine: Engine, bus: Bus) -> None:
         self.engine = engine
         self._bus = bus
-        self._heads: dict[int, int] = {}
+        self.heads: dict[int, int] = {}  # the newest known revision of each feed
         self._forget: list[Callable[[], None]] = []
         self._commit_s = 0.0  # how long commits took lately
         # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
@@ -149,8 +149,8 @@ class Database:
 
     def learn(self, heads: Mapping[int, int]) -> list[int]:
         """Note the newest revisions of feeds; returns those that were news."""
-        news = [feed for feed, revision in heads.items() if revision > self._heads.get(feed, -1)]
-        self._heads.update({feed: heads[feed] for feed in news})
+        news = [feed for feed, revision in heads.items() if revision > self.heads.get(feed, -1)]
+        self.heads.update({feed: heads[feed] for feed in news})
         if ACCESS in news:
             for forget in self._forget:
                 forget()
@@ -174,9 +174,9 @@ class Database:
 
     def head(self, feed: int, fresh: bool = False) -> int:
         """The newest revision of a feed, without the database where it is known; `fresh` asks it all the same."""
-        known = None if fresh else self._heads.get(feed)
+        known = None if fresh else self.heads.get(feed)
         if known is None:
             with self.read() as connection:
                 known = connection.execute(REVISION, {"feed": feed}).scalar_one_or_none() or 0
-            known = self._heads[feed] = max(known, self._heads.get(feed, 0))
+            known = self.heads[feed] = max(known, self.heads.get(feed, 0))
         return known

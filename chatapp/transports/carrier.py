@@ -223,7 +223,7 @@ class WebSocketConnection(WatchedSocket):
 
     def wake(self) -> None:
         """There may be something to write."""
-        if not self._is_awake and self.ended_at is None and not self.is_over:
+        if not self._is_awake:
             self._is_awake = True
             self._house.live.wake(self)
 
@@ -240,11 +240,17 @@ class WebSocketConnection(WatchedSocket):
 
     def flush(self) -> None:
         """Write answers and news while there is room; a slow reader gets what is newest when it has room again."""
-        self._is_awake, self._is_flushing = False, True
+        self._is_awake = False
+        if not (self._close or self.blocked_at or self._is_doubtful or self.is_paused):
+            news = self._peer.shared_news()
+            if news is not None and news.encoded is not None:
+                self.write(news.encoded)
+                return
+        self._is_flushing = True
         try:
             if self._is_doubtful and not self._is_signed_in(fresh=True):
                 self.close(SIGNED_OUT, "signed out")
-            while self._close is None and not self.is_blocked and not self.is_over:
+            while self._close is None and not self.is_blocked:
                 data = self._output()
                 if not data or self._close is not None:
                     break
@@ -335,7 +341,7 @@ class WebSocketConnection(WatchedSocket):
 
     def close(self, code: int, reason: str = "") -> None:
         """Say goodbye as soon as what is being written is written. The first word counts."""
-        if self._close is None and self.ended_at is None and not self.is_over:
+        if self._close is None:
             self._close = (code, reason)
             self._parser = None
             if not self.is_blocked:
@@ -357,6 +363,7 @@ class WebSocketConnection(WatchedSocket):
 
     def on_cut(self) -> None:
         """The stream broke, or the write timeout was over."""
+        self._close = self._close or (ABNORMAL, "")
         self._closed_as = self._closed_as or ABNORMAL
 
     def _leave(self) -> None:
