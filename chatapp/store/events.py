@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -50,5 +51,5 @@ class Events:
         """Store the server's own events. Where that fails it is logged: measuring must not end what is measured."""
         try:
             self.add(events)
-        except SQLAlchemyError:
+        except (SQLAlchemyError, sqlite3.Error):
             log.exception("connection events were lost: %s", events)

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("chatapp.websocket")
 
-NORMAL, NO_BINARY, ABNORMAL, POLICY, SERVER_ERROR, RESTART = 1000, 1003, 1006, 1008, 1011, 1012
-SIGNED_OUT = 4401
+NORMAL, NO_BINARY, ABNORMAL, POLICY, SERVER_ERROR, RESTART, SIGNED_OUT = 1000, 1003, 1006, 1008, 1011, 1012, 4401
 OPENED, CLOSED = (1, "server-open"), (2, "server-close")  # number and type of the server's own events
 MOST_WAITING = 64  # answers to be written and frames to be done; beyond, a client floods and is not read
 MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
@@ -93,10 +92,8 @@ class WebSocketConnection(WatchedSocket):
         house, settings = self._house, self._house.settings
         house.bus.subscribe(session_topic(self._session), self.doubt)
         self._note(OPENED, {"address": self._address})
-        hello = frames.hello(
-            house.epoch, self._person, self._name, settings.ws_max_message_size, settings.ws_ping_interval
-        )
-        self._peer.replies.append(hello)
+        limits = (settings.ws_max_message_size, settings.ws_ping_interval)
+        self._peer.replies.append(frames.hello(house.epoch, self._person, self._name, *limits))
         self.read_on()
         self.flush()
         if not self.is_over:
