@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover defaults simulate system-packages
+.PHONY: help run test check fix lock failover defaults simulate conformance system-packages
 
 help:
 	@echo "make run       install what is missing, then serve in the foreground (PORT, HOST, DATA_DIR)"
@@ -15,6 +15,7 @@ help:
 	@echo "make failover  1,000 messages under 50 faults in the browser, 200 kill -9 (half an hour)"
 	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
 	@echo "make defaults  the long time-outs as they are, and what must not hold the event loop (four minutes)"
+	@echo "make conformance  WebSocket framing against RFC 6455 and two other implementations (two minutes)"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
 	@echo "make lock      write deploy/*.lock anew from pyproject.toml"
@@ -34,6 +35,9 @@ failover: $(VENV)/installed-dev system-packages
 
 simulate: $(VENV)/installed-dev
 	PYTHONPATH=tests $(BIN)/python -m simulation --schedules $(or $(SCHEDULES),100000)
+
+conformance: $(VENV)/installed-dev
+	CONFORMANCE_ROUNDS=30 $(BIN)/python -m pytest tests/test_conformance.py --timeout 900 $(ARGS)
 
 defaults: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -34,3 +34,9 @@ def computed_beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
         _computing.append(ThreadPool(1))
     result: R = _computing[0].apply(function, args, kwargs)
     return result
+
+
+def give_way() -> None:
+    """Let everybody run first who can; at once without an event loop."""
+    if monkey.is_module_patched("threading"):
+        gevent.sleep(0)

@@ -7,6 +7,7 @@ one process; `store.watch` publishes on it what other processes of this host com
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 # A feed's topic is its number, from 1. These two are rows of `feeds`, too, so that other processes notice them.
 RUNS = 0  # an answer is queued, is asked to stop, or has ended
@@ -24,26 +25,25 @@ class Bus:
     """Subscribe to topics and publish them. Callbacks run at once, in the publisher: they must not block."""
 
     def __init__(self) -> None:
-        self._wakes: dict[int, dict[int, Wake]] = {}
-        self._next = 0
+        self._wakes: dict[int, dict[Wake, None]] = {}
 
     def subscribe(self, topic: int, wake: Wake) -> Callable[[], None]:
-        """Call `wake(topic)` at each notice; returns a function that ends the subscription."""
-        self._next += 1
-        key = self._next
-        self._wakes.setdefault(topic, {})[key] = wake
+        """Call `wake(topic)` at each notice, once however often it subscribes; returns a function that ends it."""
+        self._wakes.setdefault(topic, {})[wake] = None
+        return partial(self.unsubscribe, topic, wake)
 
-        def cancel() -> None:
-            wakes = self._wakes.get(topic)
-            if wakes is not None and wakes.pop(key, None) is not None and not wakes:
+    def unsubscribe(self, topic: int, wake: Wake) -> None:
+        """End a subscription, if it is there."""
+        wakes = self._wakes.get(topic)
+        if wakes is not None:
+            wakes.pop(wake, None)
+            if not wakes:
                 del self._wakes[topic]
-
-        return cancel
 
     def publish(self, topics: Iterable[int]) -> None:
         """Wake whoever subscribed to these topics."""
         for topic in topics:
-            for wake in tuple(self._wakes.get(topic, {}).values()):
+            for wake in tuple(self._wakes.get(topic, ())):
                 wake(topic)
 
     def topics(self) -> int:

@@ -86,14 +86,17 @@ class Chat:
         Raises BadMessage, Conflict (the id is known with another text) and Gone.
         """
         uuid, client_id, body = checked_id(conversation), checked_id(client_id), checked_body(body)
-        with self._store.database.write() as tx:
+
+        def append(tx: Write) -> Posted:
             place = self._create(tx, person, uuid) if create else self._place(tx, person, uuid)
             known = self._conversations.known(tx, place, person, client_id)
-            if known is not None:
-                if known.body != body:
-                    raise Conflict("conflict", "This message was already sent with another text.")
-                return known
-            return self._append(tx, place, client_id, body)
+            if known is None:
+                return self._append(tx, place, client_id, body)
+            if known.body != body:
+                raise Conflict("conflict", "This message was already sent with another text.")
+            return known
+
+        return self._store.database.together(append)
 
     def rename(self, person: int, conversation: str, title: str) -> None:
         """Give the conversation another title."""

@@ -59,7 +59,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         renderer=renderer,
         reader=reader,
         polls=polling.Polls(reader, bus, epoch),
-        live=websocket.Live(),
+        live=websocket.make_live(settings, store),
         runner=Runner(store.runs, bus, provider) if provider is not None else None,
     )
     app.extensions["chatapp"] = house

@@ -48,3 +48,8 @@ class House:
         self.polls.drain()
         if self.runner is not None:
             self.runner.drain()
+
+    def finish(self) -> None:
+        """The worker ends: wait, in bounds, until every connection has heard it."""
+        self.drain()
+        self.live.finish()

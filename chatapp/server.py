@@ -8,6 +8,7 @@ monkey.patch_all()  # before anything else is imported, also where gunicorn prel
 
 import gc  # noqa: E402
 import os  # noqa: E402
+import resource  # noqa: E402
 import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -21,13 +22,16 @@ from chatapp.config import load  # noqa: E402
 DRAIN_LOOK_S = 0.1  # gunicorn has no hook for TERM in a worker; this is how late a drain begins at most
 
 settings = load(os.environ)
+# Each WebSocket is a descriptor; the usual soft limit of 1,024 is for programs that use select().
+_, _most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (_most_files, _most_files))
 # A thread that renders something long gives way to the event loop after so many seconds (Python's default is 5 ms).
 sys.setswitchinterval(0.001)
 
 bind = f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
 worker_class = "gevent"
 workers = settings.workers
-worker_connections = 10_000  # every open WebSocket and held poll counts; the cap per person comes elsewhere
+worker_connections = 10_000  # requests and held polls; WebSockets are not in gunicorn's pool
 keepalive = 75  # seconds; above the usual 60 of proxies, so that they, not we, drop an idle connection
 timeout = 60  # seconds without a sign of life of the worker's event loop
 graceful_timeout = 10  # seconds
@@ -58,10 +62,10 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
-    """Drain again: the watcher may have lost the race. Doing it twice changes nothing."""
+    """Drain again, as the watcher may have lost the race, and wait for the WebSockets: gunicorn does not know them."""
     app = getattr(worker, "wsgi", None)
     if app is not None and hasattr(app, "extensions"):
-        app.extensions["chatapp"].drain()
+        app.extensions["chatapp"].finish()
 
 
 class Gunicorn(BaseApplication):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from chatapp import create_app
 from chatapp.config import Settings
@@ -497,58 +497,6 @@ def test_stopping_asks_the_writer_and_forgets_what_waits(chat: Chat, store: Stor
 
 
 # The database
-
-
-def statements(house: House) -> list[tuple[str, object]]:
-    """The statements that the store runs from now on."""
-    found: list[tuple[str, object]] = []
-
-    @event.listens_for(house.store.database.engine, "before_cursor_execute")
-    def note(_c: object, _cursor: object, statement: str, parameters: object, _x: object, _many: bool) -> None:
-        found.append((statement, parameters))
-
-    return found
-
-
-def plans(house: House, found: list[tuple[str, object]]) -> str:
-    """How SQLite would run the noted SELECTs."""
-    lines = []
-    with house.store.database.engine.connect() as connection:
-        raw = connection.connection.driver_connection
-        assert raw is not None
-        for statement, parameters in [item for item in found if item[0].startswith("SELECT")]:
-            rows = raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
-            lines += [row[3] for row in rows]
-    return "\n".join(lines)
-
-
-def test_no_read_walks_through_all_messages(chat: Chat, house: House, place: Place, ada: int) -> None:
-    for number in range(60):
-        post(chat, place, f"{number}")
-    found = statements(house)
-    chat.changes(place, 3)
-    chat.changes(place, 0)
-    chat.older(place, 30)
-    chat.entries(ada, 1)
-    house.store.conversations.newest(ada)
-    house.store.runs.claim_run("lease")
-    plan = plans(house, found)
-    assert "SEARCH messages USING INDEX messages_revision" in plan
-    assert "(conversation_id=? AND position<?)" in plan
-    for table in ("messages", "blocks", "conversations", "sessions"):
-        assert f"SCAN {table}" not in plan, plan
-
-
-def test_finding_a_change_number_reads_one_row_of_an_index(chat: Chat, house: House, place: Place) -> None:
-    found = statements(house)
-    post(chat, place, "hello")
-    updates = [item for item in found if item[0].startswith("UPDATE feeds")]
-    assert updates
-    with house.store.database.engine.connect() as connection:
-        raw = connection.connection.driver_connection
-        assert raw is not None
-        rows = raw.execute(f"EXPLAIN QUERY PLAN {updates[0][0]}", updates[0][1]).fetchall()
-    assert not [row[3] for row in rows if row[3] == "SCAN feeds"]
 
 
 def test_what_was_posted_is_there_after_the_app_is_made_anew(tmp_path: Path) -> None:

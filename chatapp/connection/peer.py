@@ -6,7 +6,6 @@ reader that is slow gets what is newest when it can take it, because a feed is r
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,13 +26,14 @@ class Encoder(Protocol):
         """The frame of what changed in a feed."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class News:
     """A frame for a reader, and where it takes them. `frame` is None where nothing is new."""
 
     frame: str | None
     cursor: int
     more: bool = False
+    encoded: bytes | None = None  # the frame as a transport writes it, kept by the transport for all readers
 
 
 class TooManyFeeds(Exception):
@@ -52,6 +52,12 @@ class Reader:
         self._chat = chat
         self._encoder = encoder
         self._frames: dict[tuple[int, int], tuple[int, News]] = {}
+        self._heads = store.database.heads
+        self.generation = 0  # of permissions: what was checked in an earlier one must be checked again
+        store.database.on_access_change(self._forget)
+
+    def _forget(self) -> None:
+        self.generation += 1
 
     def feed(self, person: int, name: str) -> int:
         """The number of a feed that this person may read. Raises Gone."""
@@ -81,6 +87,11 @@ class Reader:
         self._frames[feed, cursor] = (head, news)
         return news
 
+    def shared(self, feed: int, cursor: int) -> News | None:
+        """What another reader at this cursor got, if it is still the newest. Does not check permission."""
+        cached = self._frames.get((feed, cursor))
+        return cached[1] if cached is not None and cached[0] == self._heads.get(feed) else None
+
     def _read(self, person: int, name: str, place: Place | None, cursor: int) -> News:
         changes: Changes[object] = (
             self._chat.changes(place, cursor) if place else self._chat.entries(person, cursor)  # type: ignore[assignment]
@@ -90,26 +101,39 @@ class Reader:
         return News(self._encoder.feed(name, changes), changes.end, changes.more)
 
 
-@dataclass
 class Followed:
-    """A feed that the other side follows."""
+    """A feed that the other side follows. Calling it says that the feed has news: it is what the bus wakes."""
 
-    name: str
-    cursor: int
-    cancel: Callable[[], None]
-    is_dirty: bool = True
-    is_greeted: bool = False  # whether the first answer, which proves the resumption, was given
+    __slots__ = ("cursor", "feed", "generation", "is_dirty", "is_greeted", "name", "peer")
+
+    def __init__(self, peer: Peer, name: str, feed: int, cursor: int) -> None:
+        self.peer = peer
+        self.name = name
+        self.feed = feed
+        self.cursor = cursor
+        self.is_dirty = False
+        self.is_greeted = False  # whether the first answer, which proves the resumption, was given
+        self.generation = -1  # of the permissions when this reader's was last checked
+
+    def __call__(self, _topic: int) -> None:
+        if not self.is_dirty:
+            self.is_dirty = True
+            self.peer.dirty.append(self)
+            self.peer.wake()
 
 
 class Peer:
     """One connection's subscriptions and what is to be written to it next."""
 
+    __slots__ = ("_bus", "_followed", "_reader", "dirty", "person", "replies", "wake")
+
     def __init__(self, reader: Reader, bus: Bus, person: int, wake: Callable[[], None]) -> None:
         self.person = person
-        self.replies: deque[str] = deque()  # control frames; bounded by the transport, which stops reading
+        self.replies: list[str] = []  # control frames; bounded by the transport, which stops reading
+        self.dirty: list[Followed] = []  # feeds with news, in turn, so that a busy feed starves no other
+        self.wake = wake
         self._reader = reader
         self._bus = bus
-        self._wake = wake
         self._followed: dict[str, Followed] = {}
 
     def subscribe(self, name: str, cursor: int) -> None:
@@ -118,42 +142,59 @@ class Peer:
         if len(self._followed) >= MOST_FEEDS:
             raise TooManyFeeds
         feed = self._reader.feed(self.person, name)
-        followed = Followed(name, cursor, lambda: None)
-
-        def mark(_topic: int) -> None:
-            followed.is_dirty = True
-            self._wake()
-
-        followed.cancel = self._bus.subscribe(feed, mark)
-        self._followed[name] = followed
+        followed = self._followed[name] = Followed(self, name, feed, cursor)
+        self._bus.subscribe(feed, followed)
+        followed(feed)
 
     def unsubscribe(self, name: str) -> None:
         """Follow a feed no longer."""
         followed = self._followed.pop(name, None)
         if followed is not None:
-            followed.cancel()
+            self._bus.unsubscribe(followed.feed, followed)
+            if followed.is_dirty:
+                self.dirty.remove(followed)
 
     def close(self) -> None:
         """End all subscriptions."""
         for name in list(self._followed):
             self.unsubscribe(name)
 
+    def shared_news(self) -> News | None:
+        """What others at the same cursor had already, if it is all that is to be said; else `next_news` knows.
+
+        The usual case, for thousands of readers at once: a few look-ups and nothing else.
+        """
+        if len(self.dirty) != 1 or self.replies:
+            return None
+        followed, reader = self.dirty[0], self._reader
+        news = reader.shared(followed.feed, followed.cursor)
+        if news is None or news.encoded is None or news.more or followed.generation != reader.generation:
+            return None
+        self.dirty.clear()
+        followed.is_dirty = False
+        followed.cursor = news.cursor
+        return news
+
     def next_news(self) -> tuple[str, News | Exception] | None:
-        """The next feed with something to say, in turn, so that a busy feed starves no other."""
-        for name, followed in list(self._followed.items()):
-            if not followed.is_dirty:
-                continue
+        """The next feed with something to say."""
+        while self.dirty:
+            followed = self.dirty.pop(0)
             followed.is_dirty = False
-            self._followed[name] = self._followed.pop(name)  # to the end of the round
+            generation = self._reader.generation
             try:
-                news = self._reader.news(self.person, name, followed.cursor)
+                news = self._reader.news(self.person, followed.name, followed.cursor)
             except (Gone, StaleCursor) as error:
-                self.unsubscribe(name)
-                return name, error
-            followed.cursor, followed.is_dirty = news.cursor, news.more
+                self.unsubscribe(followed.name)
+                return followed.name, error
+            if self._followed.get(followed.name) is not followed:
+                continue  # meanwhile it was given up, or begun anew
+            followed.cursor, followed.generation = news.cursor, generation
+            if news.more and not followed.is_dirty:
+                followed.is_dirty = True
+                self.dirty.append(followed)
             if news.frame is not None or not followed.is_greeted:
                 followed.is_greeted = True
-                return name, news
+                return followed.name, news
         return None
 
     def feeds(self) -> int:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, Select, and_, bindparam, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, or_, select, update
 
 from chatapp.bus import ACCESS
 from chatapp.store.database import REVISION, Database, Write, new_id, now_ms
+from chatapp.store.hot import Hot
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, moment
 from chatapp.store.tables import blocks, conversations, memberships, messages, people
 
@@ -21,7 +22,7 @@ MOST_CHANGES = 200  # in one answer; the rest follows from the new cursor
 
 
 # Statements that run with every message or read are built once: building one costs more than running it.
-PLACE = (
+PLACE = Hot(
     select(conversations.c.id, conversations.c.feed_id, conversations.c.uuid, conversations.c.title)
     .join(memberships)
     .where(
@@ -31,32 +32,38 @@ PLACE = (
         memberships.c.left_at.is_(None),
     )
 )
-KNOWN = select(messages).where(
-    messages.c.conversation_id == bindparam("conversation"),
-    messages.c.author_id == bindparam("author"),
-    messages.c.client_id == bindparam("client"),
+KNOWN = Hot(
+    select(messages).where(
+        messages.c.conversation_id == bindparam("conversation"),
+        messages.c.author_id == bindparam("author"),
+        messages.c.client_id == bindparam("client"),
+    )
 )
-MEMBERS = (
+MEMBERS = Hot(
     select(memberships.c.person_id, people.c.feed_id)
     .join(people)
     .where(memberships.c.conversation_id == bindparam("conversation"))
 )
-TOUCH_ENTRY = (
+TOUCH_ENTRY = Hot(
     update(memberships)
     .where(memberships.c.conversation_id == bindparam("conversation"), memberships.c.person_id == bindparam("person"))
     .values(list_revision=bindparam("revision"))
 )
-TOUCH = update(conversations).where(conversations.c.id == bindparam("conversation")).values(updated_at=bindparam("now"))
+TOUCH = Hot(
+    update(conversations).where(conversations.c.id == bindparam("conversation")).values(updated_at=bindparam("now"))
+)
+NEW = {"uuid", "conversation_id", "author_id", "client_id", "position", "revision", "state", "state_revision", "body"}
+INSERT_MESSAGE = Hot(messages.insert(), sorted(NEW | {"created_at"}))
 BLOCKS = select(blocks).where(blocks.c.message_id.in_(bindparam("ids", expanding=True))).order_by(blocks.c.ordinal)
 MESSAGES = (
     select(messages, people.c.kind)
     .join(people, people.c.id == messages.c.author_id)
     .where(messages.c.conversation_id == bindparam("conversation"))
 )
-CHANGED = (
+CHANGED = Hot(
     MESSAGES.where(messages.c.revision > bindparam("cursor")).order_by(messages.c.revision).limit(MOST_CHANGES + 1)
 )
-BEFORE = (
+BEFORE = Hot(
     MESSAGES.where(messages.c.position < bindparam("before"))
     .order_by(messages.c.position.desc())
     .limit(bindparam("most"))
@@ -100,8 +107,8 @@ class Conversations:
             return connection.execute(query).scalar_one_or_none()
 
     def _place(self, connection: Connection, person: int, uuid: str) -> Place | None:
-        row = connection.execute(PLACE, {"uuid": uuid, "person": person}).first()
-        return Place(*row, person=person) if row else None
+        row = PLACE.first(connection, uuid=uuid, person=person)
+        return Place(row.id, row.feed_id, row.uuid, row.title, person) if row else None
 
     # Reading
 
@@ -166,17 +173,15 @@ class Conversations:
         return self._list_feeds[person]
 
     def _revision(self, connection: Connection, feed: int) -> int:
-        return int(connection.execute(REVISION, {"feed": feed}).scalar_one())
+        return REVISION.one(connection, feed=feed)
 
     def _page(self, connection: Connection, place: Place, before: int, most: int) -> tuple[ChangedMessage, ...]:
         """Messages before a position, oldest first."""
         which = {"conversation": place.conversation, "before": before, "most": most}
         return self._messages(connection, BEFORE, which)[::-1]
 
-    def _messages(
-        self, connection: Connection, query: Select[Any], parameters: dict[str, int]
-    ) -> tuple[ChangedMessage, ...]:
-        rows = connection.execute(query, parameters).all()
+    def _messages(self, connection: Connection, query: Hot, parameters: dict[str, int]) -> tuple[ChangedMessage, ...]:
+        rows = query.all(connection, **parameters)
         answers = [row.id for row in rows if row.kind == "assistant"]
         parts = self._blocks(connection, answers) if answers else {}
         return tuple(_message(row, tuple(parts.get(row.id, ()))) for row in rows)
@@ -214,8 +219,7 @@ class Conversations:
 
     def known(self, tx: Write, place: Place, author: int, client_id: str) -> Posted | None:
         """The message that this author named so, if it is there."""
-        names = {"conversation": place.conversation, "author": author, "client": client_id}
-        row = tx.connection.execute(KNOWN, names).first()
+        row = KNOWN.first(tx.connection, conversation=place.conversation, author=author, client=client_id)
         if row is None:
             return None
         where = (row.uuid, client_id, place.uuid, row.position, row.revision)
@@ -227,22 +231,21 @@ class Conversations:
         """Append a message; returns its number and where it stands."""
         revision = tx.bump(place.feed)
         uuid = str(uuid4())
-        result = tx.connection.execute(
-            messages.insert().values(
-                uuid=uuid,
-                conversation_id=place.conversation,
-                author_id=author,
-                client_id=client_id,
-                position=revision,
-                revision=revision,
-                state=state,
-                state_revision=revision,
-                body=body,
-                created_at=now_ms(),
-            )
+        cursor = INSERT_MESSAGE.run(
+            tx.connection,
+            uuid=uuid,
+            conversation_id=place.conversation,
+            author_id=author,
+            client_id=client_id,
+            position=revision,
+            revision=revision,
+            state=state,
+            state_revision=revision,
+            body=body,
+            created_at=now_ms(),
         )
         posted = Posted(uuid, client_id, place.uuid, revision, revision, body, created=True)
-        return new_id(result), posted
+        return int(cursor.lastrowid), posted
 
     def set_title(self, tx: Write, place: Place, title: str) -> None:
         """Name the conversation; shows in its page and in every member's list."""
@@ -278,14 +281,13 @@ class Conversations:
 
     def touch(self, tx: Write, conversation: int) -> None:
         """Something was said: the conversation moves to the top of its members' lists."""
-        tx.connection.execute(TOUCH, {"conversation": conversation, "now": now_ms()})
+        TOUCH.run(tx.connection, conversation=conversation, now=now_ms())
         self.touch_lists(tx, conversation)
 
     def touch_lists(self, tx: Write, conversation: int) -> None:
         """The entry changed in every member's list."""
-        for person, feed in tx.connection.execute(MEMBERS, {"conversation": conversation}).all():
-            entry = {"conversation": conversation, "person": person, "revision": tx.bump(feed)}
-            tx.connection.execute(TOUCH_ENTRY, entry)
+        for person, feed in MEMBERS.all(tx.connection, conversation=conversation):
+            TOUCH_ENTRY.run(tx.connection, conversation=conversation, person=person, revision=tx.bump(feed))
 
     def last_message(self, tx: Write, place: Place) -> tuple[str, str] | None:
         """Author kind and state of the newest message."""
@@ -303,7 +305,7 @@ class Conversations:
         return int(tx.connection.execute(select(people.c.feed_id).where(people.c.id == person)).scalar_one())
 
 
-def _message(row: Row[Any], parts: tuple[Block, ...]) -> ChangedMessage:
+def _message(row: Any, parts: tuple[Block, ...]) -> ChangedMessage:
     deleted = row.deleted_at is not None
     return ChangedMessage(
         id=row.id,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Engine, bindparam, event, func, select, update
 from sqlalchemy.exc import OperationalError
 
-from chatapp.beside import beside
+from chatapp.beside import beside, give_way
 from chatapp.bus import ACCESS, Bus
+from chatapp.store.hot import Hot, driver
 from chatapp.store.tables import feeds
 
 SLOW_COMMIT_S = 0.003  # a commit that takes longer goes beside the event loop; a thread costs some 0.3 ms
@@ -21,7 +23,7 @@ BUSY_TIMEOUT_MS = 5000  # how long SQLite waits for another process's write befo
 
 
 # Statements that run with every message are built once: building one costs more than running it.
-BUMP = (
+BUMP = Hot(
     update(feeds)
     .where(feeds.c.id == bindparam("feed"))
     .values(
@@ -30,7 +32,10 @@ BUMP = (
     )
     .returning(feeds.c.revision)
 )
-REVISION = select(feeds.c.revision).where(feeds.c.id == bindparam("feed"))
+REVISION = Hot(select(feeds.c.revision).where(feeds.c.id == bindparam("feed")))
+MOST_TOGETHER = 100  # changes in one transaction: the first of them waits for the last
+
+R = TypeVar("R")
 
 
 def now_ms() -> int:
@@ -63,26 +68,27 @@ def prepare_sqlite(engine: Engine, synchronous: str) -> None:
         if connection.get_execution_options().get("writes", False):
             _begin_immediate(connection)
         else:
-            connection.exec_driver_sql("BEGIN")
+            driver(connection).execute("BEGIN")
 
 
 def _begin_immediate(connection: Connection) -> None:
     """Take the write lock. Another process may hold it: then others of this one run while we wait, which SQLite's
     own busy handler would not let them."""
     deadline, pause_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000, 0.001
-    connection.exec_driver_sql("PRAGMA busy_timeout=0")
+    execute = driver(connection).execute
+    execute("PRAGMA busy_timeout=0")
     try:
         while True:
             try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                execute("BEGIN IMMEDIATE")
                 return
-            except OperationalError as error:
+            except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
+                    raise OperationalError("BEGIN IMMEDIATE", None, error) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.02)
     finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
 
 def new_id(result: CursorResult[Any]) -> int:
@@ -102,7 +108,7 @@ class Write:
 
     def bump(self, feed: int) -> int:
         """Take the feed's next revision; its readers are woken after the commit."""
-        revision: int = self.connection.execute(BUMP, {"feed": feed}).scalar_one()
+        revision = BUMP.one(self.connection, feed=feed)
         self.topics[feed] = None
         self.heads[feed] = revision
         return revision
@@ -117,17 +123,42 @@ class Write:
         self.topics[topic] = None
 
 
+class Job(Generic[R]):
+    """A change that waits for its transaction, and what came of it."""
+
+    def __init__(self, work: Callable[[Write], R]) -> None:
+        self._work = work
+        self._result: list[R] = []
+        self.error: Exception | None = None
+        self.leads = False  # whether it is to do the next group
+        self.latch = threading.Lock()  # held until there is a result, or it is to lead
+        self.latch.acquire()
+
+    def run(self, tx: Write) -> None:
+        """Do it. Raises what the work raises."""
+        self._result.append(self._work(tx))
+
+    def outcome(self) -> R:
+        """The result. Raises what the work, or the commit, raised."""
+        if self.error is not None:
+            raise self.error
+        return self._result[0]
+
+
 class Database:
     """Reads, writes and the newest known revision of each feed."""
 
     def __init__(self, engine: Engine, bus: Bus) -> None:
         self.engine = engine
         self._bus = bus
-        self._heads: dict[int, int] = {}
+        self.heads: dict[int, int] = {}  # the newest known revision of each feed
         self._forget: list[Callable[[], None]] = []
         self._commit_s = 0.0  # how long commits took lately
         # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
         self._writer = threading.RLock()
+        self._jobs: list[Job[Any]] = []  # changes that wait for the next group
+        self._has_leader = False
+        self._gate = threading.Lock()  # around the two; never held while waiting
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -147,10 +178,73 @@ class Database:
         self.learn(tx.heads)
         self._bus.publish(tx.topics)
 
+    def together(self, work: Callable[[Write], R]) -> R:
+        """One durable change, in one transaction with those of whoever else comes at this moment.
+
+        Returns when it is on disk. A work that raises is undone alone; a commit that fails fails for all.
+        """
+        job = Job(work)
+        with self._gate:
+            self._jobs.append(job)
+            job.leads, self._has_leader = not self._has_leader, True
+        if job.leads:
+            give_way()  # others that are ready in this turn of the loop join
+        else:
+            job.latch.acquire()
+        if job.leads:
+            self._lead()
+        return job.outcome()
+
+    def _lead(self) -> None:
+        with self._writer:
+            with self._gate:
+                jobs, self._jobs = self._jobs[:MOST_TOGETHER], self._jobs[MOST_TOGETHER:]
+            try:
+                topics = self._commit_group(jobs)
+            except Exception as error:  # nothing of it is on disk: each of them must say so
+                topics = {}
+                for job in jobs:
+                    job.error = job.error or error
+        with self._gate:
+            self._has_leader = bool(self._jobs)
+            if self._jobs:
+                self._jobs[0].leads = True
+                self._jobs[0].latch.release()
+        for job in jobs:
+            job.latch.release()
+        self._bus.publish(topics)
+
+    def _commit_group(self, jobs: list[Job[Any]]) -> dict[int, None]:
+        with self.engine.connect() as plain:
+            connection = plain.execution_options(writes=True)
+            with connection.begin():
+                done = [tx for job in jobs if (tx := self._attempt(connection, job)) is not None]
+                self._commit(connection)
+        topics: dict[int, None] = {}
+        for tx in done:
+            self.learn(tx.heads)
+            topics |= tx.topics
+        return topics
+
+    def _attempt(self, connection: Connection, job: Job[Any]) -> Write | None:
+        """One change of a group, as if the others were not there."""
+        execute = driver(connection).execute
+        tx = Write(connection)
+        execute("SAVEPOINT job")
+        try:
+            job.run(tx)
+        except Exception as error:  # whatever it is, it belongs to whoever asked for this change
+            execute("ROLLBACK TO job")
+            job.error = error
+            return None
+        finally:
+            execute("RELEASE job")
+        return tx
+
     def learn(self, heads: Mapping[int, int]) -> list[int]:
         """Note the newest revisions of feeds; returns those that were news."""
-        news = [feed for feed, revision in heads.items() if revision > self._heads.get(feed, -1)]
-        self._heads.update({feed: heads[feed] for feed in news})
+        news = [feed for feed, revision in heads.items() if revision > self.heads.get(feed, -1)]
+        self.heads.update({feed: heads[feed] for feed in news})
         if ACCESS in news:
             for forget in self._forget:
                 forget()
@@ -158,7 +252,7 @@ class Database:
 
     def _commit(self, connection: Connection) -> None:
         """Wait for the disk; where it is slow, beside the event loop. What SQLAlchemy commits after that is nothing."""
-        execute = connection.connection.driver_connection.execute  # type: ignore[union-attr]
+        execute = driver(connection).execute
         started = time.monotonic()
         if self._commit_s > SLOW_COMMIT_S:
             beside(execute, "COMMIT")
@@ -174,9 +268,10 @@ class Database:
 
     def head(self, feed: int, fresh: bool = False) -> int:
         """The newest revision of a feed, without the database where it is known; `fresh` asks it all the same."""
-        known = None if fresh else self._heads.get(feed)
+        known = None if fresh else self.heads.get(feed)
         if known is None:
             with self.read() as connection:
-                known = connection.execute(REVISION, {"feed": feed}).scalar_one_or_none() or 0
-            known = self._heads[feed] = max(known, self._heads.get(feed, 0))
+                row = REVISION.first(connection, feed=feed)
+            known = row.revision if row else 0
+            known = self.heads[feed] = max(known, self.heads.get(feed, 0))
         return known

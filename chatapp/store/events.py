@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -46,9 +47,9 @@ class Events:
         with self.database.write() as tx:
             tx.connection.execute(insert(connection_events).on_conflict_do_nothing(), rows)
 
-    def note(self, event: ConnectionEvent) -> None:
-        """Store the server's own event. Where that fails it is logged: measuring must not end what is measured."""
+    def note(self, *events: ConnectionEvent) -> None:
+        """Store the server's own events. Where that fails it is logged: measuring must not end what is measured."""
         try:
-            self.add([event])
-        except SQLAlchemyError:
-            log.exception("a connection event was lost: %s", event)
+            self.add(events)
+        except (SQLAlchemyError, sqlite3.Error):
+            log.exception("connection events were lost: %s", events)

@@ -13,6 +13,7 @@ from sqlalchemy import Row, Select, bindparam, exists, select, update
 from chatapp.bus import RUNS
 from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, Write, now_ms
+from chatapp.store.hot import Hot
 from chatapp.store.shapes import Place
 from chatapp.store.tables import blocks, conversations, messages, people, runs
 
@@ -51,8 +52,9 @@ CLAIMABLE: Select[tuple[int, str, int]] = (
     .order_by(runs.c.id)
     .limit(1)
 )
-WAITING = select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), runs.c.state == "queued")
+WAITING = Hot(select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), runs.c.state == "queued"))
 VERDICT = select(runs.c.state, runs.c.lease, runs.c.stop_asked).where(runs.c.id == bindparam("run"))
+ASSISTANT = select(people.c.id).where(people.c.kind == "assistant")
 FEED = select(conversations.c.feed_id).where(conversations.c.id == bindparam("conversation"))
 BEAT = update(runs).where(runs.c.id == bindparam("run")).values(heartbeat_at=bindparam("now"))
 GROW = (
@@ -69,10 +71,11 @@ class Runs:
     def __init__(self, database: Database, conversations: Conversations) -> None:
         self.database = database
         self._conversations = conversations
+        self._assistant: int | None = None  # its number, which never changes
 
     def queue(self, tx: Write, place: Place) -> None:
         """Have the assistant answer. One run waits at most: it answers all that is posted before it starts."""
-        if tx.connection.execute(WAITING, {"conversation": place.conversation}).first() is None:
+        if WAITING.first(tx.connection, conversation=place.conversation) is None:
             row = {"uuid": str(uuid4()), "conversation_id": place.conversation, "state": "queued"}
             tx.connection.execute(runs.insert().values(**row, created_at=now_ms()))
         tx.bump(RUNS)
@@ -148,7 +151,9 @@ class Runs:
     def _claim(self, tx: Write, row: Row[tuple[int, str, int]], lease: str) -> ClaimedRun:
         place = self._whereabouts(tx, row.conversation_id)
         turns = self._history(tx, row.conversation_id)
-        assistant = tx.connection.execute(select(people.c.id).where(people.c.kind == "assistant")).scalar_one()
+        if self._assistant is None:
+            self._assistant = tx.connection.execute(ASSISTANT).scalar_one()
+        assistant = self._assistant
         message, _ = self._conversations.insert_message(tx, place, assistant, row.uuid, "", "running")
         now = now_ms()
         change = {"state": "running", "lease": lease, "message_id": message, "heartbeat_at": now}

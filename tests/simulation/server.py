@@ -112,7 +112,7 @@ class Line:
         self._is_waking = False
         while self._server.owns(self) and not self._socket.is_dead and self._socket.in_flight < WINDOW:
             if self._peer.replies:
-                self._socket.down(self._peer.replies.popleft())
+                self._socket.down(self._peer.replies.pop(0))
             elif (news := self._peer.next_news()) is not None:
                 self._socket.down(_frame(*news))
             else:

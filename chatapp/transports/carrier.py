@@ -1,0 +1,400 @@
+"""Carries one Peer over one WebSocket that the event loop watches (docs/architecture.md).
+
+While nothing arrives a connection is this one small object: no greenlet, no request, no parser. What arrives is read in
+the event loop, which must never wait: frames that touch the database are done by a greenlet that lives as long as they.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import gevent
+
+from chatapp.bus import session_topic
+from chatapp.connection.peer import MOST_FEEDS, News, Peer, StaleCursor, TooManyFeeds
+from chatapp.conversation import ChatError
+from chatapp.store import ConnectionEvent, SignIn, now_ms
+from chatapp.transports import frames, framing
+from chatapp.transports.framing import PING, PONG, TEXT, Violation
+from chatapp.transports.watched import LINGER_S, WatchedSocket
+
+if TYPE_CHECKING:
+    from chatapp.house import House
+
+log = logging.getLogger("chatapp.websocket")
+
+NORMAL, NO_BINARY, ABNORMAL, POLICY, SERVER_ERROR, RESTART, SIGNED_OUT = 1000, 1003, 1006, 1008, 1011, 1012, 4401
+OPENED, CLOSED = (1, "server-open"), (2, "server-close")  # number and type of the server's own events
+MOST_WAITING = 64  # answers to be written and frames to be done; beyond, a client floods and is not read
+MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
+ENOUGH_BYTES = 16_384  # for one write; more feeds than fit wait for room
+RECHECK_S = 600.0  # a session's end is told by the bus; that nothing was missed is checked so often
+
+
+class WebSocketConnection(WatchedSocket):
+    """Carries one Peer over one WebSocket."""
+
+    __slots__ = (
+        "_address",
+        "_bad_frames",
+        "_checked_at",
+        "_close",
+        "_closed_as",
+        "_expires_at",
+        "_house",
+        "_inbox",
+        "_is_awake",
+        "_is_doubtful",
+        "_is_flushing",
+        "_is_working",
+        "_name",
+        "_next_ping",
+        "_opened_at",
+        "_parser",
+        "_peer",
+        "_person",
+        "_pinged_at",
+        "_session",
+        "_token_hash",
+        "feeds",
+        "slot",
+    )
+
+    def __init__(self, fd: int, house: House, sign_in: SignIn, token_hash: str, address: str) -> None:
+        super().__init__(fd)
+        self.slot = 0
+        self.feeds = 0  # how many were followed at the end
+        self._house = house
+        self._name = str(uuid4())
+        self._person = sign_in.person.uuid
+        self._session = sign_in.id
+        self._expires_at = sign_in.expires_at
+        self._token_hash = token_hash
+        self._address = address
+        self._peer = Peer(house.reader, house.bus, sign_in.person.id, self.wake)
+        self._parser: framing.Parser | None = None
+        self._inbox: list[frames.Send | frames.Subscribe | frames.Unsubscribe] = []
+        self._is_awake = self._is_flushing = self._is_working = False
+        self._is_doubtful = False  # the session may have ended: ask before anything more is written
+        self._close: tuple[int, str] | None = None  # to be said once there is room
+        self._closed_as: int | None = None
+        self._bad_frames = 0
+        self._opened_at = self._checked_at = self.heard_at
+        self._next_ping = self.heard_at + house.settings.ws_ping_interval
+        self._pinged_at: float | None = None  # and no pong since
+
+    def start(self) -> None:
+        """Say hello and listen; returns at once."""
+        house, settings = self._house, self._house.settings
+        house.bus.subscribe(session_topic(self._session), self.doubt)
+        self._note(OPENED, {"address": self._address})
+        limits = (settings.ws_max_message_size, settings.ws_ping_interval)
+        self._peer.replies.append(frames.hello(house.epoch, self._person, self._name, *limits))
+        self.read_on()
+        self.flush()
+        if not self.is_over:
+            house.live.timer.set(self, self._due())
+            house.live.add(self)
+
+    # Reading: in the event loop
+
+    def on_bytes(self, data: bytes) -> None:
+        """Frames arrived, or parts of them."""
+        try:
+            parser = self._parser = self._parser or framing.Parser(self._house.settings.ws_max_message_size)
+            parser.feed(data)
+            self._take(parser)
+        except Violation as violation:
+            self.close(violation.code, violation.reason)
+        except Exception:  # what escapes here would leave the connection deaf but open
+            log.exception("reading a WebSocket failed")
+            self.close(SERVER_ERROR, "the server made a mistake")
+
+    def _take(self, parser: framing.Parser) -> None:
+        """Do what is read; stop where too much waits, so that a flood stays in the kernel."""
+        replies = self._peer.replies
+        while self._close is None and (message := parser.next()) is not None:
+            self._on_message(*message)
+            if len(replies) + len(self._inbox) > MOST_WAITING:
+                self._write_replies()
+                if len(replies) + len(self._inbox) > MOST_WAITING:
+                    self.pause()
+                    break
+        else:
+            if parser.is_idle():
+                self._parser = None
+        self._write_replies()
+        if self._inbox and not self._is_working:
+            self._is_working = True
+            gevent.spawn(self._work)
+
+    def _resume(self) -> None:
+        """There may be room again for what was left in the parser and in the kernel."""
+        if self.is_paused and self.ended_at is None and len(self._peer.replies) + len(self._inbox) <= MOST_WAITING:
+            self.read_on()
+            if self._parser is not None:
+                self.on_bytes(b"")
+
+    def _on_message(self, opcode: int, payload: Any) -> None:
+        match opcode:
+            case framing.TEXT:
+                self._on_text(payload)
+            case framing.PING:
+                if self._may_write():  # else it is one of the last things that this reader would want
+                    self.write(framing.frame(payload, PONG))
+            case framing.PONG:
+                self._pinged_at = None
+            case framing.CLOSE:
+                code = framing.close_code(payload)
+                self._closed_as = self._closed_as or (code if code != framing.NO_CODE else NORMAL)
+                self.close(code)
+            case _:
+                self.close(NO_BINARY, "text only")
+
+    def _on_text(self, text: str) -> None:
+        try:
+            frame = frames.decode(text)
+        except frames.BadFrame as error:
+            self._bad_frames += 1
+            self._peer.replies.append(frames.error("bad-frame", str(error)))
+            if self._bad_frames >= MOST_BAD_FRAMES:
+                self.close(POLICY, "too many bad frames")
+            return
+        if isinstance(frame, frames.Echo):
+            self._peer.replies.append(frames.echo(frame.n))
+        else:
+            self._inbox.append(frame)
+
+    # Doing: in a greenlet of its own, because the database may let us wait
+
+    def _work(self) -> None:
+        try:
+            while self._inbox:
+                self._do(self._inbox.pop(0))
+                self.wake()
+        except Exception:  # the outermost line of the greenlet: the other side must learn that it failed
+            log.exception("a frame on a WebSocket failed")
+            self._inbox.clear()
+            self.close(SERVER_ERROR, "the server made a mistake")
+        finally:
+            self._is_working = False
+            if self.ended_at is not None or self.is_over:
+                self._leave()  # what was followed meanwhile
+            self.wake()
+
+    def _do(self, frame: frames.Send | frames.Subscribe | frames.Unsubscribe) -> None:
+        match frame:
+            case frames.Send():
+                self._peer.replies.append(self._post(frame))
+            case frames.Unsubscribe(names):
+                for name in names:
+                    self._peer.unsubscribe(name)
+            case frames.Subscribe(epoch, feeds) if self._close is None:
+                for name, cursor in feeds.items():
+                    self._subscribe(name, cursor, epoch)
+
+    def _post(self, frame: frames.Send) -> str:
+        try:
+            chat = self._house.chat
+            return frames.ack(chat.post(self._peer.person, frame.conversation, frame.client_id, frame.body))
+        except ChatError as error:
+            return frames.refused(frame.client_id, error.code, error.message)
+
+    def _subscribe(self, name: str, cursor: int, epoch: str) -> None:
+        if epoch != self._house.epoch:
+            self._peer.replies.append(frames.reload(name, "epoch", self._house.epoch))
+            return
+        try:
+            self._peer.subscribe(name, cursor)
+        except ChatError:
+            self._peer.replies.append(frames.gone(name))
+        except TooManyFeeds:
+            words = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
+            self._peer.replies.append(frames.error("too-many-feeds", words))
+
+    # Writing: by the sweep
+
+    def wake(self) -> None:
+        """There may be something to write."""
+        if not self._is_awake:
+            self._is_awake = True
+            self._house.live.wake(self)
+
+    def on_blocked(self) -> None:
+        """The kernel is full."""
+        self._house.live.timer.set(self, self._due())
+
+    def on_room(self) -> None:
+        """The kernel took the rest."""
+        if self._close is not None:
+            self._say_goodbye()
+        else:
+            self.wake()
+
+    def flush(self) -> None:
+        """Write answers and news while there is room; a slow reader gets what is newest when it has room again."""
+        self._is_awake = False
+        if not (self._close or self.blocked_at or self._is_doubtful or self.is_paused):
+            news = self._peer.shared_news()
+            if news is not None and news.encoded is not None:
+                self.write(news.encoded)
+                return
+        self._is_flushing = True
+        try:
+            if self._is_doubtful and not self._is_signed_in(fresh=True):
+                self.close(SIGNED_OUT, "signed out")
+            while self._close is None and not self.is_blocked:
+                data = self._output()
+                if not data or self._close is not None:
+                    break
+                self.write(data)
+        except Exception:  # the sweep must go on for all others
+            log.exception("writing a WebSocket failed")
+            self.close(SERVER_ERROR, "the server made a mistake")
+        self._is_flushing = False
+        if self.is_paused:
+            self._resume()
+
+    def _output(self) -> bytes:
+        """The next write: one frame as all its readers share it, or several small ones."""
+        first = self._replies()
+        while len(first) < ENOUGH_BYTES and (news := self._peer.next_news()) is not None:
+            data = _encoded(*news)
+            if first:
+                first += data
+            elif self._peer.dirty or self._peer.replies:
+                first = data
+            else:
+                return data
+        return first
+
+    def _replies(self) -> bytes:
+        replies = self._peer.replies
+        data = b"".join([framing.frame(text.encode()) for text in replies])
+        replies.clear()
+        return data
+
+    def _write_replies(self) -> None:
+        if self._peer.replies and self._may_write():
+            self.write(self._replies())
+
+    def _may_write(self) -> bool:
+        """Whether the event loop may write at once, instead of leaving it to the sweep."""
+        return not (self.is_blocked or self._is_flushing or self._is_doubtful or self._close)
+
+    # Time-outs: by the one timer
+
+    def _due(self) -> float:
+        settings = self._house.settings
+        due = min(self._next_ping, self.heard_at + settings.ws_read_timeout)
+        if self._pinged_at is not None:
+            due = min(due, self._pinged_at + settings.ws_pong_timeout)
+        return due if self.blocked_at is None else min(due, self.blocked_at + settings.ws_write_timeout)
+
+    def check(self, now: float) -> float:
+        """Ping, or close what is silent, mute, blocked or signed out; returns when to look again."""
+        settings = self._house.settings
+        if self.blocked_at is not None and now - self.blocked_at >= settings.ws_write_timeout:
+            self.cut()
+        elif self.ended_at is not None:
+            if now - self.ended_at >= LINGER_S and not self.is_blocked:
+                self.cut()
+            return now + LINGER_S / 4
+        elif self._pinged_at is not None and now - self._pinged_at >= settings.ws_pong_timeout:
+            self.close(POLICY, "no pong")
+        elif now - self.heard_at >= settings.ws_read_timeout:
+            self.close(POLICY, "nothing received")
+        elif now >= self._next_ping:
+            self._ping(now)
+        return self._due()
+
+    def _ping(self, now: float) -> None:
+        self._next_ping = max(self._next_ping + self._house.settings.ws_ping_interval, now)
+        if not self._is_signed_in(fresh=False):
+            self.close(SIGNED_OUT, "signed out")
+        elif self._may_write():
+            self._pinged_at = self._pinged_at or now
+            self.write(framing.frame(b"", PING))
+
+    # The session
+
+    def doubt(self, _topic: int) -> None:
+        """The session may have ended."""
+        self._is_doubtful = True
+        self.wake()
+
+    def _is_signed_in(self, fresh: bool) -> bool:
+        now = time.monotonic()
+        if not fresh and now - self._checked_at < RECHECK_S:
+            return self._expires_at > now_ms()
+        self._checked_at, self._is_doubtful = now, False
+        return self._house.auth.check(self._token_hash, fresh=True) is not None
+
+    # The end
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Say goodbye as soon as what is being written is written. The first word counts."""
+        if self._close is None:
+            self._close = (code, reason)
+            self._parser = None
+            if not self.is_blocked:
+                self._say_goodbye()
+
+    def restart(self, advice: str) -> None:
+        """The worker closes: come back when the advice says so."""
+        self.close(RESTART, advice)
+
+    def _say_goodbye(self) -> None:
+        assert self._close is not None
+        code, reason = self._close
+        self._closed_as = self._closed_as or code
+        last = b"" if code == SIGNED_OUT else self._replies()
+        self.end(last + framing.close_frame(code, reason))
+        self._leave()
+        if not self.is_over:
+            self._house.live.timer.set(self, time.monotonic() + LINGER_S)
+
+    def on_cut(self) -> None:
+        """The stream broke, or the write timeout was over."""
+        self._close = self._close or (ABNORMAL, "")
+        self._closed_as = self._closed_as or ABNORMAL
+
+    def _leave(self) -> None:
+        """Follow nothing any more."""
+        if self._peer.feeds():
+            self.feeds = self._peer.feeds()
+            self._peer.close()
+        self._house.bus.unsubscribe(session_topic(self._session), self.doubt)
+
+    def on_end(self) -> None:
+        """The connection's own line in the access log, which gunicorn leaves out, and its event."""
+        self._leave()
+        self._parser = None
+        self._house.live.remove(self)
+        seconds = time.monotonic() - self._opened_at
+        code = self._closed_as or ABNORMAL
+        line = f'{self._address} - {self._person} "WEBSOCKET /ws" {code} in={self.bytes_in} out={self.bytes_out}'
+        data = {"code": code, "seconds": round(seconds, 3), "in": self.bytes_in, "out": self.bytes_out}
+        self._note(CLOSED, {**data, "feeds": self.feeds}, f"{line} {seconds:.1f}s")
+
+    def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
+        number, kind = what
+        text = json.dumps(data)
+        event = ConnectionEvent(self._name, number, self._person, kind, "websocket", None, None, None, now_ms(), text)
+        self._house.live.note(event, line)
+
+
+def _encoded(name: str, news: News | Exception) -> bytes:
+    """The frame with its header; of news once for all its readers."""
+    if not isinstance(news, News):
+        text = frames.reload(name, "cursor") if isinstance(news, StaleCursor) else frames.gone(name)
+        return framing.frame(text.encode())
+    if news.frame is None:
+        return framing.frame(frames.nothing(name, news.cursor).encode())
+    if news.encoded is None:
+        news.encoded = framing.frame(news.frame.encode(), TEXT)
+    return news.encoded

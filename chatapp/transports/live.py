@@ -1,0 +1,186 @@
+"""What all WebSockets of a worker share: a timer for their time-outs, a sweep that writes, the drain."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import gevent
+
+from chatapp.store import ConnectionEvent
+
+RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
+FIRST_RETRY_S = 0.2  # the successor needs a moment to listen
+SLICE = 100  # connections written to before others get a turn: under a millisecond
+RESERVED_FILES = 200  # descriptors for databases, logs and plain requests
+FINISH_S = 3.0  # how long a worker that closes waits for its goodbyes
+
+access = logging.getLogger("gunicorn.access")
+log = logging.getLogger("chatapp.websocket")
+
+
+class Connection(Protocol):
+    """What is looked after here."""
+
+    slot: int  # where the timer keeps it
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+
+    def flush(self) -> None:
+        """Write what there is to write."""
+
+    def check(self, now: float) -> float:
+        """Look at the time-outs; returns when to look again (monotonic clock, s)."""
+
+    def restart(self, advice: str) -> None:
+        """Close, and say when to come back."""
+
+    def cut(self) -> None:
+        """Close now."""
+
+
+class Timer:
+    """Calls `check` of each connection when it is due, within one tick. A wheel of slots: waiting costs nothing."""
+
+    def __init__(self, tick_s: float) -> None:
+        self._tick_s = tick_s
+        self._slots: dict[int, dict[Connection, None]] = {}
+        self._is_running = False
+
+    def set(self, connection: Connection, at: float) -> None:
+        """Check this connection at `at` and not before; a second call replaces the first."""
+        self.clear(connection)
+        # Rounded up: a time-out may be late by a tick, never early.
+        connection.slot = int(max(at, time.monotonic()) / self._tick_s) + 1
+        self._slots.setdefault(connection.slot, {})[connection] = None
+        if not self._is_running:
+            self._is_running = True
+            gevent.spawn(self._run)
+
+    def clear(self, connection: Connection) -> None:
+        """Check it no more."""
+        slot = self._slots.get(connection.slot)
+        if slot is not None and slot.pop(connection, 0) is None and not slot:
+            del self._slots[connection.slot]
+
+    def _run(self) -> None:
+        done = int(time.monotonic() / self._tick_s) - 1
+        while self._slots:
+            now = time.monotonic()
+            for slot in range(done + 1, int(now / self._tick_s) + 1):
+                for connection in self._slots.pop(slot, ()):
+                    self._check(connection, now)
+                done = slot
+            gevent.sleep(self._tick_s)
+        self._is_running = False
+
+    def _check(self, connection: Connection, now: float) -> None:
+        try:
+            at = connection.check(now)
+        except Exception:  # one connection must not stop the clock of all
+            log.exception("checking a WebSocket failed")
+            connection.cut()
+        else:
+            if not connection.is_over:
+                self.set(connection, at)
+
+
+class Live:
+    """This worker's WebSockets."""
+
+    def __init__(self, shortest_timeout_s: float, store: Callable[..., None]) -> None:
+        self.is_draining = False
+        self.timer = Timer(min(0.5, shortest_timeout_s / 20))
+        self._store = store
+        self._connections: dict[Connection, None] = {}
+        self._awake: list[Connection] = []
+        self._is_sweeping = False
+        self._events: list[ConnectionEvent] = []
+        self._lines: list[str] = []
+        self._is_storing = False
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def is_full(self) -> bool:
+        """Whether another one would leave too few descriptors for anything else."""
+        return len(self._connections) >= self._most
+
+    def add(self, connection: Connection) -> None:
+        """Note a connection; one that comes during a drain is sent on at once."""
+        self._connections[connection] = None
+        if self.is_draining:
+            connection.restart(_advice(0))
+
+    def remove(self, connection: Connection) -> None:
+        """Forget it."""
+        self._connections.pop(connection, None)
+        self.timer.clear(connection)
+
+    # Writing: a change is news for thousands at once, hence no greenlet for each
+
+    def wake(self, connection: Connection) -> None:
+        """Have it flushed by the next sweep."""
+        self._awake.append(connection)
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            gevent.spawn(self._sweep)
+
+    def _sweep(self) -> None:
+        while self._awake:
+            batch, self._awake = self._awake, []
+            for number, connection in enumerate(batch, 1):
+                connection.flush()
+                if number % SLICE == 0:
+                    gevent.sleep(0)
+        self._is_sweeping = False
+
+    # Events: stored together, beside what they are about
+
+    def note(self, event: ConnectionEvent, line: str = "") -> None:
+        """Have an event stored soon, and a line written to the access log. Never waits: the event loop calls it."""
+        self._events.append(event)
+        if line:
+            self._lines.append(line)
+        if not self._is_storing:
+            self._is_storing = True
+            gevent.spawn(self._store_events)
+
+    def _store_events(self) -> None:
+        try:
+            while self._events:
+                lines, self._lines = self._lines, []
+                for line in lines:
+                    access.info(line)
+                batch, self._events = self._events, []
+                self._store(*batch)
+        finally:
+            self._is_storing = False
+
+    # The end
+
+    def drain(self) -> None:
+        """Close all with 1012 and say when to come back, spread so that they do not come at once."""
+        self.is_draining = True
+        for number, connection in enumerate(tuple(self._connections)):
+            connection.restart(_advice(number))
+
+    def finish(self) -> None:
+        """Wait until all have said goodbye; cut those that take too long. Gunicorn does not know of these sockets."""
+        end = time.monotonic() + FINISH_S
+        while self._connections and time.monotonic() < end:
+            gevent.sleep(0.02)
+        for connection in tuple(self._connections):
+            connection.cut()
+        while self._is_storing and time.monotonic() < end + FINISH_S:
+            gevent.sleep(0.01)
+
+
+def _advice(number: int) -> str:
+    return f"retry={FIRST_RETRY_S + number / RECONNECTS_PER_S:.3f}"

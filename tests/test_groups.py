@@ -1,0 +1,132 @@
+"""Changes that come together are committed together; each has its own outcome."""
+
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatapp import create_app
+from chatapp.config import Settings
+from chatapp.conversation import ChatError
+from chatapp.house import House
+
+PEOPLE = 12
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """The app's parts on a real disk, without a server."""
+    house: House = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
+    yield house
+    house.store.database.engine.dispose()
+    house.store.events.database.engine.dispose()
+
+
+@pytest.fixture
+def person(house: House) -> int:
+    return house.store.people.add_first_admin("Ada", "ada@example.org", "x").id
+
+
+@pytest.fixture
+def conversation(house: House, person: int) -> str:
+    name = str(uuid.uuid4())
+    house.chat.create(person, name)
+    return name
+
+
+class Commits:
+    """Counts the commits of the chat's database, and can fail one."""
+
+    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.fails = 0, False
+        commit = house.store.database._commit
+
+        def counted(connection: Any) -> None:
+            self.count += 1
+            if self.fails:
+                raise sqlite3.OperationalError("disk I/O error")
+            commit(connection)
+
+        monkeypatch.setattr(house.store.database, "_commit", counted)
+
+
+@pytest.fixture
+def commits(house: House, monkeypatch: pytest.MonkeyPatch) -> Commits:
+    return Commits(house, monkeypatch)
+
+
+def post_at_once(house: House, posts: list[tuple[int, str, str, str]]) -> list[Future[Any]]:
+    """All of them while somebody else writes, so that they wait for each other."""
+    database = house.store.database
+    with ThreadPoolExecutor(len(posts)) as pool:
+        with database._writer:
+            futures = [pool.submit(house.chat.post, *post) for post in posts]
+            waiting = threading.Event()
+            while len(database._jobs) < len(posts) and not waiting.wait(0.01):
+                pass
+        return futures
+
+
+@pytest.mark.timeout(30)
+def test_posts_that_come_together_are_one_commit_in_their_order(
+    house: House, person: int, conversation: str, commits: Commits
+) -> None:
+    posts = [(person, conversation, str(uuid.uuid4()), f"message {n}") for n in range(PEOPLE)]
+    futures = post_at_once(house, posts)
+    posted = [future.result(1) for future in futures]
+    assert commits.count == 1
+    assert len({one.position for one in posted}) == PEOPLE
+    changes = house.chat.changes(house.chat.place(person, conversation), 1)
+    assert {one.client_id for one in changes.items} == {client_id for _, _, client_id, _ in posts}
+
+
+@pytest.mark.timeout(30)
+def test_a_bad_post_fails_alone(house: House, person: int, conversation: str, commits: Commits) -> None:
+    known = str(uuid.uuid4())
+    house.chat.post(person, conversation, known, "first")
+    commits.count = 0
+    woken: list[int] = []
+    foreign = str(uuid.uuid4())
+    good = [(person, conversation, str(uuid.uuid4()), f"good {n}") for n in range(5)]
+    bad = [(person, conversation, known, "another text"), (person, foreign, str(uuid.uuid4()), "nowhere")]
+    house.bus.subscribe(house.chat.place(person, conversation).feed, woken.append)
+    futures = post_at_once(house, [*good[:2], bad[0], *good[2:4], bad[1], *good[4:]])
+    codes = [error.code if isinstance(error := future.exception(1), ChatError) else error for future in futures]
+    assert codes == [None, None, "conflict", None, None, "gone", None]
+    assert commits.count == 1
+    assert len(woken) == 1, "one notice for all"
+    texts = [one.body for one in house.chat.changes(house.chat.place(person, conversation), 1).items]
+    assert sorted(texts) == ["first", *(f"good {n}" for n in range(5))]
+
+
+@pytest.mark.timeout(30)
+def test_what_a_failed_work_wrote_is_undone(house: House, person: int, conversation: str) -> None:
+    database, place = house.store.database, house.chat.place(person, conversation)
+    before = database.head(place.feed, fresh=True)
+
+    def breaks(tx: Any) -> None:
+        tx.bump(place.feed)
+        raise KeyError("half done")
+
+    with pytest.raises(KeyError):
+        database.together(breaks)
+    assert database.head(place.feed, fresh=True) == before
+    assert house.chat.post(person, conversation, str(uuid.uuid4()), "next").position == before + 1
+
+
+@pytest.mark.timeout(30)
+def test_a_commit_that_fails_is_acknowledged_to_nobody(
+    house: House, person: int, conversation: str, commits: Commits
+) -> None:
+    commits.fails = True
+    posts = [(person, conversation, str(uuid.uuid4()), f"message {n}") for n in range(PEOPLE)]
+    for future in post_at_once(house, posts):
+        assert isinstance(future.exception(1), sqlite3.OperationalError)
+    commits.fails = False
+    assert house.chat.changes(house.chat.place(person, conversation), 1).items == ()
+    assert all(future.result(1).created for future in post_at_once(house, posts)), "and may be sent again"

@@ -1,0 +1,129 @@
+"""Every query that runs with a message, a read, a poll or a connection finds its rows by an index."""
+
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+
+from chatapp import create_app
+from chatapp.auth import hash_token
+from chatapp.config import Settings
+from chatapp.house import House
+from chatapp.store import ConnectionEvent, now_ms
+
+MAY_SCAN = {"CONSTANT ROW"}
+ONCE = re.compile(r"kind = '(person|assistant)'\)?( AS \w+)?$")  # in a process, or by a command
+Traced = list[str]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house: House = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
+    yield house
+    house.store.database.engine.dispose()
+    house.store.events.database.engine.dispose()
+
+
+def trace(house: House) -> Traced:
+    """The statements that SQLite runs from now on, with their values: also those that bypass SQLAlchemy."""
+    found: Traced = []
+    for database in (house.store.database, house.store.events.database):
+
+        @event.listens_for(database.engine, "checkout")
+        def begin(connection: object, *_: object) -> None:
+            connection.set_trace_callback(found.append)  # type: ignore[attr-defined]
+
+    return found
+
+
+def plans(house: House, found: Traced) -> list[tuple[str, str]]:
+    """Each statement with how SQLite runs it."""
+    lines = []
+    statements = [one for one in dict.fromkeys(found) if re.match(r"SELECT|UPDATE|DELETE|INSERT", one)]
+    for statement in statements:
+        is_event = "connection_events" in statement
+        engine = (house.store.events if is_event else house.store).database.engine
+        with engine.connect() as connection:
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            raw.set_trace_callback(None)
+            rows = raw.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+        lines += [(statement, row[3]) for row in rows]
+    return lines
+
+
+def scans(planned: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Steps that walk through a table."""
+    return [
+        (statement, step)
+        for statement, step in planned
+        if step.startswith("SCAN ") and step.removeprefix("SCAN ") not in MAY_SCAN and not ONCE.search(statement)
+    ]
+
+
+def use_everything(house: House) -> None:
+    """What people and the assistant do all day."""
+    chat, store = house.chat, house.store
+    ada = store.people.add_admin("Ada", "ada@example.org", "x").id
+    store.people.add_session(ada, hash_token("token"), 3600, "127.0.0.1", "")
+    place = chat.create(ada, str(uuid.uuid4()))
+    for number in range(60):
+        chat.post(ada, place.uuid, str(uuid.uuid4()), f"message {number}")
+    run = store.runs.claim_run("lease")
+    assert run is not None
+    store.runs.write_answer(run, "lease", "text", [(0, "<p>te</p>")])
+    store.runs.write_answer(run, "lease", "text", [(0, "<p>text</p>")])
+    store.runs.end_run(run, "lease", "completed", "text", [(0, "<p>text.</p>")], None)
+    for cursor in (0, 3, 60):
+        chat.changes(place, cursor)
+        chat.entries(ada, min(cursor, 1))
+    chat.older(place, 30)
+    chat.rename(ada, place.uuid, "another title")
+    chat.delete_message(ada, place.uuid, chat.older(place, 20).items[0].uuid)
+    store.conversations.newest(ada)
+    store.people.session(hash_token("token"))
+    store.people.password_hash("ada@example.org")
+    store.database.head(place.feed, fresh=True)
+    store.runs.is_answering(place.conversation)
+    store.runs.reap_runs(5)
+    chat.stop(ada, place.uuid)
+    chat.again(ada, place.uuid)
+    store.people.end_session(hash_token("token"))
+    chat.delete(ada, place.uuid)
+    name = str(uuid.uuid4())
+    store.events.add([ConnectionEvent(name, 1, name, "x", None, None, None, None, now_ms(), "{}")])
+
+
+def test_no_statement_walks_through_a_table(house: House) -> None:
+    found = trace(house)
+    use_everything(house)
+    planned = plans(house, found)
+    assert len({statement.split("WHERE")[0] for statement, _ in planned}) > 25, "all of them were seen"
+    walked = scans(planned)
+    assert not walked, "\n".join(f"{step}: {statement}" for statement, step in walked)
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (r"SELECT messages.*messages\.revision > ", "messages_revision (conversation_id=? AND revision>?)"),
+        (r"SELECT messages.*messages\.position < ", "(conversation_id=? AND position<?)"),
+        (
+            r"SELECT messages.*client_id = ",
+            "INDEX sqlite_autoindex_messages_1 (conversation_id=? AND author_id=? AND client_id=?)",
+        ),
+        (r"UPDATE feeds", "COVERING INDEX feeds_change"),
+        (r"SELECT.*memberships\.list_revision > ", "memberships_list (person_id=? AND list_revision>?)"),
+        (r"SELECT sessions.*token_hash = ", "(token_hash=?)"),
+        (r"SELECT runs.*state = 'queued'\s*$", "runs_conversation (conversation_id=? AND state=?)"),
+    ],
+)
+def test_the_hot_ones_use_the_index_that_is_meant_for_them(house: House, statement: str, index: str) -> None:
+    found = trace(house)
+    use_everything(house)
+    steps = [step for text, step in plans(house, found) if re.match(statement, " ".join(text.split()))]
+    assert steps, "the statement was not seen"
+    assert any(index in step for step in steps), steps
