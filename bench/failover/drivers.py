@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,4 +82,6 @@ class Driver:
         kill_group(self.process.pid)
         self.process.wait(10)
         self._reader.join(5)
-        self._log.close()
+        for pipe in (self.process.stdin, self.process.stdout, self._log):
+            with suppress(OSError):  # what was not written yet goes nowhere
+                pipe.close()  # type: ignore[union-attr]

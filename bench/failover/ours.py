@@ -1,7 +1,7 @@
 """Many of our own Python clients in one process: `python -m failover.ours`.
 
-A system's name may add what is to go wrong: `ours-ws-only` has no fallback, `ours-lossy` reports every fifth message
-not at all and every seventh twice: with these two the rig must find something.
+A system's name may add what is to go wrong: `ours-ws-only` has no fallback; `ours-lossy` reports every fifth message
+not at all, every seventh twice and every ninth after the next: with these two the rig must find something.
 """
 
 import sys
@@ -32,6 +32,7 @@ class Subject:
         self.client = Client(url, email, PASSWORD, transports, self._on_change)
         self._said = ("", "")
         self._shown: Counter[str] = Counter()
+        self._late: list[str] = []
         self._stopped = False
 
     def start(self) -> None:
@@ -77,10 +78,15 @@ class Subject:
 
     def _tell(self, body: str) -> None:
         number = int(body.partition("-")[2])
-        if self.is_lossy and number % 5 == 4:
-            return
-        for _ in range(2 if self.is_lossy and number % 7 == 6 else 1):
+        if not self.is_lossy:
             say("got", client=self.name, id=body)
+            return
+        if number % 9 == 1:
+            self._late.append(body)
+        elif number % 5 != 4:
+            for told in [body] * (2 if number % 7 == 6 else 1) + self._late:
+                say("got", client=self.name, id=told)
+            self._late.clear()
 
 
 def main() -> None:
