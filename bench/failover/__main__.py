@@ -11,8 +11,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -112,31 +113,33 @@ def chosen(names: str) -> list[Cell]:
     return [cell for cell in CELLS if not wanted or cell.name in wanted]
 
 
-def run_all(rig: Rig, cells: Sequence[Cell]) -> dict[str, Sides]:
+def run_all(rig: Rig, cells: Sequence[Cell], keep: Callable[[dict[str, Sides]], object]) -> dict[str, Sides]:
     """Every cell, headless first, then in Chromium."""
     jobs = [(cell.name, cell, False) for cell in cells if not cell.browser_only]
     has_browser = shutil.which("chromium") and not rig.options.no_browser
     jobs += [(f"{cell.name} in Chromium", cell, True) for cell in cells if cell.browser and has_browser]
+    found: dict[str, Sides] = {}
     with ThreadPoolExecutor(rig.lanes) as pool:
-        running = {name: pool.submit(_one, rig, name, cell, browser) for name, cell, browser in jobs}
-        found = {name: _result(name, future) for name, future in running.items()}
-    return {name: sides for name, sides in found.items() if sides}
+        running = {pool.submit(_one, rig, cell, browser): name for name, cell, browser in jobs}
+        for future in as_completed(running):
+            if sides := future.result():
+                found[running[future]] = sides
+                keep({name: found[name] for name, _, _ in jobs if name in found})
+    return {name: found[name] for name, _, _ in jobs if name in found}
 
 
-def _one(rig: Rig, name: str, cell: Cell, browser: bool) -> Sides:
-    began = time.monotonic()
-    sides = rig.cell(cell, browser)
-    say(f"{name}: {time.monotonic() - began:.0f} s")
-    return sides
-
-
-def _result(name: str, future: "Future[Sides]") -> Sides:
+def _one(rig: Rig, cell: Cell, browser: bool) -> Sides:
+    name, began = f"{cell.name} in Chromium" if browser else cell.name, time.monotonic()
     try:
-        return future.result()
-    except Exception as problem:  # one cell that breaks must not cost the other forty their results
-        say(f"{name}: BROKEN, {problem!r}")
+        sides = rig.cell(cell, browser)
+    except Exception:  # one cell that breaks must not cost the other forty their results
+        traceback.print_exc()
+        say(f"{name}: BROKEN")
         BROKEN.append(name)
         return {}
+    figures = (f"{system} {report.brief(results)}" for system, results in sides.items())
+    say(f"{name} ({time.monotonic() - began:.0f} s): {'; '.join(figures)}")
+    return sides
 
 
 BROKEN: list[str] = []
@@ -180,15 +183,17 @@ def main() -> int:
             say("installing the peer")
             peer = stack.enter_context(installed(Path(name)))
         rig = Rig(options, Path(name), peer[0])
+        windows = {cell.name: cell.window for cell in CELLS}
+
+        def keep(found: dict[str, Sides]) -> str:
+            return report.write(options.output, about(options, peer[1], rig.lanes), found, windows, drain)
+
         with rig.stack:
-            found = run_all(rig, cells)
+            found = run_all(rig, cells, keep)
         if not options.cells or DRAIN_CELL in options.cells.split(","):
             say(f"{options.drained} clients and a drain")
             drain = drained(Path(name) / "drained", options.drained)
-        conditions = about(options, peer[1], rig.lanes)
-    windows = {cell.name: cell.window for cell in CELLS}
-    page = report.write(options.output, conditions, found, windows, drain)
-    print(page)
+        print(keep(found))
     say(f"{options.output}/failover.json, failover.md" + (f"; BROKEN: {', '.join(BROKEN)}" if BROKEN else ""))
     return 1 if BROKEN else 0
 

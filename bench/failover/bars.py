@@ -50,7 +50,7 @@ BARS = [
     Bar("… messages flow", "blackhole-socket-awaiting", _gap, 4.5),
     Bar("… visible, nothing happening: suspected", "blackhole-socket-idle", _noticed, 5.0, most=9.75),
     Bar("… messages flow", "blackhole-socket-idle", _gap, 8.0, most=9.75),
-    Bar("woken in Chromium (the socket died): verdict", "frozen in Chromium", _gap, 2.0),
+    Bar("woken in Chromium (the socket died): verdict", "frozen in Chromium", _noticed, 2.0),
     Bar("the network changed (Chromium is told): verdict", "address-change in Chromium", _noticed, 2.0),
     Bar("poll transport dead: noticed", "poll-blackhole", _noticed, 8.0),
     Bar("upgrade refused: usable", "upgrade-refused", _noticed, REFUSED_S + LOOPBACK_S),

@@ -45,6 +45,14 @@ def write(
     return page
 
 
+def brief(results: Sequence[Result]) -> str:
+    """One side of a cell in a few words, while the run goes on: noticed, gap, back, lost/doubled/reordered."""
+    times = [
+        _time(results, value).partition(" ")[0] for value in (lambda r: r.noticed, lambda r: r.gap, lambda r: r.back)
+    ]
+    return f"{' '.join(times)} {_counts(results).partition(' ')[0]}"
+
+
 def _page(about: dict[str, Any], cells: Cells, windows: dict[str, float], bars: list[tuple[str, ...]]) -> str:
     systems: list[str] = list(dict.fromkeys(system for sides in cells.values() for system in sides))
     parts = ["# Failover", "; ".join(f"{name}: {value}" for name, value in about.items()) + "."]
@@ -54,10 +62,11 @@ def _page(about: dict[str, Any], cells: Cells, windows: dict[str, float], bars: 
         ("noticed", lambda one: one.noticed),
         ("gap", lambda one: one.gap),
         ("back", lambda one: one.back),
+        ("first request after `Retry-After: 7`", lambda one: one.obeyed),
     ]
     for title, value in times:
         rows = [(name, *(_time(sides.get(s, []), value) for s in systems)) for name, sides in cells.items()]
-        parts.append(_table((title, *_titles(systems)), rows))
+        parts.append(_table((title, *_titles(systems)), [row for row in rows if set(row[1:]) != {"-"}]))
     rows = [(name, *(_counts(sides.get(s, [])) for s in systems)) for name, sides in cells.items()]
     parts.append(_table(("l/d/r of messages; requests", *_titles(systems)), rows))
     if "no-fault" in cells:
