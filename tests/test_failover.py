@@ -23,10 +23,9 @@ OUTAGE_S = 5.0
 @pytest.mark.timeout(180)
 def test_the_rig_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same outage of WebSocket for a sound client, one without fallback, and one that loses, doubles, swaps."""
-    monkeypatch.setattr(trials, "SPREAD_S", 1.0)
     monkeypatch.setattr(trials, "GRACE_S", 4.5)
     monkeypatch.setitem(trials.SETTLE_S, "chat", 2.0)
-    cell = Cell("check", "websocket_outage", lasts=OUTAGE_S, window=OUTAGE_S + 4.5, every=0.5)
+    cell = Cell("check", "websocket_outage", lasts=OUTAGE_S, window=OUTAGE_S + 4.5, every=0.5, spread=1)
     systems = ("ours", "ours-ws-only", "ours-lossy")
     servers = Servers(tmp_path, None, people=2 * len(systems))
     try:

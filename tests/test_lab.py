@@ -290,9 +290,9 @@ def test_what_the_server_says_is_buffered(proxy: FaultProxy) -> None:
         assert [len(ws.recv(timeout=2)) for _ in range(3)] == [90] * 3
 
 
-def test_gets_are_cached_and_polls_hang(proxy: FaultProxy) -> None:
-    """The same GET gets the same answer; polls of either protocol hang, and nothing else does."""
-    proxy.cache_gets = True
+def test_polls_are_cached_or_hang(proxy: FaultProxy) -> None:
+    """The same URL gets the same answer; polls of either protocol hang, and nothing else does."""
+    proxy.cache_polls = True
     assert get(proxy.port, "/changes?c=1")[1] == get(proxy.port, "/changes?c=1")[1]
     assert [seen.done_to_it for seen in proxy.requests] == ["", "cached"]
     proxy.heal()

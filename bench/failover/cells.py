@@ -8,6 +8,8 @@ Place = Literal["session", "start"]
 
 BLIND_S = 65.0
 """How long a cell must look on: the peer is blind for up to 45 s, and then waits up to 5 s."""
+PING_S = 25.0
+"""The peer's heartbeat: where it decides, the clients' starts are spread over one."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Cell:
     server: bool = False  # the servers themselves are harmed, so the cell has its own
     browser: bool = False  # also in Chromium
     browser_only: bool = False
+    spread: float = 3.0  # the clients start within so many seconds, so that their heartbeats are out of step
     every: float = 1.0  # seconds between messages, each way
     most: int = 20  # trials at once
 
@@ -44,7 +47,7 @@ def _blackholes() -> list[Cell]:
             most = 10 if activity == "awaiting" else 20  # the server answers 16 at once
             browser = kind == "socket" and activity != "awaiting"
             name = f"blackhole-{kind}-{activity}"
-            cells.append(Cell(name, fault, direction, activity, lasts=lasts, browser=browser, most=most))
+            cells.append(Cell(name, fault, direction, activity, lasts=lasts, browser=browser, most=most, spread=PING_S))
     return cells
 
 
@@ -80,10 +83,10 @@ CELLS = [
     Cell("restart", "restart", server=True, window=45),
     Cell("drain", "drain", server=True, window=45),
     Cell("offline", "offline", lasts=10, window=45, browser=True),
-    Cell("sleep", "sleep", "dead", lasts=20, window=70),
+    Cell("sleep", "sleep", "dead", lasts=20, window=70, spread=PING_S),
     Cell("sleep-alive", "sleep", "alive", lasts=20, window=70),
-    Cell("frozen", "frozen", "20", lasts=20, window=70, browser=True, browser_only=True),
-    Cell("address-change", "blackhole_connections", "both", browser=True),
+    Cell("frozen", "frozen", "20", lasts=20, window=70, browser=True, browser_only=True, spread=PING_S),
+    Cell("address-change", "blackhole_connections", "both", browser=True, spread=PING_S),
     Cell("no-fault", "nothing", activity="quiet", window=120),
     Cell("random", "random_faults", lasts=250, window=262),
 ]

@@ -97,8 +97,8 @@ def buffering(stage: Stage, argument: str) -> Undo:
 
 
 def caching(stage: Stage, argument: str) -> Undo:
-    """No WebSocket, and a cache that ignores every header."""
-    stage.proxy.upgrade, stage.proxy.cache_gets = "strip", True
+    """No WebSocket, and a cache that keeps polls, whatever their headers say."""
+    stage.proxy.upgrade, stage.proxy.cache_polls = "strip", True
     return stage.proxy.heal
 
 
@@ -135,7 +135,7 @@ def restart(stage: Stage, argument: str) -> Undo:
 
 
 def drain(stage: Stage, argument: str) -> Undo:
-    """The server closes its connections and goes on: HUP for ours, disconnectSockets for the peer."""
+    """The server closes its connections and goes on: HUP for ours; the peer closes every connection."""
     stage.beside(stage.servers.drain)
     return lambda: None
 

@@ -24,6 +24,7 @@ class Result:
     system: str
     noticed: float | None = None  # from T0; where the fault was there first: from the first dial to messages flow
     gap: float | None = None  # the longest that a message was under way
+    gap_at: float | None = None  # when, from T0, that message was said
     gap_up: float | None = None  # the longest until the server had a message of the client's
     back: float | None = None  # on WebSocket, from the end of the fault; 0: it never left
     lost: int = 0
@@ -33,6 +34,7 @@ class Result:
     requests: int = 0  # from T0 on
     bytes: int = 0
     obeyed: float | None = None  # the first request after advice to wait
+    obeyed_by: str = ""  # and which it was
     problem: str = ""
 
 
@@ -75,15 +77,15 @@ def _cookie(header: str) -> str:
 def _one(cell: Cell, trial: Trial, before: dict[int, int]) -> Result:
     result = Result(trial.system)
     _count(trial, result)
-    after = [seen for seen in trial.requests if seen.at >= trial.t0]
+    after = [seen for seen in trial.requests if trial.t0 <= seen.at <= trial.end]
     result.requests = len(after)
     result.bytes = sum(seen.bytes_up + seen.bytes_down - before.get(id(seen), 0) for seen in trial.requests)
     if failed := trial.of("failed"):
         result.problem = str(failed[0]["why"])
     result.noticed = _usable(trial) if cell.place == "start" and cell.fault != "poll_blackhole" else _noticed(trial)
-    result.gap, result.gap_up = _gaps(trial)
+    _gaps(trial, result)
     result.back = _back(trial) if cell.activity != "quiet" else None
-    result.obeyed = _obeyed(trial)
+    _advised(trial, result)
     return result
 
 
@@ -106,23 +108,27 @@ def _inversions(ids: list[str]) -> int:
     return found
 
 
-def _gaps(trial: Trial) -> tuple[float | None, float | None]:
+def _gaps(trial: Trial, result: Result) -> None:
     """Down and up, counted from T0 where a message was said before; what never came counts to the end."""
     got: dict[str, float] = {}
     for event in trial.of("got"):
         got.setdefault(event["id"], event["at"])
-    down = [got.get(body, trial.end) - max(at, trial.t0) for body, at in trial.posted.items()]
-    return max((gap for gap in down if gap >= 0), default=None), _gap_up(trial, got)
+    down = [(gap, at) for at, gap in _underway(trial, trial.posted, got)]
+    if down:
+        result.gap, at = max(down)
+        result.gap_at = at - trial.t0
+    if trial.email:  # ours shows a message of one's own in the feed when the server has it; the peer has no such echo
+        result.gap_up = max((gap for _, gap in _underway(trial, trial.sent, got)), default=None)
 
 
-def _gap_up(trial: Trial, got: dict[str, float]) -> float | None:
-    """Ours shows a message of one's own in the feed when the server has it; the peer has no such echo."""
-    up = [got.get(body, trial.end) - max(at, trial.t0) for body, at in trial.sent.items()]
-    return max((gap for gap in up if gap >= 0), default=None) if trial.email else None
+def _underway(trial: Trial, said: dict[str, float], got: dict[str, float]) -> list[tuple[float, float]]:
+    """When each was said, and how long it took after T0."""
+    times = [(at, got.get(body, trial.end) - max(at, trial.t0)) for body, at in said.items()]
+    return [(at, gap) for at, gap in times if gap >= 0]
 
 
 def _state_at(trial: Trial, when: float) -> tuple[str, str]:
-    states = trial.of("state")
+    states = trial.states()
     index = bisect_right([event["at"] for event in states], when) - 1
     return (states[index]["state"], states[index]["transport"]) if index >= 0 else ("down", "")
 
@@ -133,11 +139,9 @@ def _noticed(trial: Trial) -> float | None:
     if state != "up":
         return None
     since = trial.t0 - SETTLING_S
-    times = [
-        e["at"] for e in trial.of("state") if e["at"] > since and (e["state"], e["transport"]) != ("up", transport)
-    ]
+    times = [e["at"] for e in trial.states() if e["at"] > since and (e["state"], e["transport"]) != ("up", transport)]
     if transport == "websocket":
-        times += [seen.at for seen in trial.requests if seen.at > since]
+        times += [seen.at for seen in trial.requests if since < seen.at <= trial.end]
     else:
         swallowed = [s for s in trial.requests if s.done_to_it == "swallowed" and s.at < trial.t0 <= s.ended_at]
         times += [seen.ended_at for seen in swallowed]
@@ -146,7 +150,7 @@ def _noticed(trial: Trial) -> float | None:
 
 def _usable(trial: Trial) -> float | None:
     """From the first dial to the first good state."""
-    up = [event["at"] for event in trial.of("state") if event["state"] == "up"]
+    up = [event["at"] for event in trial.states() if event["state"] == "up"]
     dialled = [seen.at for seen in trial.requests]
     return max(0.0, up[0] - min(dialled)) if up and dialled else None
 
@@ -154,25 +158,23 @@ def _usable(trial: Trial) -> float | None:
 def _back(trial: Trial) -> float | None:
     """When WebSocket carries again, from the end of the fault on; 0 where it was never given up."""
     since = trial.t0 - SETTLING_S
-    left = [
-        e["at"] for e in trial.of("state") if e["at"] > since and (e["state"], e["transport"]) != ("up", "websocket")
-    ]
+    left = [e["at"] for e in trial.states() if e["at"] > since and (e["state"], e["transport"]) != ("up", "websocket")]
     was_on_it = _state_at(trial, since) == ("up", "websocket")
     if was_on_it and not left:
         return 0.0
     if _state_at(trial, trial.healed) == ("up", "websocket") and not any(at > trial.healed for at in left):
         return 0.0
     first = max(trial.healed, min(left, default=since))
-    up = [
-        e["at"] for e in trial.of("state") if (e["state"], e["transport"]) == ("up", "websocket") and e["at"] >= first
-    ]
+    up = [e["at"] for e in trial.states() if (e["state"], e["transport"]) == ("up", "websocket") and e["at"] >= first]
     return max(0.0, up[0] - trial.healed) if up else None
 
 
-def _obeyed(trial: Trial) -> float | None:
+def _advised(trial: Trial, result: Result) -> None:
     """The first request of any kind after the first advice that the client could read: not an upgrade's."""
     advised = [s for s in trial.requests if s.done_to_it in ("http 429", "http 503") and not s.is_upgrade]
-    if not advised:
-        return None
-    since = advised[0].answered_at
-    return min((seen.at - since for seen in trial.requests if seen.at > since + SETTLING_S), default=None)
+    if advised:
+        since = advised[0].answered_at
+        later = [seen for seen in trial.requests if seen.at > since + SETTLING_S]
+        if later:
+            first = min(later, key=lambda seen: seen.at)
+            result.obeyed, result.obeyed_by = first.at - since, first.head.first[:80]

@@ -24,7 +24,7 @@ listen chat
     server chat 127.0.0.1:TARGET
 """
 
-# It strips upgrades, as squid does unless told otherwise, and keeps what must not be kept.
+# It strips upgrades, as squid does unless told otherwise, and keeps answers to polls, which must not be kept.
 SQUID = """
 http_port 127.0.0.1:LISTEN accel defaultsite=127.0.0.1:LISTEN no-vhost
 cache_peer 127.0.0.1 parent TARGET 0 no-query originserver no-digest name=chat
@@ -32,6 +32,9 @@ acl all_of_them src all
 http_access allow all_of_them
 cache_peer_access chat allow all_of_them
 never_direct allow all_of_them
+acl polls urlpath_regex /changes\\? transport=polling
+cache allow polls
+cache deny all_of_them
 refresh_pattern . 1 100% 1 override-expire override-lastmod ignore-no-store ignore-private ignore-reload
 cache_mem 16 MB
 pid_filename PREFIX/squid.pid

@@ -66,7 +66,8 @@ def _page(about: dict[str, Any], cells: Cells, windows: dict[str, float], bars: 
     ]
     for title, value in times:
         rows = [(name, *(_time(sides.get(s, []), value) for s in systems)) for name, sides in cells.items()]
-        parts.append(_table((title, *_titles(systems)), [row for row in rows if set(row[1:]) != {"-"}]))
+        if rows := [row for row in rows if set(row[1:]) != {"-"}]:
+            parts.append(_table((title, *_titles(systems)), rows))
     rows = [(name, *(_counts(sides.get(s, [])) for s in systems)) for name, sides in cells.items()]
     parts.append(_table(("l/d/r of messages; requests", *_titles(systems)), rows))
     if "no-fault" in cells:

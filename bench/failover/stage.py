@@ -79,12 +79,17 @@ class Servers:
 
     def start(self) -> None:
         """Start all, and wait until they serve."""
-        if self.peer:
-            command = ["node", "server.mjs", json.dumps(self.ports)]
-            self.node = Driver(command, self.directory / "peer.log", self.peer)
-            self.received.append(self.node)
+        self._start_peer()
         self.ours.start()
-        if self.node and not self.node.wait(lambda: self.node and self.node.has_said("ready"), START_S):
+
+    def _start_peer(self) -> None:
+        if self.peer is None:
+            return
+        node = self.node = Driver(
+            ["node", "server.mjs", json.dumps(self.ports)], self.directory / "peer.log", self.peer
+        )
+        self.received.append(node)
+        if not node.wait(lambda: node.has_said("ready"), START_S):
             raise RuntimeError(f"the peer's server did not start: {(self.directory / 'peer.log').read_text()[-2000:]}")
 
     def kill(self) -> None:
@@ -94,14 +99,14 @@ class Servers:
         self.ours.kill9()
 
     def restart(self) -> None:
-        """TERM, wait for the end, start: ours; the peer's server knows no goodbye."""
+        """TERM, wait for the end, start: ours. The peer's server knows no goodbye and does not wait for ours."""
         if self.node:
             self.node.kill()
-        self.ours.stop()
-        self.start()
+            self._start_peer()
+        self.ours.restart()
 
     def drain(self) -> None:
-        """HUP: a new worker takes over while the old one says goodbye. The peer disconnects its sockets."""
+        """HUP: a new worker takes over while the old one says goodbye. The peer closes its connections."""
         if self.node:
             self.node.order("drain")
         if self.ours.process:

@@ -18,8 +18,6 @@ from failover.people import email
 from failover.proxies import front
 from failover.stage import OURS, Servers, Stage
 
-SPREAD_S = 3.0
-"""The clients of a cell start within so many seconds, so that their heartbeats are out of step."""
 UP_S = 25.0
 SETTLE_S = {"chat": 8.0, "outstanding": 8.0, "awaiting": 12.0, "idle": 14.0, "quiet": 14.0}
 QUIET_BEFORE_S = (6.0, 11.0)
@@ -51,6 +49,10 @@ class Trial:
     def of(self, event: str) -> list[Happened]:
         """Its events of one kind, in order."""
         return sorted((one for one in self.events if one["event"] == event), key=lambda one: one["at"])
+
+    def states(self) -> list[Happened]:
+        """What it said of its connection until the end of the trial; stopping it says more."""
+        return [one for one in self.of("state") if one["at"] <= self.end]
 
 
 def batches(cell: Cell, count: int, most: int) -> list[int]:
@@ -123,9 +125,9 @@ class Run:
         for number, trial in enumerate(self.trials):
             names = {"email": trial.email, "conversation": trial.conversation}
             order = {"client": trial.client, "system": trial.system, "url": url} | names
-            when = now + SPREAD_S * (number + self.chance.random()) / len(self.trials)
+            when = now + self.cell.spread * (number + self.chance.random()) / len(self.trials)
             self.stage.at(when, lambda order=order, t=trial: self._by_system[t.system].order("start", **order))
-        self.stage.run_until(now + SPREAD_S)
+        self.stage.run_until(now + self.cell.spread)
 
     def _all_up(self) -> bool:
         up = {e["client"] for d in self.stage.drivers for e in list(d.events) if e["event"] in ("state", "started")}

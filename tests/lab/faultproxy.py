@@ -106,7 +106,7 @@ class FaultProxy:
     lose_replies: how many answers to POSTs get lost after the server gave them. blackhole_all: every connection
     swallows bytes (True: of both directions; "up" or "down": of one), and one that did never recovers. longest_life:
     connections that begin now are cut after so many seconds. buffer_bytes: what the server says is held until so much
-    has come or an answer is complete. cache_gets: a GET is answered with what the same GET got in the last minute.
+    has come or an answer is complete. cache_polls: a poll is answered with what the same URL got in the last minute.
     readable: takes permessage-deflate out of the handshake so that frames can be read here; keep_frames: whether they
     are, which costs.
     """
@@ -133,7 +133,7 @@ class FaultProxy:
         self.lose_replies = 0
         self.longest_life = 0.0
         self.buffer_bytes = 0
-        self.cache_gets = False
+        self.cache_polls = False
         self.requests: list[Seen] = []
         self.frames: list[Frame] = []
         self.accepted = 0
@@ -231,7 +231,7 @@ class FaultProxy:
         """Everything passes again; connections that were swallowed stay so."""
         self.upgrade, self.hang_paths, self.http_error = "pass", (), None
         self.lose_replies, self.blackhole_all, self.hang_polls = 0, False, False
-        self.longest_life, self.buffer_bytes, self.cache_gets = 0.0, 0, False
+        self.longest_life, self.buffer_bytes, self.cache_polls = 0.0, 0, False
         self.accept_connections()
 
     def _order(self, act: Callable[[Connection], None], *, sockets_only: bool = False) -> int:
@@ -329,7 +329,7 @@ class FaultProxy:
             self._hang(connection)
         elif self.http_error and seen.head.target.startswith(self.http_error_on):
             self._answer(connection, seen, *self.http_error)
-        elif self.cache_gets and (cached := self._cached(seen)):
+        elif self.cache_polls and (cached := self._cached(seen)):
             seen.done_to_it, seen.status = "cached", Head.of(cached.partition(b"\r\n\r\n")[0]).status
             self._to_client(connection, seen, cached)
             raise Ended
@@ -342,7 +342,7 @@ class FaultProxy:
 
     def _cached(self, seen: Seen) -> bytes:
         until, answer = self._cache.get(seen.head.target, (0.0, b""))
-        return answer if seen.head.method == "GET" and time.monotonic() < until else b""
+        return answer if _may_cache(seen) and time.monotonic() < until else b""
 
     def _pass(self, connection: Connection, seen: Seen, body: bytes) -> None:
         mode = self.upgrade if seen.is_upgrade else "pass"
@@ -387,7 +387,7 @@ class FaultProxy:
             whole = (whole + more)[:KEPT]
             seen.answer_body = (seen.answer_body + more)[:KEPT]
             body.feed(more)
-        if self.cache_gets and seen.head.method == "GET" and len(whole) < KEPT:
+        if self.cache_polls and _may_cache(seen) and len(whole) < KEPT:
             self._cache[seen.head.target] = (time.monotonic() + CACHED_S, whole)
         if losing:
             self.lose_replies -= 1
@@ -540,3 +540,7 @@ class FaultProxy:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _may_cache(seen: Seen) -> bool:
+    return seen.head.method == "GET" and seen.is_poll

@@ -40,7 +40,10 @@ function listen(system, port) {
 createInterface({ input: process.stdin }).on("line", line => {
   const order = JSON.parse(line)
   if (order.do === "post") servers[order.system].to(order.client).emit("chat", order.id)
-  if (order.do === "drain") for (const io of Object.values(servers)) io.disconnectSockets(true)
+  // Not disconnectSockets: after that word the clients would not come back by themselves.
+  if (order.do === "drain") {
+    for (const io of Object.values(servers)) for (const one of Object.values(io.engine.clients)) one.close()
+  }
 }).on("close", () => process.exit())
 
 const ports = JSON.parse(process.argv[2])
