@@ -199,6 +199,121 @@ def test_errors_hangs_and_lost_replies(proxy: FaultProxy) -> None:
     assert proxy.requests[-1].done_to_it == "reply lost"
 
 
+def test_one_direction_vanishes(proxy: FaultProxy) -> None:
+    """Up: the server hears nothing. Down: it hears, and its answer vanishes. A new connection is good."""
+    for direction, heard in (("up", []), ("down", ["lost"])):
+        with opened(proxy) as ws:
+            assert proxy.blackhole_sockets(direction) == 1
+            before = len(proxy.frames)
+            ws.send("lost")
+            with pytest.raises(TimeoutError):
+                ws.recv(timeout=0.3)
+            assert [frame.text for frame in proxy.frames[before:]] == heard
+            with opened(proxy) as other:
+                other.send("there")
+                assert other.recv(timeout=2) == "there"
+
+
+def test_everything_vanishes_in_one_direction(proxy: FaultProxy) -> None:
+    """A swallowed request is in the record, with what became of it."""
+    for direction in ("up", "down", True):
+        proxy.blackhole_all = direction
+        assert proxy.blackhole_all == direction
+        with pytest.raises(TimeoutError):
+            get(proxy.port, f"/{direction}", timeout=0.3)
+        wait_for(lambda: proxy.requests[-1].ended_at, 2, "the proxy sees the client go")
+        assert (proxy.requests[-1].done_to_it, proxy.requests[-1].status) == ("swallowed", 0)
+    proxy.heal()
+    assert get(proxy.port)[0] == 200
+
+
+def test_living_connections_vanish_and_new_ones_pass(proxy: FaultProxy) -> None:
+    """Also a request that waits for its answer, and a connection that is kept open between two."""
+    with (
+        closing(http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=1)) as waiting,
+        closing(http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=1)) as kept,
+    ):
+        kept.request("GET", "/")
+        kept.getresponse().read()
+        waiting.request("GET", "/slow")
+        wait_for(lambda: len(proxy.requests) == 2, 2, "both are there")
+        assert proxy.blackhole_connections() == 2
+        kept.request("GET", "/again")
+        for one in (waiting, kept):
+            with pytest.raises(TimeoutError):
+                one.getresponse()
+        assert get(proxy.port)[0] == 200
+
+
+def test_cut_in_the_middle_of_a_frame(proxy: FaultProxy) -> None:
+    """Half of it arrives, then the end."""
+    with opened(proxy) as ws:
+        assert proxy.cut_in_frame() == 1
+        ws.send("a frame of some length")
+        with pytest.raises(ConnectionClosed):
+            ws.recv(timeout=2)
+
+
+def test_the_server_hears_and_its_answer_is_lost(proxy: FaultProxy) -> None:
+    """Then the connection is reset."""
+    with opened(proxy) as ws:
+        assert proxy.lose_acks() == 1
+        ws.send("heard")
+        with pytest.raises(ConnectionClosed):
+            ws.recv(timeout=2)
+    assert [frame.text for frame in proxy.frames if frame.opcode == 1] == ["heard"]
+
+
+def test_a_connection_lives_only_so_long(proxy: FaultProxy) -> None:
+    """Whatever goes on in it; those that began before are left alone."""
+    with opened(proxy) as old:
+        proxy.longest_life = 0.4
+        with opened(proxy) as ws, pytest.raises(ConnectionClosed):
+            for _ in range(20):
+                ws.send("still here")
+                ws.recv(timeout=2)
+                time.sleep(0.1)
+        old.send("still here")
+        assert old.recv(timeout=2) == "still here"
+
+
+def test_what_the_server_says_is_buffered(proxy: FaultProxy) -> None:
+    """Frames until there are enough; an answer passes when it is complete."""
+    proxy.buffer_bytes = 200
+    assert get(proxy.port)[0] == 200
+    with opened(proxy) as ws:
+        for _ in range(2):
+            ws.send("x" * 90)
+        with pytest.raises(TimeoutError):
+            ws.recv(timeout=0.3)
+        ws.send("x" * 90)
+        assert [len(ws.recv(timeout=2)) for _ in range(3)] == [90] * 3
+
+
+def test_polls_are_cached_or_hang(proxy: FaultProxy) -> None:
+    """The same URL gets the same answer; polls of either protocol hang, and nothing else does."""
+    proxy.cache_polls = True
+    assert get(proxy.port, "/changes?c=1")[1] == get(proxy.port, "/changes?c=1")[1]
+    assert [seen.done_to_it for seen in proxy.requests] == ["", "cached"]
+    proxy.heal()
+    proxy.hang_polls = True
+    for poll in ("/changes?c=1", "/socket.io/x/?EIO=4&transport=polling"):
+        with pytest.raises(TimeoutError):
+            get(proxy.port, poll, timeout=0.3)
+    assert get(proxy.port, "/other")[0] == 200
+    with opened(proxy) as ws:
+        ws.send("passes")
+        assert ws.recv(timeout=2) == "passes"
+
+
+def test_paths_lead_to_their_servers(scratch: int) -> None:
+    """One proxy before two servers: the same faults for both."""
+    with FaultProxy(1, routes={"/there/": scratch}) as proxy:
+        assert get(proxy.port, "/there/x")[0] == 200
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            get(proxy.port, "/here")
+
+
 def test_a_client_that_leaves_a_held_poll_is_noticed(proxy: FaultProxy) -> None:
     """Its request ends in the record, too."""
     with closing(socket.create_connection(("127.0.0.1", proxy.port))) as client:
