@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import g, request, session
+from flask import Flask, g, request, session
+from flask.sessions import SecureCookieSessionInterface
+from itsdangerous import BadSignature
+from werkzeug.http import parse_cookie
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from chatapp.beside import beside
@@ -137,6 +140,40 @@ class Auth:
 def _nobody() -> str:
     """Hashed once, so that an unknown address costs as much time as a wrong password."""
     return hash_password(secrets.token_hex(8))
+
+
+class Cookies:
+    """Reads the session out of a Cookie header as Flask does, for what answers before Flask."""
+
+    def __init__(self, app: Flask) -> None:
+        interface = app.session_interface
+        assert isinstance(interface, SecureCookieSessionInterface)
+        self._serializer = interface.get_signing_serializer(app)
+        self._name = interface.get_cookie_name(app)
+        self._longest_s = int(app.permanent_session_lifetime.total_seconds())
+        self._known: dict[str, tuple[str, float]] = {}  # token's hash by the header's text, and when it was read
+
+    def token_hash(self, header: str) -> str | None:
+        """The hash of the session's token; None where there is none, or its signature is not ours."""
+        known = self._known.get(header)
+        if known is None or time.monotonic() - known[1] > CACHE_S:
+            token = self._token(header)
+            if token is None:
+                return None
+            if len(self._known) >= MOST_CACHED:
+                self._known.clear()
+            known = self._known[header] = (hash_token(token), time.monotonic())
+        return known[0]
+
+    def _token(self, header: str) -> str | None:
+        value = parse_cookie(header).get(self._name)
+        if not value or self._serializer is None:
+            return None
+        try:
+            token = self._serializer.loads(value, max_age=self._longest_s).get(TOKEN)
+        except BadSignature:
+            return None
+        return token if isinstance(token, str) else None
 
 
 def first_run_code(data_dir: Path) -> str:

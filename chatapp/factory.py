@@ -15,7 +15,7 @@ from chatapp import pages, security
 from chatapp.assets import asset_dir, content_hash
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
-from chatapp.auth import Auth, secret_key
+from chatapp.auth import Auth, Cookies, secret_key
 from chatapp.bus import Bus
 from chatapp.config import Settings, load
 from chatapp.connection.peer import Reader
@@ -71,7 +71,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     polling.register(app, house.polls, auth, settings)
     security.register(app)
     _register_plain(app, house)
-    app.wsgi_app = InFront(app.wsgi_app, settings)  # type: ignore[method-assign]
+    door = polling.Door(app.wsgi_app, house.polls, auth, Cookies(app), settings, security.answer_headers)
+    app.wsgi_app = InFront(door, settings)  # type: ignore[method-assign]
     return app
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from flask import Flask, Response, jsonify, render_template, request
@@ -21,17 +22,21 @@ HEADERS = {
 }
 
 
+@lru_cache(maxsize=100)
+def answer_headers(is_secure: bool, host: str) -> list[tuple[str, str]]:
+    """The headers of every answer, for whom it is asked at this host."""
+    policy = POLICY.format(socket=f"ws{'s' if is_secure else ''}://{host}")
+    # Conversations are private: no cache on the way, and none for the back button after signing out.
+    return [("Content-Security-Policy", policy), *HEADERS.items(), ("Cache-Control", "no-store")]
+
+
 def register(app: Flask) -> None:
     """Hang headers and error pages into the app."""
 
     @app.after_request
     def headers(response: Response) -> Response:
-        socket = f"ws{'s' if request.is_secure else ''}://{request.host}"
-        response.headers.setdefault("Content-Security-Policy", POLICY.format(socket=socket))
-        for name, value in HEADERS.items():
+        for name, value in answer_headers(request.is_secure, request.host):
             response.headers.setdefault(name, value)
-        # Conversations are private: no cache on the way, and none for the back button after signing out.
-        response.headers.setdefault("Cache-Control", "no-store")
         return response
 
     @app.errorhandler(CSRFError)

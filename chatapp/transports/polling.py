@@ -1,18 +1,24 @@
 """HTTP polling: `GET /changes` brings what changed after the cursors, held open where the client asks for it.
 
-"Nothing new" is 204 and costs neither database nor template: the newest revision of each feed is in memory.
+"Nothing new" is 204 and costs neither database nor template nor Flask: sessions, permissions and the newest revision of
+each feed are in memory, and the `Door` stands before Flask. What it does not answer, Flask does.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl
 
-from flask import Flask, Request, Response, jsonify, request
+from flask import Flask, Response, jsonify, request
+from gevent.event import Event
+from werkzeug.datastructures import MultiDict
+from werkzeug.wsgi import get_host
 
-from chatapp.auth import Auth
+from chatapp.auth import Auth, Cookies
 from chatapp.bus import Bus, session_topic
 from chatapp.config import Settings
 from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
@@ -33,12 +39,13 @@ class Poll:
     epoch: str
     cursors: dict[str, int]
     wait_s: float
+    person: str | None = None  # who the client believes to be signed in
 
 
-def parse(arguments: Request, longest_hold_s: float) -> Poll:
+def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
     """The query of a poll. Raises BadPoll."""
     cursors: dict[str, int] = {}
-    for text in arguments.args.getlist("c"):
+    for text in arguments.getlist("c"):
         name, _, revision = text.rpartition(":")
         if not name or not revision.isascii() or not revision.isdigit() or len(revision) > 15:
             raise BadPoll(f"c={text[:60]!r} must be <feed>:<revision>, such as list:7.")
@@ -48,12 +55,18 @@ def parse(arguments: Request, longest_hold_s: float) -> Poll:
     if len(cursors) > MOST_FEEDS:
         raise BadPoll(f"At most {MOST_FEEDS} feeds fit into one poll.")
     try:
-        wait_s = float(arguments.args.get("wait", "0"))
+        wait_s = float(arguments.get("wait", "0"))
     except ValueError:
         raise BadPoll("wait must be a number of seconds.") from None
     if not wait_s >= 0:
         raise BadPoll("wait must be a number of seconds from 0.")
-    return Poll(arguments.args.get("epoch", ""), cursors, min(wait_s, longest_hold_s))
+    return Poll(arguments.get("epoch", ""), cursors, min(wait_s, longest_hold_s), arguments.get("person"))
+
+
+@lru_cache(maxsize=4096)
+def parse_text(query: str, longest_hold_s: float) -> Poll:
+    """The same from the query's text; who has nothing new asks the same again and again. Raises BadPoll."""
+    return parse(MultiDict(parse_qsl(query, keep_blank_values=True)), longest_hold_s)
 
 
 class Polls:
@@ -63,7 +76,7 @@ class Polls:
         self._reader = reader
         self._bus = bus
         self._epoch = epoch
-        self._held: set[threading.Event] = set()
+        self._held: set[Event] = set()
         self.is_draining = False
 
     def answer(self, person: int, session: int, poll: Poll) -> list[str]:
@@ -82,17 +95,17 @@ class Polls:
             event.set()
 
     def _hold(self, person: int, session: int, poll: Poll) -> list[str]:
-        event, ended = threading.Event(), threading.Event()
+        event, ended = Event(), []
 
-        def end(_topic: int) -> None:
-            ended.set()
+        def end(topic: int) -> None:
+            ended.append(topic)
             event.set()
 
         cancels = [*self._subscribe(person, poll, event), self._bus.subscribe(session_topic(session), end)]
         self._held.add(event)
         deadline = time.monotonic() + poll.wait_s
         try:
-            while not self.is_draining and not ended.is_set():
+            while not self.is_draining and not ended:
                 found = self._read(person, poll)  # also what came between the first look and the subscription
                 left = deadline - time.monotonic()
                 if found or left <= 0:
@@ -105,7 +118,7 @@ class Polls:
             for cancel in cancels:
                 cancel()
 
-    def _subscribe(self, person: int, poll: Poll, event: threading.Event) -> list[Callable[[], None]]:
+    def _subscribe(self, person: int, poll: Poll, event: Event) -> list[Callable[[], None]]:
         def wake(_topic: int) -> None:
             event.set()
 
@@ -132,6 +145,57 @@ class Polls:
         return found
 
 
+class Door:
+    """WSGI middleware: answers polls of who is known to be signed in, and leaves all else to the app behind it."""
+
+    def __init__(
+        self,
+        app: Any,
+        polls: Polls,
+        auth: Auth,
+        cookies: Cookies,
+        settings: Settings,
+        headers: Callable[[bool, str], list[tuple[str, str]]],
+    ) -> None:
+        self._app = app
+        self._polls = polls
+        self._auth = auth
+        self._cookies = cookies
+        self._longest_hold_s = settings.poll_longest_hold
+        self._headers = headers  # of every answer: (is https, host) -> names and values
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        found = None
+        if environ.get("PATH_INFO") == "/changes" and environ.get("REQUEST_METHOD") == "GET":
+            found = self._frames(environ)
+        if found is None:
+            behind: Iterable[bytes] = self._app(environ, start_response)
+            return behind
+        headers = [*self._headers(environ["wsgi.url_scheme"] == "https", get_host(environ)), ("Vary", "Cookie")]
+        if not found:
+            start_response("204 NO CONTENT", headers)
+            return []
+        body = frames.answer(found).encode()
+        headers += [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))]
+        start_response("200 OK", headers)
+        return [body]
+
+    def _frames(self, environ: dict[str, Any]) -> list[str] | None:
+        """The answer's frames; None where Flask has to say why there are none."""
+        query = environ.get("QUERY_STRING", "")
+        token_hash = self._cookies.token_hash(environ.get("HTTP_COOKIE", ""))
+        sign_in = self._auth.check(token_hash) if token_hash else None
+        if sign_in is None or self._polls.is_draining or not query.isascii():
+            return None
+        try:
+            poll = parse_text(query, self._longest_hold_s)
+        except BadPoll:
+            return None
+        if poll.person not in (None, sign_in.person.uuid):
+            return None
+        return self._polls.answer(sign_in.person.id, sign_in.id, poll)
+
+
 def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:
     """Hang the poll into the app."""
 
@@ -147,7 +211,7 @@ def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:
             response.headers["Retry-After"] = str(DRAIN_RETRY_S)
             return response, status
         try:
-            poll = parse(request, settings.poll_longest_hold)
+            poll = parse(request.args, settings.poll_longest_hold)
         except BadPoll as error:
             return _error("bad-poll", str(error), 400)
         found = polls.answer(sign_in.person.id, sign_in.id, poll)

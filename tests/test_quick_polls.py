@@ -1,0 +1,128 @@
+"""Polls that are answered before Flask: the same answers, the same headers, and nobody gets in by that door."""
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from http.cookies import SimpleCookie
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from lab.http import Client
+from lab.server import Server
+
+from chatapp import create_app
+from chatapp.auth import hash_token
+from chatapp.config import Settings
+
+HELD = 30
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("polls"), assistant="off") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> None:
+    """The shared server outlives each test; it ends with the module."""
+
+
+@pytest.fixture(scope="module")
+def me(shared: Server) -> Client:
+    return Client(shared.url).sign_in()
+
+
+def clone(client: Client) -> Client:
+    copy = Client(client.url)
+    copy.cookies, copy.epoch, copy.token = dict(client.cookies), client.epoch, client.token
+    return copy
+
+
+def test_its_headers_are_those_of_every_answer(me: Client) -> None:
+    page = me.get("/connection").headers
+    cursor = int(me.poll({"list": 0}).page.one("chat-feed").get("to"))
+    for answer, status in ((me.poll({"list": 0}), 200), (me.poll({"list": cursor}), 204)):
+        assert answer.status == status
+        names = ("Content-Security-Policy", "X-Content-Type-Options", "Referrer-Policy", "Cache-Control", "Vary")
+        names += ("Cross-Origin-Opener-Policy", "Permissions-Policy")
+        assert {name: answer.headers[name] for name in names} == {name: page[name] for name in names}
+        assert answer.headers["Set-Cookie"] is None
+
+
+def test_a_forged_or_foreign_cookie_opens_nothing(me: Client) -> None:
+    (name, value), *_ = me.cookies.items()
+    payload, time_, signature = value.rsplit(".", 2)
+    forged = [f"{payload}.{time_}.{signature[:-2]}AA", f"{payload[:-2]}AA.{time_}.{signature}", payload, "", "x.y.z"]
+    for cookie in forged:
+        copy = clone(me)
+        copy.cookies = {name: cookie}
+        assert copy.poll({"list": 0}).status == 401, cookie
+    copy = clone(me)
+    copy.cookies = {f"{name}x": value}
+    assert copy.poll({"list": 0}).status == 401
+
+
+def test_wrong_queries_are_refused_in_words_and_other_people_are_not_answered(me: Client) -> None:
+    for query in ("c=list:x", "wait=1", "c=list:1&wait=-1", "c=list:1&wait=nan", "c=:1", "c=list:1&c=%ff:1&wait=x"):
+        answer = me.get(f"/changes?epoch={me.epoch}&{query}")
+        assert (answer.status, answer.json["error"]["code"]) == (400, "bad-poll"), query
+    answer = me.get(f"/changes?epoch={me.epoch}&c=list:0&person={uuid.uuid4()}")
+    assert (answer.status, answer.json["error"]["code"]) == (401, "signed-out")
+
+
+def test_a_session_that_ended_is_not_answered_from_memory(shared: Server) -> None:
+    me = Client(shared.url).sign_in()
+    copy = clone(me)
+    cursor = int(copy.poll({"list": 0}).page.one("chat-feed").get("to"))
+    assert copy.poll({"list": cursor}).status == 204
+    me.post("/sign-out")
+    assert copy.poll({"list": cursor}).status == 401
+    assert copy.poll({"list": cursor}, wait=1).status == 401
+
+
+def test_one_post_wakes_all_held_polls_at_once(me: Client) -> None:
+    conversation = me.create("hello").json["conversation"]
+    cursor = int(me.poll({conversation: 0}).page.one("chat-feed").get("to"))
+    answers: list[tuple[int, float]] = []
+
+    def hold() -> None:
+        answer = clone(me).poll({conversation: cursor}, wait=20)
+        answers.append((answer.status if "news" in answer.text else 0, time.monotonic()))
+
+    threads = [threading.Thread(target=hold) for _ in range(HELD)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.5)
+    started = time.monotonic()
+    assert me.post_message(conversation, "news").status == 201
+    for thread in threads:
+        thread.join(10)
+    assert [status for status, _ in answers] == [200] * HELD
+    assert max(at for _, at in answers) - started < 3
+
+
+def test_nothing_new_touches_neither_flask_nor_the_database(tmp_path: Path) -> None:
+    """In the process itself, with the real app: nothing behind the door is called."""
+    app = create_app(Settings(data_dir=tmp_path, assistant="off"))
+    house = app.extensions["chatapp"]
+    ada = house.store.people.add_first_admin("Ada", "ada@example.org", "x")
+    house.store.people.add_session(ada.id, hash_token("secret"), 3600, "127.0.0.1", "")
+    serializer = app.session_interface.get_signing_serializer(app)
+    cookie = SimpleCookie({app.config["SESSION_COOKIE_NAME"]: serializer.dumps({"token": "secret"})})
+    headers = [("Cookie", cookie.output(header="", sep=";").strip())]
+    query = urlencode([("epoch", house.epoch), ("c", "list:1"), ("wait", "0")])
+    client = app.test_client(use_cookies=False)
+    assert client.get(f"/changes?{query}", headers=headers).status_code == 204
+    statements: list[str] = []
+    connection = house.store.database.engine.raw_connection()
+    connection.driver_connection.set_trace_callback(statements.append)
+    connection.close()
+    app.full_dispatch_request = None  # type: ignore[method-assign,assignment]
+    for _ in range(3):
+        assert client.get(f"/changes?{query}", headers=headers).status_code == 204
+    assert statements == []
+    house.store.database.engine.dispose()
+    house.store.events.database.engine.dispose()
