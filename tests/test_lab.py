@@ -322,11 +322,13 @@ def test_paths_lead_to_their_servers(scratch: int) -> None:
     with ScratchServer(("127.0.0.1", 0), Other) as other:
         thread = threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True)
         thread.start()
-        with FaultProxy(scratch, routes={"/other/": other.server_port}) as proxy:
-            with closing(http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=3)) as kept:
-                for path in ("/other/x", "/x", "/other/y"):
-                    kept.request("GET", path)
-                    assert kept.getresponse().read().startswith(b"the other" if "other" in path else path.encode())
+        with (
+            FaultProxy(scratch, routes={"/other/": other.server_port}) as proxy,
+            closing(http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=3)) as kept,
+        ):
+            for path in ("/other/x", "/x", "/other/y"):
+                kept.request("GET", path)
+                assert kept.getresponse().read().startswith(b"the other" if "other" in path else path.encode())
         other.shutdown()
         thread.join(5)
 
