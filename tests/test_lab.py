@@ -63,6 +63,17 @@ class Scratch(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+class Other(Scratch):
+    """Another server: says that it is."""
+
+    def do_GET(self) -> None:
+        """Always the same."""
+        self.send_response(200)
+        self.send_header("Content-Length", "9")
+        self.end_headers()
+        self.wfile.write(b"the other")
+
+
 class ScratchServer(ThreadingHTTPServer):
     """Takes broken connections as they come."""
 
@@ -307,11 +318,19 @@ def test_polls_are_cached_or_hang(proxy: FaultProxy) -> None:
 
 
 def test_paths_lead_to_their_servers(scratch: int) -> None:
-    """One proxy before two servers: the same faults for both."""
-    with FaultProxy(1, routes={"/there/": scratch}) as proxy:
-        assert get(proxy.port, "/there/x")[0] == 200
-        with pytest.raises((ConnectionError, http.client.HTTPException)):
-            get(proxy.port, "/here")
+    """One proxy before two servers: the same faults for both, also where one connection asks both."""
+    with ScratchServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        with (
+            FaultProxy(scratch, routes={"/other/": other.server_port}) as proxy,
+            closing(http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=3)) as kept,
+        ):
+            for path in ("/other/x", "/x", "/other/y"):
+                kept.request("GET", path)
+                assert kept.getresponse().read().startswith(b"the other" if "other" in path else path.encode())
+        other.shutdown()
+        thread.join(5)
 
 
 def test_a_client_that_leaves_a_held_poll_is_noticed(proxy: FaultProxy) -> None:

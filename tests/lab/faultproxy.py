@@ -67,6 +67,7 @@ class Connection:
     number: int
     client: socket.socket
     server: socket.socket | None = None
+    server_port: int = 0
     websocket: bool = False
     swallow_up: bool = False
     swallow_down: bool = False
@@ -459,9 +460,12 @@ class FaultProxy:
                     raise Ended
 
     def _server(self, connection: Connection, path: str) -> socket.socket:
+        port = next((port for start, port in self.routes.items() if path.startswith(start)), self.target)
+        if connection.server is not None and connection.server_port != port:  # a proxy before this one shares it
+            connection.server.close()
+            connection.server = None
         if connection.server is None:
-            port = next((port for start, port in self.routes.items() if path.startswith(start)), self.target)
-            connection.server = socket.create_connection(("127.0.0.1", port), timeout=5)
+            connection.server, connection.server_port = socket.create_connection(("127.0.0.1", port), timeout=5), port
             connection.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.server.settimeout(None)
         return connection.server
