@@ -11,7 +11,7 @@ from flask import Flask, Response, jsonify, send_from_directory
 from flask_babel import Babel
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 
-from chatapp import pages, security
+from chatapp import pages, probing, security
 from chatapp.assets import asset_dir, content_hash
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
@@ -66,6 +66,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Babel(app)
     CSRFProtect(app)
     app.register_blueprint(pages.pages)
+    app.register_blueprint(probing.probing)
     if "websocket" in settings.transports:
         websocket.register(app, house)
     polling.register(app, house.polls, auth, settings)

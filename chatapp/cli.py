@@ -136,5 +136,47 @@ def show_config(as_json: bool) -> None:
         print(f"{row.name} = {row.value or '(none)'}{unit if row.value else ''}  [{row.source}]\n    {row.meaning}")
 
 
+@main.command("doctor")
+@click.argument("url")
+@click.option(
+    "--email", default="", help="Sign in with this address; asks for the password unless --password is given."
+)
+@click.option("--password", default="")
+@click.option("--session", default="", help="Instead: the session cookie as name=value, as developer tools show it.")
+@click.option("--proxy", default=None, help="Forward proxy as host:port; else what HTTP_PROXY and HTTPS_PROXY say.")
+@click.option("--idle", "idle_s", default=20.0, type=click.FloatRange(1, 900), help="Seconds of silence (20).")
+@click.option("--hold", "hold_s", default=None, type=click.FloatRange(1, 120), help="Seconds of the held poll (25).")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def examine(
+    url: str,
+    email: str,
+    password: str,
+    session: str,
+    proxy: str | None,
+    idle_s: float,
+    hold_s: float | None,
+    as_json: bool,
+) -> NoReturn:
+    """Test the way to a server. Exit code 0: good, 1: degraded, 2: unreachable."""
+    from chatapp import doctor
+    from chatapp.connection import advice, probes
+
+    if email and not password:
+        password = click.prompt("Password", hide_input=True)
+
+    def show(found: doctor.Found) -> None:
+        ms = found.facts.get("ms")
+        figure = f" ({ms} ms)" if found.outcome == "ok" and ms is not None else ""
+        if not as_json and found.outcome != "skipped":
+            print(f"{found.level:8}{advice.PROBE_WORDS[found.probe]} {found.words}{figure}", flush=True)
+
+    try:
+        report = doctor.Doctor(doctor.Way.to(url, proxy), show).examine(email, password, session, idle_s, hold_s)
+    except doctor.Unreachable as error:
+        raise click.UsageError(str(error)) from None
+    print(json.dumps(report.as_dict(), indent=2) if as_json else "\n".join(["", *report.lines()]))
+    sys.exit(probes.EXIT_CODES[report.verdict.worth])
+
+
 if __name__ == "__main__":
     main()

@@ -23,14 +23,26 @@ BESIDE |= {".gitattributes", "bench", "deploy", "docs"}
 
 # A room may import what stands before its own row, and within its row only itself.
 ROWS: list[set[str]] = [
-    {"config", "bus", "beside", "assets", "connection.states", "connection.delays", "connection.record"},
+    {
+        "config",
+        "bus",
+        "beside",
+        "assets",
+        "connection.states",
+        "connection.delays",
+        "connection.record",
+        "connection.probes",
+        "connection.advice",
+    },
     {"store"},
     {"conversation", "auth"},
     {"connection"},
     {"transports", "assistant", "monitoring", "knowledge"},
     {"house"},
-    {"pages", "security", "proxies"},
-    {"client", "cli", "server", ""},
+    {"pages", "probing", "security", "proxies"},
+    {"client"},
+    {"doctor"},
+    {"cli", "server", ""},
 ]
 
 
