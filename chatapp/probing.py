@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
 from flask import Blueprint, Response, current_app, request
 
 from chatapp.auth import origin_is_allowed
+from chatapp.connection import advice, probes
 from chatapp.connection.probes import LARGE_BYTES, STREAM_EVERY_S, STREAM_PARTS
 from chatapp.house import House
 
@@ -23,6 +25,8 @@ MOST_AT_ONCE = 4  # long answers that one person's tests may have under way in t
 RETRY_S = 5
 LOOK_EVERY_S = 0.25  # how late a hold notices that the server closes
 LONGEST_NONCE = 64
+MOST_HISTORY = 12  # changes of state that the page shows
+IDLE_S, LONG_IDLE_S = 20, 75  # of silence; the longer one outlasts the minute after which many proxies cut
 PART = "." * 63 + "\n"  # as short as an echo: some proxies pass on 1.4 kB at a time
 LINE = "." * 1023 + "\n"
 
@@ -33,6 +37,42 @@ _running: Counter[int] = Counter()
 def _house() -> House:
     found: House = current_app.extensions["chatapp"]
     return found
+
+
+@probing.app_context_processor
+def parts_of_the_page() -> dict[str, Any]:
+    """What templates/connection/_check.html shows."""
+    return {"connection_check": connection_check}
+
+
+def connection_check() -> dict[str, Any]:
+    """Rules, words and addresses of Run test, and what the person's connections went through lately."""
+    house, sign_in = _house(), _house().auth.current()
+    states = house.store.events.states_of(sign_in.person.uuid, MOST_HISTORY) if sign_in else []
+    return {
+        "rules": probes.rules_json(),
+        "probes": probes.PROBES,
+        "words": {
+            "probes": advice.PROBE_WORDS,
+            "outcomes": advice.OUTCOME_WORDS,
+            "verdicts": advice.VERDICT_WORDS,
+            "fixes": advice.FIX_WORDS,
+        },
+        "settings": advice.SETTINGS,
+        "proxy_names": advice.PROXY_NAMES,
+        "base": f"{request.script_root}{probing.url_prefix}",
+        "ws": f"{request.script_root}/ws",
+        "hold_s": house.settings.poll_longest_hold,
+        "idle_s": IDLE_S,
+        "long_s": LONG_IDLE_S,
+        "history": [
+            {"at": _iso(event.happened_at), "state": event.state_to, "reason": event.reason} for event in states
+        ],
+    }
+
+
+def _iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 @probing.before_request

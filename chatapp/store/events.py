@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
+from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,7 +33,7 @@ class ConnectionEvent:
 
 
 class Events:
-    """Writes connection events."""
+    """Writes and reads connection events."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -52,3 +53,17 @@ class Events:
             self.add([event])
         except SQLAlchemyError:
             log.exception("a connection event was lost: %s", event)
+
+    def states_of(self, person: str, most: int) -> list[ConnectionEvent]:
+        """The newest changes of state that a person's pages reported, newest first; a page's start is none."""
+        columns = [connection_events.c[field.name] for field in fields(ConnectionEvent)]
+        query = (
+            select(*columns)
+            .where(connection_events.c.person == person, connection_events.c.type == "state")
+            .where(connection_events.c.state_to != "connecting")
+            .order_by(connection_events.c.id.desc())
+            .limit(most)
+        )
+        with self.database.read() as connection:
+            found = [ConnectionEvent(*row) for row in connection.execute(query).all()]
+        return sorted(found, key=lambda event: (event.happened_at, event.number), reverse=True)
