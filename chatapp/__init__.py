@@ -18,13 +18,14 @@ from chatapp.assistant.runner import Runner
 from chatapp.auth import Auth, secret_key
 from chatapp.bus import Bus
 from chatapp.config import Settings, load
+from chatapp.connection.drills import Drills
 from chatapp.connection.peer import Reader
 from chatapp.conversation import Chat
 from chatapp.house import House
 from chatapp.proxies import InFront
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
-from chatapp.transports import polling, websocket
+from chatapp.transports import drilled, polling, websocket
 from chatapp.transports.frames import Renderer
 
 MOST_FORM_BYTES = 512 * 1024  # a report of 200 events or a message of 20,000 characters, with room
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     renderer = Renderer(app, f"{settings.url_prefix}/")
     reader = Reader(store, chat, renderer)
     epoch = store.people.epoch()
+    live = websocket.Live()
     house = House(
         settings=settings,
         instance=instance,
@@ -59,7 +61,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         renderer=renderer,
         reader=reader,
         polls=polling.Polls(reader, bus, epoch),
-        live=websocket.Live(),
+        live=live,
+        drills=Drills(store, bus, live.sockets, settings.drill_schedule),
         runner=Runner(store.runs, bus, provider) if provider is not None else None,
     )
     app.extensions["chatapp"] = house
@@ -67,6 +70,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     CSRFProtect(app)
     app.register_blueprint(pages.pages)
     app.register_blueprint(probing.probing)
+    drilled.register(app, house.drills, auth)
     if "websocket" in settings.transports:
         websocket.register(app, house)
     polling.register(app, house.polls, auth, settings)

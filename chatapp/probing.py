@@ -39,6 +39,11 @@ def _house() -> House:
     return found
 
 
+def _me() -> int:
+    sign_in = _house().auth.current()
+    return sign_in.person.id if sign_in else 0
+
+
 @probing.app_context_processor
 def parts_of_the_page() -> dict[str, Any]:
     """What templates/connection/_check.html shows."""
@@ -48,6 +53,7 @@ def parts_of_the_page() -> dict[str, Any]:
 def connection_check() -> dict[str, Any]:
     """Rules, words and addresses of Run test, and what the person's connections went through lately."""
     house, sign_in = _house(), _house().auth.current()
+    drill = house.drills.on(_me())
     states = house.store.events.states_of(sign_in.person.uuid, MOST_HISTORY) if sign_in else []
     return {
         "rules": probes.rules_json(),
@@ -60,6 +66,7 @@ def connection_check() -> dict[str, Any]:
         },
         "settings": advice.SETTINGS,
         "proxy_names": advice.PROXY_NAMES,
+        "drill": {"words": advice.DRILL_WORDS[drill.fault], "until": _iso(drill.ends_at)} if drill else None,
         "base": f"{request.script_root}{probing.url_prefix}",
         "ws": f"{request.script_root}/ws",
         "hold_s": house.settings.poll_longest_hold,
@@ -93,7 +100,8 @@ def mark() -> Response:
         "protocol": request.environ.get("SERVER_PROTOCOL", ""),
         "origin": _word(origin_is_allowed(house.settings, origin, request.host_url)),
         "header": _word(HEADER in request.headers),
-        "websocket": _word("websocket" in house.settings.transports),
+        "drill": drill.fault if (drill := house.drills.on(_me())) else "",
+        "offered": _word("websocket" in house.settings.transports),
         "hold": f"{house.settings.poll_longest_hold:g}",
     }
     return _answer(" ".join(f'{name}="{escape(value)}"' for name, value in facts.items()))
@@ -138,8 +146,7 @@ def large() -> Any:
 
 def _long(make: Callable[[], Iterator[str]]) -> Any:
     """An answer that takes long or weighs much: few of them at once for each person."""
-    sign_in = _house().auth.current()
-    person = sign_in.person.id if sign_in else 0
+    person = _me()
     if _running[person] >= MOST_AT_ONCE:
         return _answer('error="busy"'), 429, {"Retry-After": str(RETRY_S)}
 

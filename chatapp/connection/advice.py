@@ -123,6 +123,14 @@ FIX_WORDS = {
     "drill": N_("Test again when the drill is over."),
 }
 
+DRILL_WORDS = {
+    "refuse": N_("WebSockets are cut and refused on purpose."),
+    "close": N_("WebSockets are cut on purpose, every ten seconds."),
+    "mute": N_("WebSockets fall silent on purpose."),
+    "delay": N_("Requests and messages are delayed on purpose."),
+    "429": N_("Requests are answered with “too many requests” on purpose."),
+}
+
 _NGINX_LIMITS = {
     "timeout": "proxy_read_timeout 75s;",
     "buffering": "proxy_buffering off;",

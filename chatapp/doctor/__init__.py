@@ -135,7 +135,7 @@ class Doctor:
         facts |= {"fresh": said.get("nonce") == nonce, "header": said.get("header") == "yes"}
         drill = said.get("drill") or None
         self._known = {"drill": drill, "hold": float(said.get("hold") or 0), "protocol": said.get("protocol")}
-        self._known |= {"origin": said.get("origin") == "yes", "offered": said.get("websocket") == "yes"}
+        self._known |= {"origin": said.get("origin") == "yes", "offered": said.get("offered") == "yes"}
         return Found("mark", probes.outcome("mark", facts), facts)
 
     def _test(self, idle_s: float, hold_s: float | None) -> None:

@@ -47,6 +47,17 @@ class Events:
         with self.database.write() as tx:
             tx.connection.execute(insert(connection_events).on_conflict_do_nothing(), rows)
 
+    def between(self, start: int, end: int, person: str | None = None) -> list[ConnectionEvent]:
+        """What was reported to happen from `start` to `end` (ms), to a person or to all, in order."""
+        columns = [connection_events.c[field.name] for field in fields(ConnectionEvent)]
+        at = connection_events.c.happened_at
+        query = select(*columns).where(at >= start, at < end, connection_events.c.received_at >= start)
+        if person is not None:
+            query = query.where(connection_events.c.person == person)
+        with self.database.read() as connection:
+            found = connection.execute(query.order_by(at, connection_events.c.number)).all()
+        return [ConnectionEvent(*row) for row in found]
+
     def note(self, event: ConnectionEvent) -> None:
         """Store the server's own event. Where that fails it is logged: measuring must not end what is measured."""
         try:

@@ -261,6 +261,10 @@ class Live:
         for number, connection in enumerate(self._connections):
             connection.close(RESTART, _advice(number))
 
+    def sockets(self, person: int | None) -> list[WholeSocket]:
+        """For drills: the sockets of a person, or all."""
+        return [one._sock for one in self._connections if person in (None, one._peer.person)]
+
     def __len__(self) -> int:
         return len(self._connections)
 

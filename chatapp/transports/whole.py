@@ -31,6 +31,8 @@ class WholeSocket:
         self.received_at = time.monotonic()
         self.backlog: list[Any] = []  # messages read and not yet taken up
         self.was_cut = False  # the stream ended before anybody said goodbye
+        self.is_mute = False  # a drill: nothing passes, either way
+        self.delay_s = 0.0  # a drill: what comes waits so long
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -39,6 +41,8 @@ class WholeSocket:
         with self._lock:
             if self._is_broken:
                 raise WriteFailed("the connection is broken")
+            if self.is_mute:
+                return len(data)
             try:
                 with gevent.Timeout(self._timeout_s, WriteFailed("the reader does not take what is sent")):
                     self._sock.sendall(data)
@@ -63,10 +67,14 @@ class WholeSocket:
         if data:
             self.received_at = time.monotonic()
             self.bytes_in += len(data)
+        gevent.sleep(self.delay_s)
+        while self.is_mute:  # until `abort`
+            gevent.sleep(0.05)
         return data
 
     def abort(self) -> None:
         """End both directions at once; whoever waits on the socket is woken."""
+        self.is_mute = False
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:

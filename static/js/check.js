@@ -41,7 +41,7 @@ class Check {
     const is = (name) => said?.getAttribute(name) === "yes"
     this.#known = {
       drill: said?.getAttribute("drill") || null, protocol: said?.getAttribute("protocol") ?? null,
-      origin: is("origin"), offered: is("websocket"),
+      origin: is("origin"), offered: is("offered"),
     }
     return { ...facts, fresh: said?.getAttribute("nonce") === nonce, header: is("header") }
   }
@@ -141,11 +141,16 @@ class Check {
   #conclude() {
     const found = verdict(this.#table, this.#outcomes)
     const proxy = proxyOf(this.#table, this.#headers)
-    const settings = new Map()
+    const settings = new Map() // proxy → one figure with the lines of all fixes
     for (const fix of found.fixes) {
       const all = [...section.querySelectorAll(`template[data-fix="${fix}"]`)]
       const own = all.filter((template) => template.dataset.proxy === proxy)
-      for (const { content } of own.length ? own : all) settings.set(content.textContent, content)
+      for (const { content, dataset } of own.length ? own : all) {
+        const known = settings.get(dataset.proxy)
+        const lines = content.querySelector("code").textContent
+        if (!known) settings.set(dataset.proxy, content.cloneNode(true))
+        else if (!known.textContent.includes(lines)) known.querySelector("code").append(`\n${lines}`)
+      }
     }
     return { ...found, settings: [...settings.values()], outcomes: this.#outcomes, figures: this.#figures }
   }

@@ -10,7 +10,7 @@ from lab.browser import assert_clean, record, screenshot, sign_in, wait_for, wai
 from lab.faultproxy import FaultProxy
 from lab.haproxy import HAProxy
 from lab.nginx import Nginx
-from lab.server import Server
+from lab.server import Server, run_chatapp
 from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
@@ -156,3 +156,25 @@ def test_what_happened_lately(server: Server, page: Page, start_proxy: Callable[
     wait_for(page, lambda: first.locator(".chip").get_attribute("data-state") == "polling", 3, "it is shown")
     assert first.locator(".why").text_content()
     assert record(page, "errors") == []
+
+
+def test_a_drill_in_the_browser(server: Server, page: Page) -> None:
+    """The page falls back and returns; /connection shows the drill; the report says what the page did."""
+    sign_in(page, server.url)
+    wait_state(page, "connected")
+    run_chatapp(server, "drill", "start", "refuse", "--seconds", "600", "--no-wait")
+    wait_state(page, "polling")
+    page.wait_for_timeout(2500)  # reports are sent two seconds after the change
+    page.goto(f"{server.url}/connection")
+    assert page.locator(".notice.drill").is_visible()
+    wait_state(page, "polling")
+    screenshot(page, "check-drill")
+    page.goto(server.url)
+    wait_state(page, "polling")
+    run_chatapp(server, "drill", "stop")
+    page.evaluate("window.dispatchEvent(new Event('online'))")  # tries WebSocket at once, unless it did already
+    wait_state(page, "connected", timeout=30)
+    page.wait_for_timeout(2500)
+    found = json.loads(run_chatapp(server, "drill", "report", "--json").stdout)
+    assert found["fell_back"] >= 1 and found["back"] >= 1, found
+    assert found["sockets_ended"] >= 1 and found["fell_back_ms"] < 10_000, found
