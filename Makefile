@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover defaults simulate system-packages
+.PHONY: help run test check fix lock failover defaults simulate traffic system-packages
 
 help:
 	@echo "make run       install what is missing, then serve in the foreground (PORT, HOST, DATA_DIR)"
@@ -15,6 +15,7 @@ help:
 	@echo "make failover  1,000 messages under 50 faults in the browser, 200 kill -9 (half an hour)"
 	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
 	@echo "make defaults  the long time-outs as they are, and what must not hold the event loop (four minutes)"
+	@echo "make traffic   what a page costs the network, measured for the sheet in docs/operations.md (six minutes)"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
 	@echo "make lock      write deploy/*.lock anew from pyproject.toml"
@@ -37,6 +38,9 @@ simulate: $(VENV)/installed-dev
 
 defaults: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+traffic: $(VENV)/installed-dev system-packages
+	PYTHONPATH=tests $(BIN)/python bench/traffic.py --seconds $(or $(SECONDS),240)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ from typing import Any
 
 from lab.browser import launched, new_page, say, sign_in, wait_state
 from lab.processes import free_port
-from lab.server import Server
+from lab.server import PASSWORD, Server, run_chatapp
 from playwright.sync_api import Page
 
 SETTLE_S = 12.0  # from the page's start to the first count
@@ -142,7 +142,7 @@ def measure(seconds: float) -> list[dict[str, Any]]:
         for line in lines:
             line.relay.reset()
         _live(lines, seconds)
-        rows = [_row(line, seconds) for line in lines]
+        rows = [_row(line, line.relay.reset(), seconds) for line in lines]
         for line in lines:
             line.relay.close()
             line.page.context.close()
@@ -153,7 +153,10 @@ def _open(browser: Any, server: Server, transport: str, mode: str) -> Line:
     relay = Relay(server.port)
     page = new_page(browser)
     page.add_init_script(HIDDEN)
-    sign_in(page, f"http://127.0.0.1:{relay.port}")
+    email = f"{mode}@example.org"  # an account for each page: nobody sees another one's conversations
+    made = run_chatapp(server, "admin", "create", "--name", mode, "--email", email, "--password", PASSWORD)
+    assert made.returncode == 0, made.stderr
+    sign_in(page, f"http://127.0.0.1:{relay.port}", email, PASSWORD)
     wait_state(page, STATES[transport])
     say(page, QUESTION)  # the conversation exists, as it does for people
     page.wait_for_timeout(3000)
@@ -174,8 +177,8 @@ def _live(lines: list[Line], seconds: float) -> None:
     time.sleep(max(0.0, seconds - (time.monotonic() - started)))
 
 
-def _row(line: Line, seconds: float) -> dict[str, Any]:
-    count, scale = line.relay.count, HOUR_S / seconds
+def _row(line: Line, count: Count, seconds: float) -> dict[str, Any]:
+    scale = HOUR_S / seconds
     return {
         "transport": line.transport,
         "mode": line.mode,
@@ -183,7 +186,7 @@ def _row(line: Line, seconds: float) -> dict[str, Any]:
         "kB_up_an_hour": round(count.up * scale / 1000),
         "kB_down_an_hour": round(count.down * scale / 1000),
         "longest_request_s": round(count.longest_s, 1),
-        "methods": count.methods,
+        "methods": dict(count.methods),
         "headers": sorted(count.headers),
     }
 
