@@ -21,6 +21,7 @@ from lab.processes import free_port
 from lab.server import PASSWORD, Server, run_chatapp
 from playwright.sync_api import Page
 
+START_S = 120.0
 SETTLE_S = 12.0  # from the page's start to the first count
 ASK_EVERY_S = 60.0  # what "active" means: a question a minute, answered in some 900 characters
 QUESTION = "WebSocket behind nginx"
@@ -71,9 +72,9 @@ class Relay:
         while True:
             try:
                 client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 return
-            server = socket.create_connection(("127.0.0.1", self._target))
             self.count.connections += 1
             asked: list[float] = []
             for source, sink, is_up in ((client, server, True), (server, client, False)):
@@ -133,11 +134,12 @@ MODES = ("idle", "hidden", "active")
 def measure(seconds: float) -> list[dict[str, Any]]:
     """One row for each transport and mode, scaled to an hour."""
     with ExitStack() as stack:
-        browser = stack.enter_context(launched())
-        lines = []
+        servers = {}
         for transport, settings in SERVERS.items():
-            server = stack.enter_context(Server(Path(tempfile.mkdtemp(prefix="chatapp-traffic-")), **settings))
-            lines += [_open(browser, server, transport, mode) for mode in MODES]
+            server = Server(Path(tempfile.mkdtemp(prefix="chatapp-traffic-")), **settings)
+            servers[transport] = stack.enter_context(server.start(START_S))
+        browser = stack.enter_context(launched())
+        lines = [_open(browser, server, name, mode) for name, server in servers.items() for mode in MODES]
         time.sleep(SETTLE_S)
         for line in lines:
             line.relay.reset()

@@ -71,6 +71,11 @@ class Drills:
         self._is_over = True
         self._wake.set()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is any drill."""
+        return self._running is not None
+
     def on(self, person: int) -> Drill | None:
         """The drill that this person is part of now."""
         drill = self._running

@@ -20,7 +20,7 @@ def register(app: Flask, drills: Drills, auth: Auth) -> None:
 
     @app.before_request
     def spoil() -> Response | None:
-        if request.endpoint not in SPOILED:
+        if not drills.is_running or request.endpoint not in SPOILED:
             return None
         sign_in = auth.current()
         drill = drills.on(sign_in.person.id) if sign_in else None

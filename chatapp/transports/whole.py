@@ -67,7 +67,8 @@ class WholeSocket:
         if data:
             self.received_at = time.monotonic()
             self.bytes_in += len(data)
-        gevent.sleep(self.delay_s)
+        if self.delay_s:
+            gevent.sleep(self.delay_s)
         while self.is_mute:  # until `abort`
             gevent.sleep(0.05)
         return data
