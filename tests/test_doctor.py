@@ -146,6 +146,7 @@ def test_foreign_answers_and_exit_codes(server: Server, start_proxy: Callable[[S
         proxy.http_error = (status, headers)
         run = run_chatapp(server, "doctor", proxy.url, "--email", EMAIL, "--password", PASSWORD, "--json")
         assert (json.loads(run.stdout)["verdict"], run.returncode) == (verdict, code), run.stdout
+    assert examine(server.url.replace("http:", "https:")).verdict.name == "tls"
     run = run_chatapp(server, "doctor", f"http://127.0.0.1:{free_port()}", "--json")
     assert (json.loads(run.stdout)["verdict"], run.returncode) == ("unreachable", 2)
 

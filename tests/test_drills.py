@@ -199,6 +199,17 @@ def test_a_drill_is_shown_and_explains_what_a_test_finds(server: Server, client:
     wait_for(lambda: 'class="notice drill"' not in client.get("/connection").text, NOTICED_S, "it is gone")
 
 
+@pytest.mark.slow
+def test_the_command_waits_and_reports(server: Server) -> None:
+    """Until the drill is over and clients had a moment to come back."""
+    started = time.monotonic()
+    run = run_chatapp(server, "drill", "start", "close", "--seconds", "2", "--json")
+    found = json.loads(run.stdout)
+    assert (found["fault"], found["running"], found["seconds"], found["still_without"]) == ("close", False, 2.0, 0)
+    assert time.monotonic() - started > 2 + 15
+    assert "fell back: 0" in run_chatapp(server, "drill", "report").stdout
+
+
 def test_scheduled(start_server: StartServer) -> None:
     """Three workers, and one drill at its minute."""
     now = datetime.now()

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.store.database import Database, now_ms
 from chatapp.store.tables import connection_events
+
+RECENT = 50_000  # how many of the newest events are looked through for one person's: some 20 ms
 
 log = logging.getLogger("chatapp.events")
 
@@ -72,6 +74,7 @@ class Events:
             select(*columns)
             .where(connection_events.c.person == person, connection_events.c.type == "state")
             .where(connection_events.c.state_to != "connecting")
+            .where(connection_events.c.id > select(func.max(connection_events.c.id) - RECENT).scalar_subquery())
             .order_by(connection_events.c.id.desc())
             .limit(most)
         )
