@@ -23,7 +23,7 @@ from playwright.sync_api import Page
 
 START_S = 120.0
 SETTLE_S = 12.0  # from the page's start to the first count
-ASK_EVERY_S = 60.0  # what "active" means: a question a minute, answered in some 900 characters
+ASK_EVERY_S = 60.0  # what "active" means: a question a minute, answered in 1,100 characters
 QUESTION = "WebSocket behind nginx"
 HOUR_S = 3600.0
 HEAD = re.compile(rb"(GET|POST) (\S+) HTTP/1\.1\r\n(.*?)\r\n\r\n", re.DOTALL)
