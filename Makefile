@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover failover-packages delivery defaults simulate conformance system-packages
+.PHONY: help run test check fix lock failover failover-packages delivery defaults simulate traffic conformance system-packages
 
 help:
 	@echo "make run       install what is missing, then serve in the foreground (PORT, HOST, DATA_DIR)"
@@ -18,6 +18,7 @@ help:
 	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
 	@echo "make defaults  the long time-outs as they are, and what must not hold the event loop (four minutes)"
 	@echo "make conformance  WebSocket framing against RFC 6455 and two other implementations (two minutes)"
+	@echo "make traffic   what a page costs the network, measured for the sheet in docs/operations.md (six minutes)"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
 	@echo "make lock      write deploy/*.lock anew from pyproject.toml"
@@ -61,6 +62,9 @@ conformance: $(VENV)/installed-dev
 defaults: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+traffic: $(VENV)/installed-dev system-packages
+	PYTHONPATH=tests $(BIN)/python bench/traffic.py --seconds $(or $(SECONDS),240)
+
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -95,12 +99,14 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv: on Debian, apt-get install python3-venv"; exit 1; }
 
-# RUNLEVEL=1 keeps Debian from starting the nginx that was installed only for the tests.
+# RUNLEVEL=1 keeps Debian from starting the proxies that were installed only for the tests.
 system-packages:
 	@missing=""; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	test -x /usr/sbin/nginx || missing="$$missing nginx-light"; \
 	command -v strace >/dev/null || missing="$$missing strace"; \
+	test -x /usr/sbin/haproxy || missing="$$missing haproxy"; \
+	test -x /usr/sbin/squid || missing="$$missing squid"; \
 	test -z "$$missing" && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing for the tests:$$missing"; \

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from chatapp.config import ConfigError, Settings, describe, load
+from chatapp.config import DRILL_FAULTS, LONGEST_DRILL_S, ConfigError, Settings, describe, load
 
 if TYPE_CHECKING:
     from chatapp.house import House
+
+DRILL_SETTLE_S = 15.0  # from a drill's end to its report: clients come back, and report every two seconds
 
 
 class Stop(click.ClickException):
@@ -147,6 +151,121 @@ def show_config(as_json: bool) -> None:
     for row in rows:
         unit = f" {row.unit}" if row.unit else ""
         print(f"{row.name} = {row.value or '(none)'}{unit if row.value else ''}  [{row.source}]\n    {row.meaning}")
+
+
+@main.group()
+def drill() -> None:
+    """Make the running server fail on purpose, for a bounded time, and see what clients do."""
+
+
+@drill.command("start")
+@click.argument("fault", type=click.Choice(DRILL_FAULTS))
+@click.option("--seconds", default=60, type=click.IntRange(1, LONGEST_DRILL_S), help="How long (60; 900 at most).")
+@click.option("--person", default="", help="Only for the person with this e-mail address; else for all.")
+@click.option("--amount", default=None, type=click.FloatRange(0.1, 10), help="Seconds of delay (2) or pause (5).")
+@click.option("--wait/--no-wait", default=True, help="Wait for the end and report (the default).")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def start_drill(fault: str, seconds: int, person: str, amount: float | None, wait: bool, as_json: bool) -> None:
+    """Begin a drill. refuse, close, mute, delay or 429: see docs/operations.md."""
+    from chatapp.connection.drills import AMOUNTS_S
+    from chatapp.store import DrillRunning, now_ms
+
+    house = _house()
+    known = house.store.people.password_hash(person) if person else None
+    if person and known is None:
+        raise Stop(f"--person: nobody has the address {person}.")
+    try:
+        begun = house.store.drills.begin(
+            fault, seconds, amount or AMOUNTS_S.get(fault, 0.0), known[0] if known else None
+        )
+    except DrillRunning:
+        raise Stop("A drill is running; `chatapp drill stop` ends it.") from None
+    if not as_json:
+        print(f"{fault} for {seconds} s, for {person or 'everybody'}. `chatapp drill stop` ends it.", flush=True)
+    if wait:
+        while running := house.store.drills.running():
+            time.sleep(max(0.1, min(1.0, (running.ends_at - now_ms()) / 1000)))
+        time.sleep(DRILL_SETTLE_S)
+        _show_drill(house, as_json)
+    elif as_json:
+        print(json.dumps({"id": begun.uuid}))
+
+
+@drill.command("stop")
+def stop_drill() -> None:
+    """End the running drill."""
+    house = _house()
+    print("The drill ends now." if house.store.drills.end() else "No drill was running.")
+
+
+@drill.command("report")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def report_drill(as_json: bool) -> None:
+    """What clients did in the newest drill."""
+    house = _house()
+    _show_drill(house, as_json)
+
+
+def _show_drill(house: House, as_json: bool) -> None:
+    from chatapp.connection.drills import SETTLE_MS, report
+    from chatapp.store import now_ms
+
+    newest = house.store.drills.newest()
+    if newest is None:
+        raise Stop("There was no drill yet.")
+    until = newest.ends_at + SETTLE_MS
+    found = asdict(report(newest, house.store.events.between(newest.starts_at, until, newest.person)))
+    seconds = (newest.ends_at - newest.starts_at) / 1000
+    is_running = newest.ends_at > now_ms()
+    if as_json:
+        drill_facts = {"id": newest.uuid, "fault": newest.fault, "seconds": seconds, "running": is_running}
+        print(json.dumps({**drill_facts, **found}, indent=2))
+        return
+    print(f"{newest.fault}, {seconds:g} s{', still running' if is_running else ''}:")
+    for name, value in found.items():
+        print(f"  {name.replace('_', ' ')}: {'-' if value is None else value}")
+
+
+@main.command("doctor")
+@click.argument("url")
+@click.option(
+    "--email", default="", help="Sign in with this address; asks for the password unless --password is given."
+)
+@click.option("--password", default="")
+@click.option("--session", default="", help="Instead: the session cookie as name=value, as developer tools show it.")
+@click.option("--proxy", default=None, help="Forward proxy as host:port; else what HTTP_PROXY and HTTPS_PROXY say.")
+@click.option("--idle", "idle_s", default=20.0, type=click.FloatRange(1, 900), help="Seconds of silence (20).")
+@click.option("--hold", "hold_s", default=None, type=click.FloatRange(1, 120), help="Seconds of the held poll (25).")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def examine(
+    url: str,
+    email: str,
+    password: str,
+    session: str,
+    proxy: str | None,
+    idle_s: float,
+    hold_s: float | None,
+    as_json: bool,
+) -> NoReturn:
+    """Test the way to a server. Exit code 0: good, 1: degraded, 2: unreachable."""
+    from chatapp import doctor
+    from chatapp.connection import advice, probes
+
+    if email and not password:
+        password = click.prompt("Password", hide_input=True)
+
+    def show(found: doctor.Found) -> None:
+        ms = found.facts.get("ms")
+        figure = f" ({ms} ms)" if found.outcome == "ok" and ms is not None else ""
+        if not as_json and found.outcome != "skipped":
+            print(f"{found.level:8}{advice.PROBE_WORDS[found.probe]} {found.words}{figure}", flush=True)
+
+    try:
+        report = doctor.Doctor(doctor.Way.to(url, proxy), show).examine(email, password, session, idle_s, hold_s)
+    except doctor.Unreachable as error:
+        raise click.UsageError(str(error)) from None
+    print(json.dumps(report.as_dict(), indent=2) if as_json else "\n".join(["", *report.lines()]))
+    sys.exit(probes.EXIT_CODES[report.verdict.worth])
 
 
 if __name__ == "__main__":

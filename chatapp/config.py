@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,9 @@ from urllib.parse import urlsplit
 PREFIX = "CHATAPP_"
 UNPREFIXED = ("PORT", "HOST", "DATA_DIR")
 TRANSPORTS = ("websocket", "polling")
+DRILL_FAULTS = ("refuse", "close", "mute", "delay", "429")
+LONGEST_DRILL_S = 900
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 ASSISTANTS = ("builtin", "openai", "off")
 SYSTEM_PROMPT = "You are the assistant of this chat. Answer in Markdown, to the point. Say so where you do not know."
 
@@ -37,6 +41,37 @@ class Network:
             return ipaddress.ip_address(address) in self.value
         except ValueError:
             return False
+
+
+@dataclass(frozen=True)
+class DrillSlot:
+    """A time of the week, or of each day, at which a drill begins: the server's own time of day."""
+
+    day: str  # mon … sun, or daily
+    hour: int
+    minute: int
+    fault: str
+    seconds: int
+
+    def is_at(self, now: datetime) -> bool:
+        """Whether this is the minute."""
+        return self.day in ("daily", DAYS[now.weekday()]) and (now.hour, now.minute) == (self.hour, self.minute)
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.hour:02}:{self.minute:02} {self.fault} {self.seconds}"
+
+
+def _drill_slots(text: str) -> tuple[DrillSlot, ...]:
+    return tuple(_drill_slot(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _drill_slot(text: str) -> DrillSlot:
+    found = re.fullmatch(r"(\w+) ([01]?\d|2[0-3]):([0-5]\d) (\w+) (\d+)", text.lower())
+    if not found or found[1] not in (*DAYS, "daily") or found[4] not in DRILL_FAULTS:
+        raise ValueError("must be such as `sun 04:00 refuse 60`: day or daily, time, fault, seconds; commas between")
+    if not 1 <= int(found[5]) <= LONGEST_DRILL_S:
+        raise ValueError(f"a drill takes from 1 to {LONGEST_DRILL_S} seconds")
+    return DrillSlot(found[1], int(found[2]), int(found[3]), found[4], int(found[5]))
 
 
 def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any]:
@@ -163,6 +198,9 @@ class Settings:
     openai_model: str = _setting("Its model.", "", str.strip)
     openai_timeout: float = _setting("Its longest silence while it answers.", 60.0, _number(0.1, 3600), "s")
     openai_system_prompt: str = _setting("What its model is told first; `off` for nothing.", SYSTEM_PROMPT, _prompt)
+    drill_schedule: tuple[DrillSlot, ...] = _setting(
+        "When to drill the fallback, such as `sun 04:00 refuse 60`.", (), _drill_slots
+    )
     admin_name: str = _setting("Name of the first admin, made at the start of an empty database.", "", str)
     admin_email: str = _setting("E-mail of the first admin.", "", str)
     admin_password: str = _setting("Password of the first admin.", "", str, secret=True)
@@ -173,7 +211,6 @@ class Settings:
     rate_limit_connects: str | None = _later("Connects a person may make.", "limiting connects")
     max_sockets_per_user: str | None = _later("Live connections a person may have.", "capping connections")
     max_sockets_per_address: str | None = _later("Live connections an address may have.", "capping connections")
-    drill_schedule: str | None = _later("When to drill the fallback.", "scheduled drills")
     metrics_token: str | None = _later("Bearer token of /metrics.", "the metrics page")
 
 

@@ -11,20 +11,21 @@ from flask import Flask, Response, jsonify, send_from_directory
 from flask_babel import Babel
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 
-from chatapp import pages, security
+from chatapp import pages, probing, security
 from chatapp.assets import asset_dir, content_hash
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
 from chatapp.auth import Auth, Cookies, secret_key
 from chatapp.bus import Bus
 from chatapp.config import Settings, load
+from chatapp.connection.drills import Drills
 from chatapp.connection.peer import Reader
 from chatapp.conversation import Chat
 from chatapp.house import House
 from chatapp.proxies import InFront
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
-from chatapp.transports import polling, websocket
+from chatapp.transports import drilled, polling, websocket
 from chatapp.transports.frames import Renderer
 
 MOST_FORM_BYTES = 512 * 1024  # a report of 200 events or a message of 20,000 characters, with room
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     renderer = Renderer(app, f"{settings.url_prefix}/")
     reader = Reader(store, chat, renderer)
     epoch = store.people.epoch()
+    live = websocket.make_live(settings, store)
     house = House(
         settings=settings,
         instance=instance,
@@ -59,19 +61,30 @@ def create_app(settings: Settings | None = None) -> Flask:
         renderer=renderer,
         reader=reader,
         polls=polling.Polls(reader, bus, epoch),
-        live=websocket.make_live(settings, store),
+        live=live,
+        drills=Drills(store, bus, live.sockets, settings.drill_schedule),
         runner=Runner(store.runs, bus, provider) if provider is not None else None,
     )
     app.extensions["chatapp"] = house
     Babel(app)
     CSRFProtect(app)
     app.register_blueprint(pages.pages)
+    app.register_blueprint(probing.probing)
+    drilled.register(app, house.drills, auth)
     if "websocket" in settings.transports:
         websocket.register(app, house)
     polling.register(app, house.polls, auth, settings)
     security.register(app)
     _register_plain(app, house)
-    door = polling.Door(app.wsgi_app, house.polls, auth, Cookies(app), settings, security.answer_headers)
+    door = polling.Door(
+        app.wsgi_app,
+        house.polls,
+        auth,
+        Cookies(app),
+        settings,
+        security.answer_headers,
+        lambda: house.drills.is_running,
+    )
     app.wsgi_app = InFront(door, settings)  # type: ignore[method-assign]
     return app
 

@@ -9,6 +9,7 @@ from chatapp.assistant.runner import Runner
 from chatapp.auth import Auth
 from chatapp.bus import Bus
 from chatapp.config import Settings
+from chatapp.connection.drills import Drills
 from chatapp.connection.peer import Reader
 from chatapp.conversation import Chat
 from chatapp.store import Store
@@ -33,17 +34,20 @@ class House:
     reader: Reader
     polls: Polls
     live: Live
+    drills: Drills
     runner: Runner | None
 
     def start(self) -> None:
         """Begin the work that no request asks for; called in the worker, after the fork."""
         self.store.watcher.start()
+        self.drills.start()
         if self.runner is not None:
             self.runner.start()
 
     def drain(self) -> None:
         """The worker is closing: tell every connection when to come back, and mark answers interrupted."""
         self.store.watcher.stop()
+        self.drills.stop()
         self.live.drain()
         self.polls.drain()
         if self.runner is not None:

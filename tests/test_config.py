@@ -125,7 +125,6 @@ NOT_BUILT = {
     "MAX_SOCKETS_PER_USER": "3",
     "MAX_SOCKETS_PER_ADDRESS": "3",
     "METRICS_TOKEN": "secret",
-    "DRILL_SCHEDULE": "daily",
 }
 
 

@@ -4,6 +4,7 @@ database.py       engines, read and write transactions, revisions
 people.py         people, sessions, the instance
 conversations.py  conversations, messages, `changes`
 runs.py           durable answers
+drills.py         faults on purpose, for a bounded time
 events.py         connection events, in a database file of their own
 watch.py          what other processes committed
     migrate.py        brings a database to the newest migration
@@ -19,6 +20,7 @@ from sqlalchemy import select
 from chatapp.bus import Bus
 from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, now_ms, prepare_sqlite
+from chatapp.store.drills import Drill, DrillRunning, DrillTable
 from chatapp.store.events import ConnectionEvent, Events
 from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignIn
 from chatapp.store.runs import ClaimedRun, Runs, Turn
@@ -33,6 +35,8 @@ __all__ = [
     "Changes",
     "ClaimedRun",
     "ConnectionEvent",
+    "Drill",
+    "DrillRunning",
     "EmailTaken",
     "Entry",
     "Person",
@@ -76,6 +80,7 @@ class Store:
         self.people = People(self.database)
         self.conversations = Conversations(self.database)
         self.runs = Runs(self.database, self.conversations)
+        self.drills = DrillTable(self.database)
         self.events = Events(Database(metrics, bus))
         self.watcher = Watcher(self.database, bus, workers)
 

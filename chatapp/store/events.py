@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
+from sqlalchemy import func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.store.database import Database, now_ms
 from chatapp.store.tables import connection_events
+
+RECENT = 50_000  # how many of the newest events are looked through for one person's: some 20 ms
 
 log = logging.getLogger("chatapp.events")
 
@@ -33,7 +36,7 @@ class ConnectionEvent:
 
 
 class Events:
-    """Writes connection events."""
+    """Writes and reads connection events."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -47,9 +50,35 @@ class Events:
         with self.database.write() as tx:
             tx.connection.execute(insert(connection_events).on_conflict_do_nothing(), rows)
 
+    def between(self, start: int, end: int, person: str | None = None) -> list[ConnectionEvent]:
+        """What was reported to happen from `start` to `end` (ms), to a person or to all, in order."""
+        columns = [connection_events.c[field.name] for field in fields(ConnectionEvent)]
+        at = connection_events.c.happened_at
+        query = select(*columns).where(at >= start, at < end, connection_events.c.received_at >= start)
+        if person is not None:
+            query = query.where(connection_events.c.person == person)
+        with self.database.read() as connection:
+            found = connection.execute(query.order_by(at, connection_events.c.number)).all()
+        return [ConnectionEvent(*row) for row in found]
+
     def note(self, *events: ConnectionEvent) -> None:
         """Store the server's own events. Where that fails it is logged: measuring must not end what is measured."""
         try:
             self.add(events)
         except (SQLAlchemyError, sqlite3.Error):
             log.exception("connection events were lost: %s", events)
+
+    def states_of(self, person: str, most: int) -> list[ConnectionEvent]:
+        """The newest changes of state that a person's pages reported, newest first; a page's start is none."""
+        columns = [connection_events.c[field.name] for field in fields(ConnectionEvent)]
+        query = (
+            select(*columns)
+            .where(connection_events.c.person == person, connection_events.c.type == "state")
+            .where(connection_events.c.state_to != "connecting")
+            .where(connection_events.c.id > select(func.max(connection_events.c.id) - RECENT).scalar_subquery())
+            .order_by(connection_events.c.id.desc())
+            .limit(most)
+        )
+        with self.database.read() as connection:
+            found = [ConnectionEvent(*row) for row in connection.execute(query).all()]
+        return sorted(found, key=lambda event: (event.happened_at, event.number), reverse=True)

@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -151,6 +152,21 @@ runs = Table(
     Column("error", Text),
     Index("runs_state", "state", "heartbeat_at"),
     Index("runs_conversation", "conversation_id", "state"),
+)
+
+# Faults that an operator asks for. `slot` names the scheduled time, so that of several workers one starts it.
+drills = Table(
+    "drills",
+    meta,
+    Column("id", Id, primary_key=True),
+    Column("uuid", String(36), nullable=False, unique=True),
+    Column("fault", String(10), nullable=False),
+    Column("person_id", Id, ForeignKey("people.id")),  # nobody: everybody
+    Column("amount_s", Float, nullable=False),
+    Column("starts_at", BigInteger, nullable=False),
+    Column("ends_at", BigInteger, nullable=False),
+    Column("slot", String(40), unique=True),
+    Index("drills_ends", "ends_at"),
 )
 
 connection_events = Table(

@@ -15,11 +15,11 @@ from uuid import uuid4
 import gevent
 
 from chatapp.bus import session_topic
-from chatapp.connection.peer import MOST_FEEDS, News, Peer, StaleCursor, TooManyFeeds
+from chatapp.connection.peer import MOST_FEEDS, Peer, TooManyFeeds
 from chatapp.conversation import ChatError
 from chatapp.store import ConnectionEvent, SignIn, now_ms
 from chatapp.transports import frames, framing
-from chatapp.transports.framing import PING, PONG, TEXT, Violation
+from chatapp.transports.framing import PING, PONG, Violation
 from chatapp.transports.watched import LINGER_S, WatchedSocket
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ class WebSocketConnection(WatchedSocket):
         if not self.is_over:
             house.live.timer.set(self, self._due())
             house.live.add(self)
+
+    @property
+    def person(self) -> int:
+        """Whose it is."""
+        return self._peer.person
 
     # Reading: in the event loop
 
@@ -263,7 +268,7 @@ class WebSocketConnection(WatchedSocket):
         """The next write: one frame as all its readers share it, or several small ones."""
         first = self._replies()
         while len(first) < ENOUGH_BYTES and (news := self._peer.next_news()) is not None:
-            data = _encoded(*news)
+            data = frames.encoded(*news)
             if first:
                 first += data
             elif self._peer.dirty or self._peer.replies:
@@ -386,15 +391,3 @@ class WebSocketConnection(WatchedSocket):
         text = json.dumps(data)
         event = ConnectionEvent(self._name, number, self._person, kind, "websocket", None, None, None, now_ms(), text)
         self._house.live.note(event, line)
-
-
-def _encoded(name: str, news: News | Exception) -> bytes:
-    """The frame with its header; of news once for all its readers."""
-    if not isinstance(news, News):
-        text = frames.reload(name, "cursor") if isinstance(news, StaleCursor) else frames.gone(name)
-        return framing.frame(text.encode())
-    if news.frame is None:
-        return framing.frame(frames.nothing(name, news.cursor).encode())
-    if news.encoded is None:
-        news.encoded = framing.frame(news.frame.encode(), TEXT)
-    return news.encoded

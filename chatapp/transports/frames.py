@@ -13,7 +13,9 @@ from typing import Any
 from flask import Flask
 from markupsafe import Markup, escape
 
+from chatapp.connection.peer import News, StaleCursor
 from chatapp.store import ChangedMessage, Changes, Entry, Posted
+from chatapp.transports import framing
 
 MARK = "<chat-answer"  # how every poll answer begins: a proxy's or a portal's page does not
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
@@ -235,3 +237,15 @@ def _text(html: str) -> str:
 def utf16_length(text: str) -> int:
     """Length in UTF-16 units: what JavaScript counts."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2 if not text.isascii() else len(text)
+
+
+def encoded(name: str, news: News | Exception) -> bytes:
+    """The frame with its header; of news once for all its readers."""
+    if not isinstance(news, News):
+        text = reload(name, "cursor") if isinstance(news, StaleCursor) else gone(name)
+        return framing.frame(text.encode())
+    if news.frame is None:
+        return framing.frame(nothing(name, news.cursor).encode())
+    if news.encoded is None:
+        news.encoded = framing.frame(news.frame.encode())
+    return news.encoded

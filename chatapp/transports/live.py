@@ -26,6 +26,12 @@ class Connection(Protocol):
     """What is looked after here."""
 
     slot: int  # where the timer keeps it
+    is_mute: bool  # for drills
+    delay_s: float
+
+    @property
+    def person(self) -> int:
+        """Whose it is."""
 
     @property
     def is_over(self) -> bool:
@@ -107,6 +113,10 @@ class Live:
 
     def __len__(self) -> int:
         return len(self._connections)
+
+    def sockets(self, person: int | None) -> list[Connection]:
+        """For drills: a person's, or all."""
+        return [one for one in self._connections if person in (None, one.person)]
 
     def is_full(self) -> bool:
         """Whether another one would leave too few descriptors for anything else."""

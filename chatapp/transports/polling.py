@@ -156,12 +156,14 @@ class Door:
         cookies: Cookies,
         settings: Settings,
         headers: Callable[[bool, str], list[tuple[str, str]]],
+        is_spoiled: Callable[[], bool],
     ) -> None:
         self._app = app
         self._polls = polls
         self._auth = auth
         self._cookies = cookies
         self._longest_hold_s = settings.poll_longest_hold
+        self._is_spoiled = is_spoiled  # a drill is running, and spoils what reaches Flask
         self._headers = headers  # of every answer: (is https, host) -> names and values
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -182,6 +184,8 @@ class Door:
 
     def _frames(self, environ: dict[str, Any]) -> list[str] | None:
         """The answer's frames; None where Flask has to say why there are none."""
+        if self._is_spoiled():
+            return None
         query = environ.get("QUERY_STRING", "")
         token_hash = self._cookies.token_hash(environ.get("HTTP_COOKIE", ""))
         sign_in = self._auth.check(token_hash) if token_hash else None

@@ -28,14 +28,17 @@ class WatchedSocket:
 
     __slots__ = (
         "_fd",
+        "_is_late",
         "_reading",
         "_rest",
         "_writing",
         "blocked_at",
         "bytes_in",
         "bytes_out",
+        "delay_s",
         "ended_at",
         "heard_at",
+        "is_mute",
         "is_paused",
     )
 
@@ -50,6 +53,9 @@ class WatchedSocket:
         self.is_paused = True  # whether what comes is left in the kernel
         self.bytes_in = 0
         self.bytes_out = 0
+        self.is_mute = False  # a drill: nothing passes, either way
+        self.delay_s = 0.0  # a drill: what comes waits so long
+        self._is_late = False  # whether it has waited
         os.set_blocking(fd, False)
 
     # What subclasses say
@@ -87,7 +93,18 @@ class WatchedSocket:
         self.is_paused = True
         self._reading.stop()
 
+    def _read_late(self) -> None:
+        if self._fd >= 0 and not self.is_paused:
+            self._reading.start(self._readable)
+
     def _readable(self) -> None:
+        if self.is_mute or (self.delay_s and not self._is_late):
+            self._reading.stop()
+            if self.delay_s and not self._is_late:
+                self._is_late = True
+                gevent.spawn_later(self.delay_s, self._read_late)
+            return
+        self._is_late = False
         # What escapes from here would leave the watcher dead and the connection deaf but open.
         try:
             data = os.read(self._fd, READ_BYTES)
@@ -116,6 +133,8 @@ class WatchedSocket:
 
     def write(self, data: bytes) -> None:
         """Write whole frames. Not while blocked, and not after the goodbye."""
+        if self.is_mute:
+            return
         try:
             sent = os.write(self._fd, data)
         except BlockingIOError:

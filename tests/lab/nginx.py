@@ -39,6 +39,21 @@ server {
 }
 """
 
+# What many tutorials give: a block for the WebSocket, and the rest as nginx does it by itself: by HTTP/1.0, collected.
+BUFFERING = """
+server {
+    listen 127.0.0.1:LISTEN;
+    location /ws {
+        proxy_pass http://127.0.0.1:TARGET;
+        proxy_http_version 1.1;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection "upgrade";
+        proxy_set_header Host $http_host;
+    }
+    location / { proxy_pass http://127.0.0.1:TARGET; proxy_set_header Host $http_host; }
+}
+"""
+
 MAIN = """
 daemon off;
 worker_processes 1;
@@ -65,11 +80,25 @@ def good_site() -> str:
     return site.replace("127.0.0.1:8000", "127.0.0.1:TARGET")
 
 
+def short_site() -> str:
+    """The same, but quiet connections are cut after 4 s."""
+    return good_site().replace("proxy_read_timeout 75s;", "proxy_read_timeout 4s;")
+
+
+SITES = {
+    "good": good_site,
+    "strip": lambda: STRIP,
+    "headers": lambda: HEADERS,
+    "buffering": lambda: BUFFERING,
+    "short": short_site,
+}
+
+
 class Nginx:
-    """`kind` is good, strip or headers; `target` the port of the server behind it."""
+    """`kind` is one of SITES; `target` the port of the server behind it."""
 
     def __init__(self, kind: str, target: int) -> None:
-        self.site = {"good": good_site, "strip": lambda: STRIP, "headers": lambda: HEADERS}[kind]()
+        self.site = SITES[kind]()
         self.target = target
         self.port = free_port()
         self.prefix = Path(tempfile.mkdtemp(prefix="chatapp-nginx-"))

@@ -1,0 +1,81 @@
+"""Drills: one row each. Every worker learns of a change through the feed of permissions, as of ended sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from uuid import uuid4
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+
+from chatapp.bus import ACCESS
+from chatapp.store.database import Database, now_ms
+from chatapp.store.tables import drills, people
+
+
+class DrillRunning(Exception):
+    """One drill at a time."""
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A fault on purpose. Times are milliseconds since 1970 UTC; `amount_s` what the fault needs (a delay, a pause)."""
+
+    id: int
+    uuid: str
+    fault: str
+    person_id: int | None  # None: everybody
+    person: str | None  # the same person's UUID
+    amount_s: float
+    starts_at: int
+    ends_at: int
+
+
+COLUMNS = [people.c.uuid if field.name == "person" else drills.c[field.name] for field in fields(Drill)]
+
+
+class DrillTable:
+    """Writes and reads drills."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(
+        self, fault: str, seconds: float, amount_s: float, person: int | None = None, slot: str | None = None
+    ) -> Drill:
+        """Start one. Raises DrillRunning: also where another worker took this slot."""
+        now = now_ms()
+        ends_at = now + round(seconds * 1000)
+        try:
+            with self._database.write() as tx:
+                if tx.connection.execute(select(drills.c.id).where(drills.c.ends_at > now)).first():
+                    raise DrillRunning
+                values = {"uuid": str(uuid4()), "fault": fault, "person_id": person, "amount_s": amount_s}
+                tx.connection.execute(drills.insert().values(**values, starts_at=now, ends_at=ends_at, slot=slot))
+                tx.bump(ACCESS)
+        except IntegrityError:
+            raise DrillRunning from None
+        begun = self.newest()
+        assert begun is not None
+        return begun
+
+    def end(self) -> int:
+        """End what runs; how many there were."""
+        now = now_ms()
+        with self._database.write() as tx:
+            ended = tx.connection.execute(update(drills).where(drills.c.ends_at > now).values(ends_at=now)).rowcount
+            if ended:
+                tx.bump(ACCESS)
+        return ended
+
+    def running(self) -> Drill | None:
+        """The one that runs."""
+        newest = self.newest()
+        return newest if newest and newest.ends_at > now_ms() else None
+
+    def newest(self) -> Drill | None:
+        """The one that began last."""
+        query = select(*COLUMNS).select_from(drills.outerjoin(people)).order_by(drills.c.id.desc()).limit(1)
+        with self._database.read() as connection:
+            row = connection.execute(query).first()
+        return Drill(*row) if row else None

@@ -1,0 +1,266 @@
+"""Drills: the running server fails as asked, for so long, for whom it is meant; clients get over it; it ends."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
+
+import pytest
+from lab.http import Client as Web
+from lab.processes import wait_for
+from lab.server import EMAIL, PASSWORD, Server, run_chatapp
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from chatapp.client import Client
+from chatapp.config import DRILL_FAULTS, ConfigError, DrillSlot, load
+from chatapp.connection.drills import report
+from chatapp.connection.probes import FAULTS
+from chatapp.doctor import Doctor, Way
+from chatapp.store import ConnectionEvent, Drill
+
+OTHER = ("bo@example.org", "another long password")
+NOTICED_S = 4.0  # one worker looks once a second; with room for a busy machine
+
+StartServer = Callable[..., Server]
+Open = Callable[[Server, Web], ClientConnection]
+
+
+def begin(server: Server, fault: str, seconds: int = 60, *more: str) -> None:
+    """Starts a drill by the command, which returns at once."""
+    run = run_chatapp(server, "drill", "start", fault, "--seconds", str(seconds), "--no-wait", *more)
+    assert run.returncode == 0, run.stderr
+
+
+def stop(server: Server) -> None:
+    """Ends it."""
+    run = run_chatapp(server, "drill", "stop")
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture
+def socket() -> Iterator[Open]:
+    """Opens WebSockets of a person, and waits for each one's hello."""
+    with ExitStack() as stack:
+
+        def opened(server: Server, web: Web) -> ClientConnection:
+            url, headers = f"ws://127.0.0.1:{server.port}/ws", {"Cookie": web.cookie_header}
+            made = connect(url, additional_headers=headers, origin=server.url)  # type: ignore[arg-type]
+            found = stack.enter_context(made)
+            assert str(found.recv(timeout=5)).startswith("<chat-hello")
+            return found
+
+        yield opened
+
+
+def upgrade_status(server: Server, web: Web) -> int:
+    """101, or the status with which an upgrade is refused."""
+    url, headers = f"ws://127.0.0.1:{server.port}/ws", {"Cookie": web.cookie_header}
+    try:
+        with connect(url, additional_headers=headers, origin=server.url):  # type: ignore[arg-type]
+            return 101
+    except InvalidStatus as refused:
+        return refused.response.status_code
+
+
+def echoes(opened: ClientConnection, within: float = 3.0) -> bool:
+    """Whether an echo is answered."""
+    opened.send('{"type":"echo","n":1}')
+    try:
+        return 'n="1"' in str(opened.recv(timeout=within))
+    except TimeoutError:
+        return False
+
+
+@pytest.fixture
+def other(server: Server) -> Iterator[Web]:
+    """A second person."""
+    command = ("admin", "create", "--name", "Bo", "--email", OTHER[0], "--password", OTHER[1])
+    assert run_chatapp(server, *command).returncode == 0
+    yield Web(server.url).sign_in(*OTHER)
+
+
+def test_refuse_for_one_person_and_stop(server: Server, client: Web, other: Web, socket: Open) -> None:
+    """Her sockets are cut and refused, his are not; stopping it lets her in again; both are logged."""
+    hers, his = socket(server, client), socket(server, other)
+    begin(server, "refuse", 600, "--person", EMAIL)
+    wait_for(lambda: upgrade_status(server, client) == 403, NOTICED_S, "her upgrades are refused")
+    with pytest.raises(Exception, match="close frame"):
+        hers.recv(timeout=NOTICED_S)
+    assert echoes(his) and upgrade_status(server, other) == 101
+    again = run_chatapp(server, "drill", "start", "close", "--no-wait")
+    assert again.returncode == 1 and "is running" in again.stderr
+    his.close()
+    stop(server)
+    wait_for(lambda: upgrade_status(server, client) == 101, NOTICED_S, "she is let in again")
+    wait_for(lambda: "ended: refuse" in server.log_text(), 2, "the end is logged")
+    assert "begins: refuse for" in server.log_text()
+
+
+def test_it_ends_by_itself(server: Server, client: Web) -> None:
+    """Three seconds are three seconds, with nobody to end it."""
+    begin(server, "429", 3)
+    poll = {"list": 0}
+    answer = wait_for(lambda: (a := client.poll(poll, epoch="x")).status == 429 and a, NOTICED_S, "polls get 429")
+    assert 1 <= int(answer.headers["Retry-After"]) <= 3  # type: ignore[attr-defined]
+    assert client.create("hello").status == 429
+    assert client.get("/connection").status == 200
+    wait_for(lambda: client.poll(poll, epoch="x").status == 200, 3 + NOTICED_S, "polls are answered again")
+    assert client.create("hello").status == 201
+
+
+def test_mute_then_cut(server: Server, client: Web, socket: Open) -> None:
+    """Nothing passes and the socket stays open; at the end it is cut, for what was swallowed is lost."""
+    opened = socket(server, client)
+    assert echoes(opened)
+    begin(server, "mute", 600)
+    wait_for(lambda: "begins: mute" in server.log_text(), NOTICED_S, "it begins")
+    time.sleep(0.3)
+    assert not echoes(opened, 2)
+    stop(server)
+    with pytest.raises(Exception, match="close frame"):
+        while True:
+            opened.recv(timeout=NOTICED_S)
+    assert echoes(socket(server, client))
+
+
+def test_close_again_and_again(server: Server, client: Web, socket: Open) -> None:
+    """Sockets are cut at once; new ones open; ten seconds later they are cut, too."""
+    first = socket(server, client)
+    begin(server, "close", 600)
+    for opened, within in ((first, NOTICED_S), (socket(server, client), 16)):
+        with pytest.raises(Exception, match="close frame"):
+            opened.recv(timeout=within)
+    stop(server)
+
+
+def test_delay(server: Server, client: Web, socket: Open) -> None:
+    """Polls and what comes by WebSocket are late by what was asked for; afterwards they are not."""
+    opened = socket(server, client)
+    begin(server, "delay", 600, "--amount", "1.2")
+    wait_for(lambda: "begins: delay" in server.log_text(), NOTICED_S, "it begins")
+    time.sleep(0.3)
+    started = time.monotonic()
+    client.poll({"list": 0}, epoch="x")
+    assert time.monotonic() - started >= 1.2
+    echoes(opened, 10)
+    started = time.monotonic()
+    assert echoes(opened, 10)
+    assert time.monotonic() - started >= 1.2
+    stop(server)
+    wait_for(lambda: "ended: delay" in server.log_text(), NOTICED_S, "it ends")
+    assert echoes(opened, 5)
+
+
+def test_every_worker_obeys(start_server: StartServer) -> None:
+    """With three of them, each refuses: twenty upgrades in a row."""
+    server = start_server(workers=3)
+    web = Web(server.url).sign_in()
+    begin(server, "refuse", 600)
+    wait_for(lambda: server.log_text().count("begins: refuse") == 3, NOTICED_S, "all three begin")
+    assert {upgrade_status(server, web) for _ in range(20)} == {403}
+    stop(server)
+    wait_for(lambda: server.log_text().count("ended: refuse") == 3, NOTICED_S, "all three end")
+
+
+def test_a_worker_that_starts_meanwhile_obeys_too(server: Server, client: Web) -> None:
+    """A restart is no way out of a drill."""
+    begin(server, "refuse", 600)
+    wait_for(lambda: "begins: refuse" in server.log_text(), NOTICED_S, "it begins")
+    server.restart()
+    wait_for(lambda: upgrade_status(server, client) == 403, NOTICED_S, "it goes on")
+    stop(server)
+
+
+def test_a_client_loses_nothing(server: Server) -> None:
+    """Our own client falls back within seconds, its messages arrive, and it comes back after the end."""
+    with Client(server.url, EMAIL, PASSWORD) as person:
+        person.wait(lambda: person.record["status"] == "connected", 10)
+        conversation = person.create("before")
+        begin(server, "refuse", 600)
+        person.wait(lambda: person.record["status"] == "polling", 10, "it falls back")
+        person.wait_sent(person.send(conversation, "during"), 10)
+        stop(server)
+        threading.Event().wait(1.5)
+        person.retry()
+        person.wait(lambda: person.record["status"] == "connected", 20, "it comes back")
+
+
+def test_a_drill_is_shown_and_explains_what_a_test_finds(server: Server, client: Web) -> None:
+    """On /connection in words; the doctor's verdict is the drill, not the network."""
+    begin(server, "refuse", 600)
+    wait_for(lambda: 'class="notice drill"' in client.get("/connection").text, NOTICED_S, "it is shown")
+    found = Doctor(Way.to(server.url, "")).examine(EMAIL, PASSWORD, idle_s=1, hold_s=1)
+    assert (found.verdict.name, found.verdict.fixes) == ("drill", ("drill",))
+    stop(server)
+    wait_for(lambda: 'class="notice drill"' not in client.get("/connection").text, NOTICED_S, "it is gone")
+
+
+@pytest.mark.slow
+def test_the_command_waits_and_reports(server: Server) -> None:
+    """Until the drill is over and clients had a moment to come back."""
+    started = time.monotonic()
+    run = run_chatapp(server, "drill", "start", "close", "--seconds", "2", "--json")
+    found = json.loads(run.stdout)
+    assert (found["fault"], found["running"], found["seconds"], found["still_without"]) == ("close", False, 2.0, 0)
+    assert time.monotonic() - started > 2 + 15
+    assert "fell back: 0" in run_chatapp(server, "drill", "report").stdout
+
+
+def test_scheduled(start_server: StartServer) -> None:
+    """Three workers, and one drill at its minute."""
+    now = datetime.now()
+    minutes = now.hour * 60 + now.minute
+    slots = [f"daily {m // 60 % 24:02}:{m % 60:02} 429 2" for m in range(minutes, minutes + 3)]
+    server = start_server(workers=3, drill_schedule=",".join(slots))
+    web = Web(server.url)
+    wait_for(lambda: "begins: 429" in server.log_text(), 15, "the minute's drill begins")
+    wait_for(lambda: "ended: 429" in server.log_text(), 2 + NOTICED_S, "it ends")
+    found = json.loads(run_chatapp(server, "drill", "report", "--json").stdout)
+    assert (found["fault"], found["seconds"]) == ("429", 2)
+    assert web.get("/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["daily", "sun 04:00", "sun 24:00 refuse 60", "sun 04:00 explode 60", "sun 04:00 mute 901", "x 04:00 mute 9"],
+)
+def test_a_wrong_schedule_stops_the_start(text: str) -> None:
+    with pytest.raises(ConfigError, match="CHATAPP_DRILL_SCHEDULE"):
+        load({"CHATAPP_DRILL_SCHEDULE": text})
+
+
+def test_a_schedule() -> None:
+    """Day or daily, time, fault, seconds; shown as it was given."""
+    slots = load({"CHATAPP_DRILL_SCHEDULE": "Sun 04:00 refuse 60, daily 5:30 mute 9"}).drill_schedule
+    assert slots == (DrillSlot("sun", 4, 0, "refuse", 60), DrillSlot("daily", 5, 30, "mute", 9))
+    assert str(slots[1]) == "daily 05:30 mute 9"
+    assert slots[0].is_at(datetime(2026, 11, 22, 4, 0, 59)) and not slots[0].is_at(datetime(2026, 11, 23, 4, 0))
+    assert DRILL_FAULTS == FAULTS
+
+
+def state(page: str, number: int, before: str, after: str, at: int) -> ConnectionEvent:
+    """A page's change of state."""
+    return ConnectionEvent(page, number, "p", "state", "websocket", before, after, None, at, "{}")
+
+
+def test_report() -> None:
+    """Who fell back and when, the longest time without either way, who came back and when."""
+    drill = Drill(1, "u", "refuse", None, None, 0.0, 1000, 61_000)
+    events: list[Any] = [
+        state("a", 1, "connected", "reconnecting", 1100),
+        state("a", 2, "reconnecting", "polling", 1300),
+        state("b", 1, "connected", "reconnecting", 1200),
+        ConnectionEvent("s", 2, "p", "server-close", "websocket", None, None, None, 1200, "{}"),
+        state("b", 2, "reconnecting", "polling", 2000),
+        state("c", 1, "connected", "reconnecting", 2000),
+        state("a", 3, "polling", "connected", 63_000),
+    ]
+    found = report(drill, events)
+    assert (found.pages, found.fell_back, found.fell_back_ms, found.fell_back_slowest_ms) == (3, 2, 650, 1000)
+    assert (found.longest_gap_ms, found.still_without) == (800, 1)
+    assert (found.back, found.back_ms, found.sockets_ended) == (1, 2000, 1)
+    assert report(drill, []).fell_back_ms is None
