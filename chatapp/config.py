@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 PREFIX = "CHATAPP_"
 UNPREFIXED = ("PORT", "HOST", "DATA_DIR")
 TRANSPORTS = ("websocket", "polling")
+TRIGGERS = ("echo", "send", "buffered", "slow", "idle-kill", "network")  # connection/detector.py explains them
 ASSISTANTS = ("builtin", "openai", "off")
 SYSTEM_PROMPT = "You are the assistant of this chat. Answer in Markdown, to the point. Say so where you do not know."
 
@@ -57,6 +58,15 @@ def _transports(text: str) -> tuple[str, ...]:
     if not names or any(name not in TRANSPORTS for name in names) or len(set(names)) != len(names):
         raise ValueError("must be websocket, polling, or websocket,polling")
     return tuple(name for name in TRANSPORTS if name in names)
+
+
+def _triggers(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if names == ("off",):
+        return ()
+    if not names or any(name not in TRIGGERS for name in names):
+        raise ValueError(f"must be off, or some of {', '.join(TRIGGERS)}, commas between")
+    return tuple(name for name in TRIGGERS if name in names)
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -154,6 +164,9 @@ class Settings:
     reconnect_interval: float = _setting("Longest wait between attempts to connect.", 5.0, _number(0.1, 3600), "s")
     max_reconnect_attempts: int = _setting("Attempts before the state is `error`.", 10, _number(1, 1000, whole=True))
     heartbeat_interval: float = _setting("Echo of a page that is not visible.", 30.0, _number(1, 3600), "s")
+    predict: tuple[str, ...] = _setting(
+        "What makes a page poll beside a WebSocket that may be failing; `off`: only its end.", TRIGGERS, _triggers
+    )
 
     session_lifetime: float = _setting("A sign-in ends after so many days.", 30.0, _number(0.01, 3650), "days")
     assistant: str = _setting("Who answers: builtin, openai or off.", "builtin", _one_of(*ASSISTANTS))
@@ -276,6 +289,7 @@ def browser_config(settings: Settings, urls: Mapping[str, str]) -> str:
             **urls,
             "transports": settings.transports,
             "heartbeat_ms": round(settings.heartbeat_interval * 1000),
+            "predict": settings.predict,
             "reconnect_ms": round(settings.reconnect_interval * 1000),
             "max_attempts": settings.max_reconnect_attempts,
             "poll_ms": round(settings.poll_interval * 1000),

@@ -23,7 +23,8 @@ BESIDE |= {".gitattributes", "bench", "deploy", "docs"}
 
 # A room may import what stands before its own row, and within its row only itself.
 ROWS: list[set[str]] = [
-    {"config", "bus", "beside", "assets", "connection.states", "connection.delays", "connection.record"},
+    {"config", "bus", "beside", "assets"}
+    | {f"connection.{name}" for name in ("states", "facts", "delays", "record", "detector", "quality", "memory")},
     {"store"},
     {"conversation", "auth"},
     {"connection"},

@@ -14,13 +14,15 @@ from chatapp.client.feeds import Element, Entry, Feed, Message
 from chatapp.client.outbox import Ack, Again, Outbox, Outcome, Outgoing, Refusal
 from chatapp.client.polling import PollingTransport, Urls
 from chatapp.client.websocket import WebSocketTransport
-from chatapp.connection import delays
+from chatapp.connection import facts
 from chatapp.connection.delays import Config, Random
+from chatapp.connection.detector import TRIGGERS
 from chatapp.connection.record import Event, Record
 from chatapp.connection.states import Machine, is_connected
 
 LIST = "list"
 SLEPT_MS = 3000
+ACTIVE_MS, IDLE_MS = 120_000, 600_000  # since the last message or hint: active until, idle from
 RESYNC_MS = 1000  # a feed is asked for again at most this often
 
 
@@ -35,6 +37,7 @@ class Settings:
     max_message: int = 512
     heartbeat_ms: int = 30_000
     hold_ms: int = 25_000
+    triggers: tuple[str, ...] = TRIGGERS
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Core:
         self.gone: set[str] = set()
         self.on_change: Callable[[Record], None] = lambda record: None
         self.machine = Machine(settings.machine, random)
-        self.websocket = WebSocketTransport(self, settings.max_message, settings.heartbeat_ms)
+        self.websocket = WebSocketTransport(self, settings.max_message, settings.heartbeat_ms, settings.triggers)
         self.polling = PollingTransport(
             self, settings.urls, settings.person, settings.machine["poll_ms"], settings.hold_ms
         )
@@ -72,6 +75,7 @@ class Core:
         self._is_busy = False
         self._resyncs: dict[str, int] = {}
         self._last_resync = -RESYNC_MS
+        self._used_at = 0  # when somebody last did something with it
 
     # What people do
 
@@ -82,12 +86,14 @@ class Core:
 
     def start(self, now: int) -> None:
         """Connect, and stay connected until `stop`."""
-        self.now = now
+        self.now = self._used_at = now
         self.on({"type": "start"})
 
     def hint(self, now: int, event: Event) -> None:
         """retry, wake, online, offline, hidden, stop: what the person or the system says."""
         self.now = now
+        if event["type"] in ("wake", "retry"):
+            self._use()
         self.on(event)
 
     def follow(self, now: int, feed: str, cursor: int = 0) -> None:
@@ -107,6 +113,7 @@ class Core:
     def send(self, now: int, entry: Outgoing) -> None:
         """Take a message; it is repeated until the server has it."""
         self.now = now
+        self._use()
         self.outbox.add(entry)
 
     def messages(self, conversation: str) -> list[Message]:
@@ -158,6 +165,7 @@ class Core:
         for number in [number for number, (_, until) in self._requests.items() if until <= now]:
             self._actions.append(Drop(number))
             self.answered(now, number, None)
+        self._note_activity()
         if (self.machine.due() or now + 1) <= now:
             self.on({"type": "tick"})
         self.websocket.tick()
@@ -212,10 +220,15 @@ class Core:
         return self.epoch, {name: feed.cursor for name, feed in self.feeds.items()}
 
     def activity(self, awaiting: bool = False) -> Activity:
-        """Closer while an answer is awaited."""
-        if self.record["hidden"]:
+        """How closely to watch: an answer is awaited, or how long ago somebody did something."""
+        if self.record["activity"] == "hidden":
             return "hidden"
-        return "awaiting" if awaiting or self._flights or self._is_answering() else "visible"
+        if self.record["offline"]:
+            return "offline"
+        if awaiting or self._flights or self._is_answering():
+            return "awaiting"
+        unused = self.now - self._used_at
+        return "active" if unused < ACTIVE_MS else "visible" if unused < IDLE_MS else "idle"
 
     def receive(self, element: Element, transport: str) -> bool:
         """An element from the server. True if it moved a cursor."""
@@ -240,9 +253,20 @@ class Core:
 
     # Inside
 
+    def _use(self) -> None:
+        self._used_at = self.now
+        self._note_activity()
+
+    def _note_activity(self) -> None:
+        """The machine probes more often for somebody who is there."""
+        level = self.activity()
+        level = "active" if level == "awaiting" else level
+        if level not in ("hidden", "offline", self.record["activity"]):
+            self.on({"type": "activity", "level": level})
+
     def _obey(self, action: str) -> None:
         if action == "open_websocket":
-            self.websocket.open(delays.proof_ms(self.record["shortLives"]))
+            self.websocket.open(facts.proof(self.record, self.now), self.record["killGap"])
         elif action == "close_websocket":
             self.websocket.close()
             self._repost()

@@ -19,7 +19,8 @@ PLAIN_FOR_MS = 5 * 60_000  # after holds proved useless here, before they are tr
 GAP_MS = 20
 ALLOWANCE_MS = 6000  # beyond the hold
 POST_MS = 10_000
-BEATS_MS = {"awaiting": 2000, "visible": 5000, "hidden": 5000}
+BEATS_MS = {"awaiting": 2000, "active": 5000, "visible": 5000, "idle": 15_000}  # not while hidden or offline
+BEAT_LATER_MS = 5000
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class PollingTransport:
         number = self._request(fields, wait, wait * 1000 + ALLOWANCE_MS)
         self._poll = Poll(number, wait, self._world.now, fields)
         if wait:
-            self._beat_at = self._world.now + BEATS_MS[self._world.activity()]
+            self._plan_beat()
 
     def _request(self, fields: list[tuple[str, str]], wait: int, within: int) -> int:
         return self._world.ask("poll", "GET", self._urls.changes, [*fields, ("wait", str(wait))], within)
@@ -225,8 +226,14 @@ class PollingTransport:
         self._estimate = rtt_estimate(self._estimate, took)
         self._world.on({"type": "measured", "rtt": round(self._estimate["srtt"])})
 
+    def _plan_beat(self) -> None:
+        self._beat_at = self._world.now + BEATS_MS.get(self._world.activity(), BEAT_LATER_MS)
+
     def _send_beat(self) -> None:
         poll, self._beat_at = self._poll, None
+        if self._world.activity() not in BEATS_MS:  # hidden, offline: nothing that is late says anything
+            self._plan_beat()
+            return
         if poll and not self._beat:
             self._beat = (self._request(poll.fields, 0, int(self.rto)), self._world.now)
 
@@ -248,7 +255,7 @@ class PollingTransport:
             self._measure(self._world.now - began)
         if answer.status == 200 and self._buffering_at is None:
             self._buffering_at = self._world.now + self.rto
-        self._beat_at = self._world.now + BEATS_MS[self._world.activity()]
+        self._plan_beat()
 
 
 def failure(answer: Answer) -> Event | None:

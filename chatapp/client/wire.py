@@ -241,8 +241,8 @@ def _settings(config: dict[str, object], body: Element, transports: tuple[str, .
     def number(name: str) -> int:
         return int(str(config[name]))
 
-    offered = config["transports"]
-    assert isinstance(offered, list)
+    offered, predict = config["transports"], config["predict"]
+    assert isinstance(offered, list) and isinstance(predict, list)
     return Settings(
         machine={
             "transports": [name for name in offered if name in transports],
@@ -259,6 +259,7 @@ def _settings(config: dict[str, object], body: Element, transports: tuple[str, .
         max_message=number("ws_max_message"),
         heartbeat_ms=number("heartbeat_ms"),
         hold_ms=number("poll_hold_ms"),
+        triggers=tuple(predict),
     )
 
 

@@ -1,16 +1,19 @@
 // The connection: holds the record, feeds events to the state machine, and does what it answers. It knows both
 // transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless.
 
-import { isConnected, newRecord, proofMs, step } from "./states.js"
+import { proof } from "./delays.js"
+import { isConnected, newRecord, step } from "./states.js"
 import { PollingTransport } from "./transports/polling.js"
 import { WebSocketTransport } from "./transports/websocket.js"
 
 const SLEPT = 3000
+const ACTIVE = 120000 // since the person last did something: active until, idle from
+const IDLE = 600000
 
 export class Connection {
   #config; #states; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
-  #feeds = new Map(); #resyncs = new Map(); #flights = new Map()
+  #feeds = new Map(); #resyncs = new Map(); #flights = new Map(); #usedAt = Date.now()
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
@@ -25,6 +28,7 @@ export class Connection {
       plan: () => ({ epoch: document.body.dataset.epoch ?? "", feeds: Object.fromEntries(this.#feeds) }),
       activity: (awaiting) => this.#activity(awaiting),
       heartbeat: config.heartbeat_ms,
+      triggers: config.predict,
     }
     let maxMessage = config.ws_max_message
     const socketUrl = new URL(config.ws_url, location.href)
@@ -91,7 +95,7 @@ export class Connection {
   }
 
   #do(action) {
-    if (action === "open_websocket") this.#websocket.open(proofMs(this.#record.shortLives))
+    if (action === "open_websocket") this.#websocket.open(proof(this.#record, Date.now()), this.#record.killGap)
     else if (action === "close_websocket") {
       this.#websocket.close()
       for (const flight of this.#flights.values()) if (flight.byWebSocket) this.#post(flight)
@@ -168,7 +172,7 @@ export class Connection {
     if (to <= cursor) return false // also a late reset: it knows less than what is shown
     if (this.view?.apply(feed, element) === false) return this.#restart(feed)
     this.#feeds.set(feed, to)
-    if (transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect(this.#websocket.rto)
+    if (transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect()
     return to > cursor
   }
 
@@ -190,15 +194,37 @@ export class Connection {
     this.#polling.subscribe(feeds)
   }
 
+  // How closely to watch: an answer is awaited, or how long ago the person did something.
   #activity(awaiting) {
     if (document.hidden) return "hidden"
-    return awaiting || this.#flights.size > 0 || this.view?.isAwaiting() ? "awaiting" : "visible"
+    if (this.#record.offline) return "offline"
+    const unused = Date.now() - this.#usedAt
+    const level = unused < ACTIVE ? "active" : unused < IDLE ? "visible" : "idle"
+    const isAwaiting = awaiting || this.#flights.size > 0 || this.view?.isAwaiting()
+    this.#noteLevel(isAwaiting ? "active" : level)
+    return isAwaiting ? "awaiting" : level
+  }
+
+  #noteLevel(level) {
+    const { activity } = this.#record
+    if (activity !== level && activity !== "hidden") this.dispatch({ type: "activity", level })
+  }
+
+  #use() {
+    this.#usedAt = Date.now()
+    if (["active", "hidden"].includes(this.#record.activity)) return
+    this.#noteLevel("active")
+    this.#websocket.pace()
   }
 
   #listen() {
     document.addEventListener("visibilitychange", () => this.dispatch({ type: document.hidden ? "hidden" : "wake" }))
     addEventListener("online", () => this.dispatch({ type: "online" }))
     addEventListener("offline", () => this.dispatch({ type: "offline" }))
+    document.addEventListener("resume", () => this.dispatch({ type: "wake" })) // thawed by the browser
+    for (const kind of ["keydown", "pointerdown", "wheel"]) {
+      addEventListener(kind, () => this.#use(), { passive: true, capture: true })
+    }
     addEventListener("pageshow", (event) => { if (event.persisted) this.#reborn() })
   }
 

@@ -2,11 +2,13 @@
 // Same interface as websocket.js: open, close, send, subscribe, verify. An answer without the product's mark is never
 // swapped in: it is a named failure. Beside a held poll, a small heartbeat notices that its socket hangs.
 
-import { rttEstimate } from "../states.js"
+import { rttEstimate } from "../delays.js"
 
 const MARK = "<chat-answer"
 const PLAIN_FOR = 5 * 60000 // after holds proved useless here, before they are tried again
 const GAP = 20
+const BEATS = { awaiting: 2000, active: 5000, visible: 5000, idle: 15000 } // not while hidden or offline
+const BEAT_LATER = 5000
 
 const token = () => document.querySelector('meta[name="csrf-token"]')?.content ?? ""
 
@@ -248,12 +250,12 @@ export class PollingTransport {
   #scheduleHeartbeat(request) {
     const activity = this.#world.activity()
     clearTimeout(this.#heartbeat)
-    this.#heartbeat = setTimeout(() => this.#beat(request), activity === "awaiting" ? 2000 : 5000)
+    this.#heartbeat = setTimeout(() => this.#beat(request), BEATS[activity] ?? BEAT_LATER)
   }
 
   async #beat(request) {
     if (request.ended || request !== this.#request) return
-    if (this.#world.activity() === "hidden" || this.#beating) return this.#scheduleHeartbeat(request)
+    if (!(this.#world.activity() in BEATS) || this.#beating) return this.#scheduleHeartbeat(request)
     const query = new URLSearchParams(request.query)
     query.set("wait", "0")
     const startedAt = performance.now()
