@@ -4,7 +4,7 @@ from chatapp.connection import delays
 from chatapp.connection.record import Event, Record
 
 BLAME_MS = 5000  # a cut counts against WebSocket only where the server answers again within this
-SIMILAR = 0.1  # three silent gaps that differ by no more are a proxy's idle time-out
+SIMILAR = 0.05  # three silent gaps that differ by no more are a proxy's idle time-out
 PATTERN = 3
 SHORTEST_GAP_MS = 1500
 

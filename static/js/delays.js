@@ -59,7 +59,7 @@ export function rttEstimate(previous, sample) {
 // --- what the record keeps of sockets that end (chatapp/connection/facts.py) ---
 
 const BLAME = 5000 // a cut counts against WebSocket only where the server answers again within this
-const SIMILAR = 0.1 // three silent gaps that differ by no more are a proxy's idle time-out
+const SIMILAR = 0.05 // three silent gaps that differ by no more are a proxy's idle time-out
 const PATTERN = 3
 const SHORTEST_GAP = 1500
 
