@@ -1,4 +1,4 @@
-"""Hours of unsteady networks in simulated time: no false switches on a 4G-like line, and no flapping where sockets break.
+"""Hours of unsteady networks in simulated time: few false switches on a 4G-like line, no flapping of cut sockets.
 
 The real client core against the product's store, rules and renderer (tests/simulation); only the line is scripted.
 """

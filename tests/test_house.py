@@ -24,7 +24,10 @@ BESIDE |= {".gitattributes", "bench", "deploy", "docs"}
 # A room may import what stands before its own row, and within its row only itself.
 ROWS: list[set[str]] = [
     {"config", "bus", "beside", "assets"}
-    | {f"connection.{name}" for name in ("states", "facts", "delays", "record", "detector", "quality", "memory")},
+    | {
+        f"connection.{name}"
+        for name in ("states", "facts", "delays", "record", "detector", "quality", "memory", "pacing")
+    },
     {"store"},
     {"conversation", "auth"},
     {"connection"},

@@ -256,6 +256,7 @@ class Core:
     def _use(self) -> None:
         self._used_at = self.now
         self._note_activity()
+        self.polling.hasten()
 
     def _note_activity(self) -> None:
         """The machine probes more often for somebody who is there."""
@@ -285,13 +286,20 @@ class Core:
         flight = self._flights[entry.id] = Flight(entry)
         by_socket = self.record["status"] == "connected" and self.record["ws"] == "up" and not entry.create
         if not by_socket or not self.websocket.send(entry):
-            flight.post = self.polling.send(entry)
+            self._post(flight)
+
+    def _post(self, flight: Flight) -> None:
+        """By HTTP, but not before the moment that the server asked for."""
+        if (left := self.record["notBefore"] - self.now) > 0:
+            self._land(flight.entry.id, Again("rate-limited", left))
+        else:
+            flight.post = self.polling.send(flight.entry)
 
     def _repost(self) -> None:
         """What went by a socket that is silent or closed goes again, by POST."""
-        for flight in self._flights.values():
+        for flight in list(self._flights.values()):
             if flight.post is None:
-                flight.post = self.polling.send(flight.entry)
+                self._post(flight)
 
     def _land(self, client_id: str, outcome: Outcome) -> None:
         flight = self._flights.pop(client_id, None)

@@ -19,7 +19,7 @@ def note(record: Record, event: Event, now: int) -> None:
     if "queued" in event:
         record["queued"] = event["queued"]
     if event.get("advice_ms", 0) > 0:
-        record["notBefore"] = max(record["notBefore"], now + event["advice_ms"])
+        _note_advice(record, now + event["advice_ms"])
     if kind in ("hidden", "wake", "activity"):
         record["activity"] = "active" if kind == "wake" else event.get("level", "hidden")
     elif kind in ("offline", "online"):
@@ -36,6 +36,13 @@ def note(record: Record, event: Event, now: int) -> None:
     if kind in ("online", "retry"):
         record["penalty"] = record["blame"] = record["dampedUntil"] = 0
         record["probeDelay"] = 0
+
+
+def _note_advice(record: Record, until: int) -> None:
+    """The server asks for a pause: what was planned to dial earlier waits, too."""
+    record["notBefore"] = floor = max(record["notBefore"], until)
+    for name in {"retry", "probe", "poll"} & set(record["timers"]):
+        record["timers"][name] = max(floor, record["timers"][name])
 
 
 def proof(record: Record, now: int) -> int:

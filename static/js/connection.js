@@ -2,18 +2,17 @@
 // transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless.
 
 import { proof } from "./delays.js"
+import { Presence } from "./surroundings.js"
 import { isConnected, newRecord, step } from "./states.js"
 import { PollingTransport } from "./transports/polling.js"
 import { WebSocketTransport } from "./transports/websocket.js"
 
 const SLEPT = 3000
-const ACTIVE = 120000 // since the person last did something: active until, idle from
-const IDLE = 600000
 
 export class Connection {
   #config; #states; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
-  #feeds = new Map(); #resyncs = new Map(); #flights = new Map(); #usedAt = Date.now()
+  #feeds = new Map(); #resyncs = new Map(); #flights = new Map(); #presence
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
@@ -22,6 +21,7 @@ export class Connection {
     this.#config = { latency_ms: latency(), ...config }
     this.#states = states
     this.#record = newRecord(config)
+    this.#presence = new Presence(() => this.#hasten())
     const world = {
       on: (event) => this.dispatch(event),
       receive: (element, transport) => this.#receive(element, transport),
@@ -29,6 +29,7 @@ export class Connection {
       activity: (awaiting) => this.#activity(awaiting),
       heartbeat: config.heartbeat_ms,
       triggers: config.predict,
+      paced: () => this.#publish(),
     }
     let maxMessage = config.ws_max_message
     const socketUrl = new URL(config.ws_url, location.href)
@@ -39,6 +40,9 @@ export class Connection {
   }
 
   get record() { return { ...this.#record } }
+
+  // Messages flow, and the server has asked for no pause.
+  get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= Date.now() }
 
   // To show only: how polls are paced now.
   get pace() { return this.#polling.pace }
@@ -65,6 +69,9 @@ export class Connection {
       const socket = this.#record.status === "connected" && this.#record.ws === "up" && !entry.create
       flight.byWebSocket = socket && this.#websocket.send(entry)
       if (!flight.byWebSocket) this.#post(flight)
+      this.#presence.use()
+      this.#hasten()
+      this.#polling.hasten()
     })
   }
 
@@ -98,19 +105,22 @@ export class Connection {
     if (action === "open_websocket") this.#websocket.open(proof(this.#record, Date.now()), this.#record.killGap)
     else if (action === "close_websocket") {
       this.#websocket.close()
-      for (const flight of this.#flights.values()) if (flight.byWebSocket) this.#post(flight)
+      this.#repost()
     } else if (action === "start_poll") this.#polling.open()
     else if (action === "restart_poll") this.#polling.verify()
     else if (action === "stop_poll") this.#polling.close()
     else if (action === "verify") this.#websocket.verify()
-    else if (action === "resend") {
-      for (const flight of this.#flights.values()) if (flight.byWebSocket) this.#post(flight)
-    }
+    else if (action === "resend") this.#repost()
   }
 
+  #repost() { for (const flight of [...this.#flights.values()]) if (flight.byWebSocket) this.#post(flight) }
+
+  // By HTTP, but not before the moment that the server asked for.
   #post(flight) {
     flight.byWebSocket = false
     const { entry } = flight
+    const left = this.#record.notBefore - Date.now()
+    if (left > 0) return this.#land(entry.id, { retry: "rate-limited", advice_ms: left })
     this.#polling.send(entry).then((outcome) => this.#land(entry.id, outcome))
   }
 
@@ -196,10 +206,9 @@ export class Connection {
 
   // How closely to watch: an answer is awaited, or how long ago the person did something.
   #activity(awaiting) {
-    if (document.hidden) return "hidden"
+    const { level } = this.#presence
+    if (level === "hidden") return level
     if (this.#record.offline) return "offline"
-    const unused = Date.now() - this.#usedAt
-    const level = unused < ACTIVE ? "active" : unused < IDLE ? "visible" : "idle"
     const isAwaiting = awaiting || this.#flights.size > 0 || this.view?.isAwaiting()
     this.#noteLevel(isAwaiting ? "active" : level)
     return isAwaiting ? "awaiting" : level
@@ -210,11 +219,12 @@ export class Connection {
     if (activity !== level && activity !== "hidden") this.dispatch({ type: "activity", level })
   }
 
-  #use() {
-    this.#usedAt = Date.now()
+  // The person did something: whatever was slowed down comes sooner.
+  #hasten() {
     if (["active", "hidden"].includes(this.#record.activity)) return
     this.#noteLevel("active")
     this.#websocket.pace()
+    this.#polling.hasten()
   }
 
   #listen() {
@@ -222,9 +232,6 @@ export class Connection {
     addEventListener("online", () => this.dispatch({ type: "online" }))
     addEventListener("offline", () => this.dispatch({ type: "offline" }))
     document.addEventListener("resume", () => this.dispatch({ type: "wake" })) // thawed by the browser
-    for (const kind of ["keydown", "pointerdown", "wheel"]) {
-      addEventListener(kind, () => this.#use(), { passive: true, capture: true })
-    }
     addEventListener("pageshow", (event) => { if (event.persisted) this.#reborn() })
   }
 

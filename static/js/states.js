@@ -68,7 +68,7 @@ function note(record, event, now) {
   if (kind === "attempt_over") noteSilence(record)
   if ("rtt" in event) record.rtt = event.rtt
   if ("queued" in event) record.queued = event.queued
-  if (event.advice_ms > 0) record.notBefore = Math.max(record.notBefore, now + event.advice_ms)
+  if (event.advice_ms > 0) noteAdvice(record, now + event.advice_ms)
   if (["hidden", "wake", "activity"].includes(kind)) {
     record.activity = kind === "wake" ? "active" : event.level ?? "hidden"
   } else if (kind === "offline" || kind === "online") record.offline = kind === "offline"
@@ -81,6 +81,13 @@ function note(record, event, now) {
   if (kind === "online" || kind === "retry") {
     Object.assign(record, { penalty: 0, blame: 0, dampedUntil: 0, probeDelay: 0 })
   }
+}
+
+// The server asks for a pause: what was planned to dial earlier waits, too.
+function noteAdvice(record, until) {
+  const { timers } = record
+  record.notBefore = Math.max(record.notBefore, until)
+  for (const name of ["retry", "probe", "poll"]) if (name in timers) timers[name] = Math.max(record.notBefore, timers[name])
 }
 
 function noteSilence(record) {

@@ -110,6 +110,7 @@ export class StatusView {
     return {
       rtt: record.rtt === null ? "" : words("rtt", record.rtt) || `${record.rtt} ms`,
       interval: pace.held ? words("held") : words("every", seconds(pace.every)),
+      pace: pace.why === "held" ? "" : words(`pace-${pace.why}`, seconds(pace.held)),
       attempt: record.reconnectAttempts || "",
       most: this.#mostAttempts,
       countdown: this.#wait > COUNTDOWN_FROM && left > 0 ? Math.ceil(left / 1000) : "",
@@ -130,6 +131,7 @@ export class StatusView {
       "last-connected": record.lastConnected ? new Date(record.lastConnected).toLocaleTimeString() : words("never"),
       "next-retry": left ? words("in-seconds", Math.ceil(left / 1000)) : words("none"),
       queued: record.queued,
+      pace: record.status === "polling" ? [this.#slots.interval, this.#slots.pace].filter(Boolean).join(": ") : words("none"),
       reason: this.#slots.reason || words("none"),
     }
   }
