@@ -17,6 +17,7 @@ from chatapp.client.websocket import WebSocketTransport
 from chatapp.connection import facts
 from chatapp.connection.delays import Config, Random
 from chatapp.connection.detector import TRIGGERS
+from chatapp.connection.quality import Watch
 from chatapp.connection.record import Event, Record
 from chatapp.connection.states import Machine, is_connected
 
@@ -38,6 +39,7 @@ class Settings:
     heartbeat_ms: int = 30_000
     hold_ms: int = 25_000
     triggers: tuple[str, ...] = TRIGGERS
+    kill_gap: int = 0  # remembered of this network
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Core:
         self.gone: set[str] = set()
         self.on_change: Callable[[Record], None] = lambda record: None
         self.machine = Machine(settings.machine, random)
+        self.machine.record["killGap"] = settings.kill_gap
+        self.watch = Watch()
         self.websocket = WebSocketTransport(self, settings.max_message, settings.heartbeat_ms, settings.triggers)
         self.polling = PollingTransport(
             self, settings.urls, settings.person, settings.machine["poll_ms"], settings.hold_ms
@@ -87,6 +91,7 @@ class Core:
     def start(self, now: int) -> None:
         """Connect, and stay connected until `stop`."""
         self.now = self._used_at = now
+        self.watch.begin(now)
         self.on({"type": "start"})
 
     def hint(self, now: int, event: Event) -> None:
@@ -153,7 +158,8 @@ class Core:
     def due(self) -> float | None:
         """When `tick` is wanted next."""
         deadlines = [until for _, until in self._requests.values()]
-        times = [self.machine.due(), self.websocket.due(), self.polling.due(), self.outbox.due()]
+        judged = self.watch.due if self.record["status"] != "disconnected" else None
+        times = [self.machine.due(), self.websocket.due(), self.polling.due(), self.outbox.due(), judged]
         return min((at for at in [*times, *self._resyncs.values(), *deadlines] if at is not None), default=None)
 
     def tick(self, now: int) -> None:
@@ -170,6 +176,11 @@ class Core:
             self.on({"type": "tick"})
         self.websocket.tick()
         self.polling.tick()
+        if now >= self.watch.due:
+            pacing = self.polling.pacing
+            is_plain = self.record["status"] == "polling" and not pacing.hold(now)
+            extra = pacing.interval(self.activity()) / 2 if is_plain else 0
+            self.on(self.watch.judge(now, self.record, extra))
         self.outbox.tick(now)
         for feed in [name for name, at in self._resyncs.items() if at <= now]:
             del self._resyncs[feed]
@@ -191,7 +202,10 @@ class Core:
         before = self.record
         try:
             while self._inbox:
-                for action in self.machine.take(self._inbox.pop(0), self.now):
+                event, was = self._inbox.pop(0), self.record
+                actions = self.machine.take(event, self.now)
+                self.watch.note(self.now, event, was, self.record)
+                for action in actions:
                     self._obey(action)
         finally:
             self._is_busy = False

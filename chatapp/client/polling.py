@@ -219,7 +219,8 @@ class PollingTransport:
 
     def _measure(self, took: int) -> None:
         self._estimate = rtt_estimate(self._estimate, took)
-        self._world.on({"type": "measured", "rtt": round(self._estimate["srtt"])})
+        jitter = round(self._estimate["rttvar"])
+        self._world.on({"type": "measured", "rtt": round(self._estimate["srtt"]), "jitter": jitter})
 
     def _plan_beat(self) -> None:
         self._beat_at = self._world.now + BEATS_MS.get(self._world.activity(), BEAT_LATER_MS)

@@ -156,7 +156,8 @@ class WebSocketTransport:
         smoothed = facts.detector.echoed(n, self._world.now, is_clean)
         if smoothed is not None:
             self._estimate = facts.detector.estimate
-            self._world.on({"type": "measured", "rtt": round(smoothed)})
+            jitter = round(self._estimate["rttvar"]) if self._estimate else 0
+            self._world.on({"type": "measured", "rtt": round(smoothed), "jitter": jitter})
 
     def _advance(self, facts: Facts) -> None:
         """From hello to ready (feeds resumed, one echo) to proved (three echoes, and old enough)."""

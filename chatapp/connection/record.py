@@ -15,6 +15,7 @@ class Event(TypedDict):
     advice_ms: NotRequired[int]  # the server's Retry-After or closing advice
     quick: NotRequired[bool]  # a poll that was cut while it waited: worth one retry at once
     rtt: NotRequired[int]
+    jitter: NotRequired[int]
     queued: NotRequired[int]
     level: NotRequired[str]  # of activity: active, visible, idle; of quality: excellent … lost, unknown
     trigger: NotRequired[str]  # of a suspicion: see detector.TRIGGERS

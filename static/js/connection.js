@@ -2,9 +2,12 @@
 // transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless.
 
 import { proof } from "./delays.js"
-import { Presence } from "./surroundings.js"
+import { QualityWatch } from "./quality.js"
 import { isConnected, newRecord, step } from "./states.js"
+import { publish } from "./status.js"
+import { NetworkMemory, Presence, latency, onNetworkChange } from "./surroundings.js"
 import { PollingTransport } from "./transports/polling.js"
+import { ackOf, refusalOf } from "./transports/posts.js"
 import { WebSocketTransport } from "./transports/websocket.js"
 
 const SLEPT = 3000
@@ -12,15 +15,18 @@ const SLEPT = 3000
 export class Connection {
   #config; #states; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
-  #feeds = new Map(); #resyncs = new Map(); #flights = new Map(); #presence
+  #feeds = new Map(); #resyncs = new Map(); #flights = new Map(); #presence; #memory; #quality
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
 
-  constructor(config, states) {
-    this.#config = { latency_ms: latency(), ...config }
+  // prefix: of what is kept in localStorage
+  constructor(config, states, prefix) {
+    this.#memory = new NetworkMemory(prefix, config.network)
+    const { is_doubtful, killGap } = this.#memory.lesson
+    this.#config = { latency_ms: latency(), is_doubtful, ...config }
     this.#states = states
-    this.#record = newRecord(config)
+    this.#record = { ...newRecord(config), killGap }
     this.#presence = new Presence(() => this.#hasten())
     const world = {
       on: (event) => this.dispatch(event),
@@ -36,6 +42,9 @@ export class Connection {
     socketUrl.protocol = socketUrl.protocol.replace("http", "ws")
     this.#websocket = new WebSocketTransport(socketUrl.href, { ...world, maxMessage: () => maxMessage })
     this.#polling = new PollingTransport(config, world)
+    this.#quality = new QualityWatch({
+      on: world.on, read: () => this.#delivery(), report: (type, facts) => this.#report(type, facts),
+    })
     this.onHello = (element) => { maxMessage = Number(element.getAttribute("max-message")) || maxMessage }
   }
 
@@ -92,11 +101,16 @@ export class Connection {
     const before = this.#record
     const [after, actions] = step(this.#states, before, event, Date.now(), this.#config, Math.random)
     this.#record = after
+    this.#quality.note(event, before, after)
+    this.#memory.note(before, after)
     for (const action of actions) {
       try { this.#do(action) } catch (error) { console.error(error) }
     }
     if (after.status !== before.status) this.#report("state", { from: before.status, to: after.status })
-    else if (event.type === "ws_suspect") this.#report("suspect", {})
+    else if (event.type === "ws_suspect") this.#report("suspect", { reason: event.trigger })
+    const { foretold, killGap } = after
+    if (foretold !== before.foretold) this.#report("predict", { reason: foretold.trigger, data: foretold })
+    if (killGap !== before.killGap) this.#report("idle-kill", { data: { killGap } })
     const shown = (record) => JSON.stringify({ ...record, timers: null })
     if (shown(before) !== shown(after)) this.#publish()
   }
@@ -231,6 +245,7 @@ export class Connection {
     document.addEventListener("visibilitychange", () => this.dispatch({ type: document.hidden ? "hidden" : "wake" }))
     addEventListener("online", () => this.dispatch({ type: "online" }))
     addEventListener("offline", () => this.dispatch({ type: "offline" }))
+    if (this.#config.predict.includes("network")) onNetworkChange(() => this.dispatch({ type: "online" }))
     document.addEventListener("resume", () => this.dispatch({ type: "wake" })) // thawed by the browser
     addEventListener("pageshow", (event) => { if (event.persisted) this.#reborn() })
   }
@@ -256,44 +271,25 @@ export class Connection {
     }, Math.max(0, due - Date.now()))
   }
 
-  #publish() {
-    const { status, connectionType, reason, reconnectAttempts, lastConnected } = this.#record
-    document.body.dataset.connection = status
-    const element = document.getElementById("connection-status")
-    if (element) {
-      Object.assign(element.dataset, {
-        state: status, transport: isConnected(status) ? connectionType : "none", reason: reason ?? "",
-        attempts: reconnectAttempts, lastConnected: lastConnected ? new Date(lastConnected).toISOString() : "",
-      })
-    }
-    document.dispatchEvent(new CustomEvent("connection:changed", { detail: this.record }))
+  #publish() { publish(this.record) }
+
+  // What the quality is judged by: does anything get through, and how much later than the round trip says?
+  #delivery() {
+    const { status } = this.#record
+    const { held, every } = this.pace
+    const isLive = status !== "reconnecting" && status !== "error"
+    return { isLive, isHidden: document.hidden, extra: status === "polling" && !held ? every / 2 : 0 }
   }
 
   // What the server's statistics learn of this.
-  #report(type, facts) {
+  #report(type, { data, ...facts }) {
     const { connectionType, reason, wsReason, rtt, reconnectAttempts } = this.#record
     this.reports?.add({
-      type, from: null, to: null, ...facts, reason: reason ?? wsReason, transport: connectionType,
-      data: { rtt, attempts: reconnectAttempts },
+      type, from: null, to: null, reason: reason ?? wsReason, ...facts, transport: connectionType,
+      data: { rtt, attempts: reconnectAttempts, ...data },
     })
   }
 }
 
-function latency() {
-  const [page] = performance.getEntriesByType("navigation")
-  const connect = page ? page.connectEnd - page.connectStart : 0
-  return Math.max(0, Math.min(500, connect || 0))
-}
-
 // Somebody else may have signed in from another tab.
 const isMine = (element) => (element.getAttribute("person") ?? "") === (document.body.dataset.person ?? "")
-
-const ackOf = (element) => Object.fromEntries(
-  ["id", "position", "revision", "conversation"].map((name) => [name, element.getAttribute(name)]),
-)
-
-function refusalOf(element) {
-  const code = element.getAttribute("code")
-  if (code !== "rate") return { refused: code, words: element.textContent }
-  return { retry: "rate-limited", advice_ms: 1000 * Number(element.getAttribute("retry-after") || 1) }
-}

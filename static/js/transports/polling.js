@@ -183,7 +183,8 @@ export class PollingTransport {
 
   #measure(sample) {
     this.#estimate = rttEstimate(this.#estimate, sample)
-    this.#world.on({ type: "measured", rtt: Math.round(this.#estimate.srtt) })
+    const { srtt, rttvar } = this.#estimate
+    this.#world.on({ type: "measured", rtt: Math.round(srtt), jitter: Math.round(rttvar) })
   }
 
   #scheduleHeartbeat(request) {

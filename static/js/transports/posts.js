@@ -24,6 +24,17 @@ export async function fetchWithin(ms, url, options = {}) {
 export const isSignIn = (response, config) =>
   response.redirected && new URL(response.url).pathname === config.sign_in_url
 
+// The same two answers as elements, from a WebSocket.
+export const ackOf = (element) => Object.fromEntries(
+  ["id", "position", "revision", "conversation"].map((name) => [name, element.getAttribute(name)]),
+)
+
+export function refusalOf(element) {
+  const code = element.getAttribute("code")
+  if (code !== "rate") return { refused: code, words: element.textContent }
+  return { retry: "rate-limited", advice_ms: 1000 * Number(element.getAttribute("retry-after") || 1) }
+}
+
 export class Posts {
   #config; #on
 

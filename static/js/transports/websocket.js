@@ -134,7 +134,7 @@ export class WebSocketTransport {
     const smoothed = facts.detector.echoed(n, performance.now(), isClean)
     if (smoothed === null) return
     this.#estimate = facts.detector.estimate
-    this.#world.on({ type: "measured", rtt: Math.round(smoothed) })
+    this.#world.on({ type: "measured", rtt: Math.round(smoothed), jitter: Math.round(this.#estimate.rttvar) })
   }
 
   // From hello to ready (feeds resumed, one echo) to proved (three echoes, and old enough).
