@@ -51,7 +51,9 @@ export class WebSocketTransport {
       type: "send", conversation: entry.conversation, client_id: entry.id, body: entry.body,
     })
     if (!this.#fits(text) || !this.#write(text)) return false
-    this.#socket.facts.detector.sent(entry.id, performance.now())
+    const { detector } = this.#socket.facts
+    detector.sent(entry.id, performance.now())
+    detector.buffer(this.#socket.bufferedAmount, performance.now())
     this.#schedule()
     return true
   }
@@ -172,7 +174,7 @@ export class WebSocketTransport {
 
   #tick(socket) {
     const { facts } = socket
-    if (socket.bufferedAmount !== undefined) facts.detector.buffer(socket.bufferedAmount, performance.now())
+    facts.detector.buffer(socket.bufferedAmount, performance.now())
     for (const what of facts.detector.tick(performance.now(), this.#activity(facts))) {
       if (socket !== this.#socket) return
       if (what === "dead") this.#die(facts)
