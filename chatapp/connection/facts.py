@@ -1,12 +1,13 @@
 """What an event says, whatever the state is: the part of the interpreter that only takes note. See states.py."""
 
 from chatapp.connection import delays
-from chatapp.connection.record import Event, Record
+from chatapp.connection.record import BUDGET_MS, Event, Record
 
 BLAME_MS = 5000  # a cut counts against WebSocket only where the server answers again within this
 SIMILAR = 0.05  # three silent gaps that differ by no more are a proxy's idle time-out
 PATTERN = 3
 SHORTEST_GAP_MS = 1500
+POLL_COST_MS = 10_000
 
 
 def note(record: Record, event: Event, now: int) -> None:
@@ -112,11 +113,22 @@ def _note_websocket(record: Record, event: Event, now: int) -> None:
         _foretell(record, "confirmed", 0)
     elif kind == "ws_suspect":
         record["ws"] = "suspect"
-        record["suspicion"] = {"trigger": event.get("trigger", "echo"), "at": now, "flowsAt": None}
+        polls = _may_poll_beside(record, now)
+        record["suspicion"] = {"trigger": event.get("trigger", "echo"), "at": now, "flowsAt": None, "polls": polls}
     elif kind in ("ws_recovered", "ws_proved"):
         record["ws"] = "up"
         if kind == "ws_recovered":
             _foretell(record, "averted", None)
+
+
+def _may_poll_beside(record: Record, now: int) -> bool:
+    """A slow server must not be asked twice by everybody: beyond the budget only a dead socket is replaced."""
+    record["budget"] = min(BUDGET_MS, record["budget"] + now - record["budgetAt"])
+    record["budgetAt"] = now
+    if record["budget"] < POLL_COST_MS:
+        return False
+    record["budget"] -= POLL_COST_MS
+    return True
 
 
 def _note_end(record: Record, event: Event, now: int) -> None:

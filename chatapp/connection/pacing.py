@@ -56,7 +56,12 @@ class Pacing:
             self._learn(now, "unheld", 0)
 
     def cut(self, now: float, after: float) -> None:
-        """A held poll broke. Twice after the same time: shorter holds; otherwise none."""
+        """A held poll broke. Twice after the same time: shorter holds; otherwise none.
+
+        One that broke later than it was to be held was silent, not cut.
+        """
+        if after > (self.learned_hold or self.hold_ms):
+            return
         self.cuts = [*self.cuts, after][-2:]
         if len(self.cuts) < 2:
             return

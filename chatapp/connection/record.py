@@ -4,6 +4,8 @@ from typing import Literal, NotRequired, TypedDict
 
 from chatapp.connection.delays import Config
 
+BUDGET_MS = 60_000  # six polls beside suspected sockets, and one more every ten seconds
+
 State = Literal["disconnected", "connecting", "connected", "polling", "reconnecting", "error"]
 
 
@@ -30,6 +32,7 @@ class Suspicion(TypedDict):
     trigger: str
     at: int
     flowsAt: int | None
+    polls: bool  # a poll runs beside it: the budget allowed one
 
 
 class Foretold(TypedDict):
@@ -69,6 +72,8 @@ class Record(TypedDict):
     dampedUntil: int
     gaps: list[int]  # how long the last sockets had been silent when they were cut
     killGap: int
+    budget: int  # for polls beside suspected sockets, as it was at budgetAt (ms; see facts.py)
+    budgetAt: int
     suspicion: Suspicion | None
     foretold: Foretold | None
     qualityLevel: str
@@ -108,6 +113,8 @@ def new_record(config: Config) -> Record:
         "dampedUntil": 0,
         "gaps": [],
         "killGap": 0,
+        "budget": BUDGET_MS,
+        "budgetAt": 0,
         "suspicion": None,
         "foretold": None,
         "qualityLevel": "unknown",

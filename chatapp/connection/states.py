@@ -61,6 +61,7 @@ TABLE: dict[State, Rows] = {
     },
     "connected": {
         "ws_suspect": ("connected", "start_poll resend"),
+        "ws_suspect_over_budget": ("connected", "resend"),
         "ws_recovered": ("connected", "stop_poll clear_timers"),
         "poll_failed": ("connected", "await_poll"),
         "poll_due": ("connected", "start_poll"),
@@ -173,6 +174,8 @@ def _name(record: Record, event: Event, now: int, config: Config) -> str:
         return _name_of_start(config)
     if kind in ("wake", "online", "retry") and record["notBefore"] > now and not _carried(record):
         return "too_soon"  # the server asked for a pause, and it wins
+    if state == "connected" and kind == "ws_suspect":
+        return kind if record["suspicion"] and record["suspicion"]["polls"] else "ws_suspect_over_budget"
     if state == "connected" and kind == "ws_closed":
         return _name_of_loss(record, event)
     if state == "polling":

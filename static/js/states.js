@@ -6,6 +6,8 @@ import {
   PROBE_CAP, charge, headStart, noteEnd, pollRetryDelay, probeDelay, proof, retryDelay, slowRetryDelay,
 } from "./delays.js"
 
+const BUDGET = 60000 // six polls beside suspected sockets, and one more every ten seconds
+const POLL_COST = 10000
 const OFFLINE_ATTEMPTS = 5 // while offline they are not counted, and come as far apart as after so many
 
 export const isConnected = (status) => status === "connected" || status === "polling"
@@ -18,7 +20,7 @@ export function newRecord(config) {
     reason: null, rtt: null, quality: null, nextRetryAt: null, queued: 0,
     ws: "none", poll: "none", wsReason: null, pollReason: null, pollFailures: 0, quickUsed: false, slowRetries: 0,
     probeDelay: 0, wsTriedAt: 0, wsSince: 0, penalty: 0, penaltyAt: 0, blame: 0, blamedAt: 0, dampedUntil: 0, gaps: [],
-    killGap: 0, suspicion: null, foretold: null, qualityLevel: "unknown", qualityLimit: null, notBefore: 0,
+    killGap: 0, budget: BUDGET, budgetAt: 0, suspicion: null, foretold: null, qualityLevel: "unknown", qualityLimit: null, notBefore: 0,
     activity: "active", offline: false, timers: {},
   }
 }
@@ -133,11 +135,21 @@ function noteWebSocket(record, event, now) {
     foretell(record, "confirmed", 0)
   } else if (kind === "ws_suspect") {
     record.ws = "suspect"
-    record.suspicion = { trigger: event.trigger ?? "echo", at: now, flowsAt: null }
+    const polls = mayPollBeside(record, now)
+    record.suspicion = { trigger: event.trigger ?? "echo", at: now, flowsAt: null, polls }
   } else if (kind === "ws_recovered" || kind === "ws_proved") {
     record.ws = "up"
     if (kind === "ws_recovered") foretell(record, "averted", null)
   }
+}
+
+// A slow server must not be asked twice by everybody: beyond the budget only a dead socket is replaced.
+function mayPollBeside(record, now) {
+  record.budget = Math.min(BUDGET, record.budget + now - record.budgetAt)
+  record.budgetAt = now
+  if (record.budget < POLL_COST) return false
+  record.budget -= POLL_COST
+  return true
 }
 
 // The event's name in the table: where a guard decides, each outcome is an event of its own.
@@ -150,6 +162,7 @@ function nameOf(record, event, { now, config }) {
   }
   const carried = state === "connected" || (state === "polling" && record.poll === "up")
   if (["wake", "online", "retry"].includes(kind) && record.notBefore > now && !carried) return "too_soon"
+  if (state === "connected" && kind === "ws_suspect") return record.suspicion.polls ? kind : "ws_suspect_over_budget"
   if (state === "connected" && kind === "ws_closed") {
     if (record.poll === "up") return "ws_lost_poll_up"
     return event.advice_ms > 0 ? "ws_lost_advised" : "ws_lost"

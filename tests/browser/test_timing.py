@@ -148,6 +148,29 @@ def test_blackholed_socket_is_noticed_while_nothing_happens(page: Page, proxy: F
     best(measure, 9.75, "idle blackhole to a poll answered")
 
 
+def test_hung_polls_are_noticed_and_websocket_is_tried_at_once(page: Page, proxy: FaultProxy) -> None:
+    """From the moment polls hang (the held one, too, brings nothing) to WebSocket carrying: bar 8 s."""
+    proxy.upgrade = "refuse"
+    sign_in(page, proxy.url)
+
+    def measure() -> float:
+        proxy.upgrade = "refuse"
+        proxy.hang_paths = ()
+        proxy.reset_all()
+        wait_state(page, "polling", timeout=20)
+        since = time.time()
+        wait_for(
+            page, lambda: [s for s in proxy.seen("/changes", since=since - 5) if "wait=25" in s.head.target], 10, "held"
+        )
+        page.wait_for_timeout(500)
+        start = time.time()
+        proxy.hang_paths, proxy.upgrade = ("/changes",), "pass"
+        wait_state(page, "connected", timeout=30)
+        return time.time() - start
+
+    best(measure, 8.0, "hung polls to WebSocket")
+
+
 def test_waking_brings_a_verdict_within_3_s(page: Page, proxy: FaultProxy) -> None:
     """The page becomes visible with a socket that died meanwhile (bar 2 s)."""
     sign_in(page, proxy.url)

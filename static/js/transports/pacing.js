@@ -39,6 +39,7 @@ export class Pacing {
   }
 
   cut(now, after) {
+    if (after > (this.learnedHold || this.#holdMs)) return // silent, not cut
     this.#cuts = [...this.#cuts, after].slice(-2)
     if (this.#cuts.length < 2) return
     const [shortest, longest] = [Math.min(...this.#cuts), Math.max(...this.#cuts)]
