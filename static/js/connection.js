@@ -253,7 +253,7 @@ export class Connection {
   // Back from the browser's cache of pages: whatever the old socket seems to be, it is of another time.
   #reborn() {
     this.#websocket.close()
-    this.dispatch({ type: "ws_closed", reason: "socket-closed" })
+    this.dispatch({ type: "ws_closed", reason: "socket-closed", advice_ms: 0 }) // our own doing: no blame
     this.dispatch({ type: "wake" })
   }
 
