@@ -22,6 +22,7 @@ TRANSPORTS = ("websocket", "polling")
 DRILL_FAULTS = ("refuse", "close", "mute", "delay", "429")
 LONGEST_DRILL_S = 900
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+TRIGGERS = ("echo", "send", "buffered", "slow", "idle-kill", "network")  # connection/detector.py explains them
 ASSISTANTS = ("builtin", "openai", "off")
 SYSTEM_PROMPT = "You are the assistant of this chat. Answer in Markdown, to the point. Say so where you do not know."
 
@@ -92,6 +93,15 @@ def _transports(text: str) -> tuple[str, ...]:
     if not names or any(name not in TRANSPORTS for name in names) or len(set(names)) != len(names):
         raise ValueError("must be websocket, polling, or websocket,polling")
     return tuple(name for name in TRANSPORTS if name in names)
+
+
+def _triggers(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if names == ("off",):
+        return ()
+    if not names or any(name not in TRIGGERS for name in names):
+        raise ValueError(f"must be off, or some of {', '.join(TRIGGERS)}, commas between")
+    return tuple(name for name in TRIGGERS if name in names)
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -189,6 +199,9 @@ class Settings:
     reconnect_interval: float = _setting("Longest wait between attempts to connect.", 5.0, _number(0.1, 3600), "s")
     max_reconnect_attempts: int = _setting("Attempts before the state is `error`.", 10, _number(1, 1000, whole=True))
     heartbeat_interval: float = _setting("Echo of a page that is not visible.", 30.0, _number(1, 3600), "s")
+    predict: tuple[str, ...] = _setting(
+        "What makes a page poll beside a WebSocket that may be failing; `off`: only its end.", TRIGGERS, _triggers
+    )
 
     session_lifetime: float = _setting("A sign-in ends after so many days.", 30.0, _number(0.01, 3650), "days")
     assistant: str = _setting("Who answers: builtin, openai or off.", "builtin", _one_of(*ASSISTANTS))
@@ -306,13 +319,18 @@ def _show(value: Any) -> str:
     return str(value) if not isinstance(value, float) else f"{value:g}"
 
 
-def browser_config(settings: Settings, urls: Mapping[str, str]) -> str:
-    """What the page's JavaScript must know, as JSON. Times are milliseconds where the name ends in _ms."""
+def browser_config(settings: Settings, urls: Mapping[str, str], network: str = "") -> str:
+    """What the page's JavaScript must know, as JSON. Times are milliseconds where the name ends in _ms.
+
+    `network`: the key of the network that the page is asked from; see connection/memory.py.
+    """
     return json.dumps(
         {
             **urls,
+            "network": network,
             "transports": settings.transports,
             "heartbeat_ms": round(settings.heartbeat_interval * 1000),
+            "predict": settings.predict,
             "reconnect_ms": round(settings.reconnect_interval * 1000),
             "max_attempts": settings.max_reconnect_attempts,
             "poll_ms": round(settings.poll_interval * 1000),

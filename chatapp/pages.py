@@ -16,6 +16,7 @@ from flask import Blueprint, abort, current_app, jsonify, redirect, render_templ
 from chatapp import auth as auth_room
 from chatapp.auth import Refused
 from chatapp.config import browser_config
+from chatapp.connection.memory import network_key
 from chatapp.connection.states import table_json
 from chatapp.conversation import ChatError, Conflict, Gone
 from chatapp.house import House
@@ -222,7 +223,9 @@ def _connection_context() -> dict[str, Any]:
         "epoch": parts.epoch,
         "instance": parts.instance,
         "person_id": sign_in.person.uuid if sign_in else "",
-        "config_json": browser_config(parts.settings, urls),
+        "config_json": browser_config(
+            parts.settings, urls, network_key(str(current_app.secret_key), request.remote_addr or "")
+        ),
         "states_json": table_json(),
     }
 

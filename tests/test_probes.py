@@ -78,7 +78,7 @@ def test_settings_of_the_recognised_proxy_only() -> None:
 
 
 def test_the_page_judges_alike() -> None:
-    """The same vectors through static/js/verdicts.js, where Node is there (`node --test tests/js`)."""
+    """The same vectors through static/js/check/verdicts.js, where Node is there (`node --test tests/js`)."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("Node is not there; tests/browser/test_check.py runs them in Chromium")

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from chatapp.client.feeds import Element
 from chatapp.connection.record import Event
 
-Activity = Literal["awaiting", "visible", "hidden"]
+Activity = Literal["awaiting", "active", "visible", "idle", "offline", "hidden"]
 Fields = Iterable[tuple[str, str]]
 Method = Literal["GET", "POST"]
 

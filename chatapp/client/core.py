@@ -14,13 +14,16 @@ from chatapp.client.feeds import Element, Entry, Feed, Message
 from chatapp.client.outbox import Ack, Again, Outbox, Outcome, Outgoing, Refusal
 from chatapp.client.polling import PollingTransport, Urls
 from chatapp.client.websocket import WebSocketTransport
-from chatapp.connection import delays
+from chatapp.connection import facts
 from chatapp.connection.delays import Config, Random
+from chatapp.connection.detector import TRIGGERS
+from chatapp.connection.quality import Watch
 from chatapp.connection.record import Event, Record
 from chatapp.connection.states import Machine, is_connected
 
 LIST = "list"
 SLEPT_MS = 3000
+ACTIVE_MS, IDLE_MS = 120_000, 600_000  # since the last message or hint: active until, idle from
 RESYNC_MS = 1000  # a feed is asked for again at most this often
 
 
@@ -35,6 +38,8 @@ class Settings:
     max_message: int = 512
     heartbeat_ms: int = 30_000
     hold_ms: int = 25_000
+    triggers: tuple[str, ...] = TRIGGERS
+    kill_gap: int = 0  # remembered of this network
 
 
 @dataclass
@@ -59,7 +64,9 @@ class Core:
         self.gone: set[str] = set()
         self.on_change: Callable[[Record], None] = lambda record: None
         self.machine = Machine(settings.machine, random)
-        self.websocket = WebSocketTransport(self, settings.max_message, settings.heartbeat_ms)
+        self.machine.record["killGap"] = settings.kill_gap
+        self.watch = Watch()
+        self.websocket = WebSocketTransport(self, settings.max_message, settings.heartbeat_ms, settings.triggers)
         self.polling = PollingTransport(
             self, settings.urls, settings.person, settings.machine["poll_ms"], settings.hold_ms
         )
@@ -72,6 +79,7 @@ class Core:
         self._is_busy = False
         self._resyncs: dict[str, int] = {}
         self._last_resync = -RESYNC_MS
+        self._used_at = 0  # when somebody last did something with it
 
     # What people do
 
@@ -82,12 +90,15 @@ class Core:
 
     def start(self, now: int) -> None:
         """Connect, and stay connected until `stop`."""
-        self.now = now
+        self.now = self._used_at = now
+        self.watch.begin(now)
         self.on({"type": "start"})
 
     def hint(self, now: int, event: Event) -> None:
         """retry, wake, online, offline, hidden, stop: what the person or the system says."""
         self.now = now
+        if event["type"] in ("wake", "retry"):
+            self._use()
         self.on(event)
 
     def follow(self, now: int, feed: str, cursor: int = 0) -> None:
@@ -107,6 +118,7 @@ class Core:
     def send(self, now: int, entry: Outgoing) -> None:
         """Take a message; it is repeated until the server has it."""
         self.now = now
+        self._use()
         self.outbox.add(entry)
 
     def messages(self, conversation: str) -> list[Message]:
@@ -146,7 +158,8 @@ class Core:
     def due(self) -> float | None:
         """When `tick` is wanted next."""
         deadlines = [until for _, until in self._requests.values()]
-        times = [self.machine.due(), self.websocket.due(), self.polling.due(), self.outbox.due()]
+        judged = self.watch.due if self.record["status"] != "disconnected" else None
+        times = [self.machine.due(), self.websocket.due(), self.polling.due(), self.outbox.due(), judged]
         return min((at for at in [*times, *self._resyncs.values(), *deadlines] if at is not None), default=None)
 
     def tick(self, now: int) -> None:
@@ -158,10 +171,16 @@ class Core:
         for number in [number for number, (_, until) in self._requests.items() if until <= now]:
             self._actions.append(Drop(number))
             self.answered(now, number, None)
+        self._note_activity()
         if (self.machine.due() or now + 1) <= now:
             self.on({"type": "tick"})
         self.websocket.tick()
         self.polling.tick()
+        if now >= self.watch.due:
+            pacing = self.polling.pacing
+            is_plain = self.record["status"] == "polling" and not pacing.hold(now)
+            extra = pacing.interval(self.activity()) / 2 if is_plain else 0
+            self.on(self.watch.judge(now, self.record, extra))
         self.outbox.tick(now)
         for feed in [name for name, at in self._resyncs.items() if at <= now]:
             del self._resyncs[feed]
@@ -183,7 +202,10 @@ class Core:
         before = self.record
         try:
             while self._inbox:
-                for action in self.machine.take(self._inbox.pop(0), self.now):
+                event, was = self._inbox.pop(0), self.record
+                actions = self.machine.take(event, self.now)
+                self.watch.note(self.now, event, was, self.record)
+                for action in actions:
                     self._obey(action)
         finally:
             self._is_busy = False
@@ -212,10 +234,15 @@ class Core:
         return self.epoch, {name: feed.cursor for name, feed in self.feeds.items()}
 
     def activity(self, awaiting: bool = False) -> Activity:
-        """Closer while an answer is awaited."""
-        if self.record["hidden"]:
+        """How closely to watch: an answer is awaited, or how long ago somebody did something."""
+        if self.record["activity"] == "hidden":
             return "hidden"
-        return "awaiting" if awaiting or self._flights or self._is_answering() else "visible"
+        if self.record["offline"]:
+            return "offline"
+        if awaiting or self._flights or self._is_answering():
+            return "awaiting"
+        unused = self.now - self._used_at
+        return "active" if unused < ACTIVE_MS else "visible" if unused < IDLE_MS else "idle"
 
     def receive(self, element: Element, transport: str) -> bool:
         """An element from the server. True if it moved a cursor."""
@@ -240,9 +267,21 @@ class Core:
 
     # Inside
 
+    def _use(self) -> None:
+        self._used_at = self.now
+        self._note_activity()
+        self.polling.hasten()
+
+    def _note_activity(self) -> None:
+        """The machine probes more often for somebody who is there."""
+        level = self.activity()
+        level = "active" if level == "awaiting" else level
+        if level not in ("hidden", "offline", self.record["activity"]):
+            self.on({"type": "activity", "level": level})
+
     def _obey(self, action: str) -> None:
         if action == "open_websocket":
-            self.websocket.open(delays.proof_ms(self.record["shortLives"]))
+            self.websocket.open(facts.proof(self.record, self.now), self.record["killGap"])
         elif action == "close_websocket":
             self.websocket.close()
             self._repost()
@@ -261,13 +300,20 @@ class Core:
         flight = self._flights[entry.id] = Flight(entry)
         by_socket = self.record["status"] == "connected" and self.record["ws"] == "up" and not entry.create
         if not by_socket or not self.websocket.send(entry):
-            flight.post = self.polling.send(entry)
+            self._post(flight)
+
+    def _post(self, flight: Flight) -> None:
+        """By HTTP, but not before the moment that the server asked for."""
+        if (left := self.record["notBefore"] - self.now) > 0:
+            self._land(flight.entry.id, Again("rate-limited", left))
+        else:
+            flight.post = self.polling.send(flight.entry)
 
     def _repost(self) -> None:
         """What went by a socket that is silent or closed goes again, by POST."""
-        for flight in self._flights.values():
+        for flight in list(self._flights.values()):
             if flight.post is None:
-                flight.post = self.polling.send(flight.entry)
+                self._post(flight)
 
     def _land(self, client_id: str, outcome: Outcome) -> None:
         flight = self._flights.pop(client_id, None)

@@ -12,14 +12,14 @@ from chatapp.client.actions import Answer, Renew, World
 from chatapp.client.feeds import parse
 from chatapp.client.outbox import Ack, Again, Outcome, Outgoing, Refusal
 from chatapp.connection.delays import rtt_estimate
+from chatapp.connection.pacing import EARLY_MS, GAP_MS, Pacing
 from chatapp.connection.record import Event
 
 MARK = "<chat-answer"
-PLAIN_FOR_MS = 5 * 60_000  # after holds proved useless here, before they are tried again
-GAP_MS = 20
 ALLOWANCE_MS = 6000  # beyond the hold
 POST_MS = 10_000
-BEATS_MS = {"awaiting": 2000, "visible": 5000, "hidden": 5000}
+BEATS_MS = {"awaiting": 2000, "active": 5000, "visible": 5000, "idle": 15_000}  # not while hidden or offline
+BEAT_LATER_MS = 5000
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PollingTransport:
 
     def __init__(self, world: World, urls: Urls, person: str, poll_ms: int, hold_ms: int) -> None:
         self._world, self._urls, self._person = world, urls, person
-        self._poll_ms, self._hold_ms = poll_ms, hold_ms
+        self.pacing = Pacing(poll_ms, hold_ms)
         self._running = False
         self._poll: Poll | None = None
         self._next: tuple[int, int] | None = None  # when to ask, with which wait
@@ -54,7 +54,6 @@ class PollingTransport:
         self._beat_at: int | None = None
         self._buffering_at: float | None = None
         self._estimate: dict[str, float] | None = None
-        self._early = self._cuts = self._plain_until = 0
 
     @property
     def rto(self) -> float:
@@ -83,6 +82,12 @@ class PollingTransport:
         """The plan changed."""
         if self._running:
             self.verify()
+
+    def hasten(self) -> None:
+        """Somebody did something: a plain poll that is far off comes sooner."""
+        if self._next and self._running:
+            soon = self._world.now + self.pacing.interval(self._world.activity())
+            self._next = (min(self._next[0], int(soon)), self._next[1])
 
     def send(self, entry: Outgoing) -> int:
         """POST a message; the number of the request."""
@@ -128,7 +133,7 @@ class PollingTransport:
         if self._beat_at is not None and now >= self._beat_at:
             self._send_beat()
         if self._buffering_at is not None and now >= self._buffering_at:
-            self._go_plain()  # a plain request saw news that the held one still has not brought
+            self.pacing.buffered(now)  # a plain request saw news that the held one still has not brought
             self.verify()
 
     def answered(self, number: int, answer: Answer | None) -> None:
@@ -152,7 +157,7 @@ class PollingTransport:
         number = self._request(fields, wait, wait * 1000 + ALLOWANCE_MS)
         self._poll = Poll(number, wait, self._world.now, fields)
         if wait:
-            self._beat_at = self._world.now + BEATS_MS[self._world.activity()]
+            self._plan_beat()
 
     def _request(self, fields: list[tuple[str, str]], wait: int, within: int) -> int:
         return self._world.ask("poll", "GET", self._urls.changes, [*fields, ("wait", str(wait))], within)
@@ -185,48 +190,46 @@ class PollingTransport:
         return True, advanced, more
 
     def _conclude(self, poll: Poll, news: bool, advanced: bool, more: bool) -> None:
-        took = self._world.now - poll.started
-        early = poll.wait > 0 and not news and took < 1000
+        now = self._world.now
+        took = now - poll.started
+        early = poll.wait > 0 and not news and took < EARLY_MS
         if not poll.wait:
             self._measure(took)
-        elif not early:
-            self._early = self._cuts = 0
+        elif early:
+            self.pacing.ended_early(now)
         else:
-            self._early += 1
-            if self._early >= 2:
-                self._go_plain()
+            self.pacing.held(took, news)
         self._world.on({"type": "poll_answered"})
         if not self._running or self._next or self._poll:
             return  # stopped or asked anew meanwhile
         unmoved = news and not advanced  # something is wrong: never ask in a tight loop
-        soon = self._holds() or (more and not unmoved)
-        wait = 0 if more or not self._holds() else round(self._hold_ms / 1000)
-        self._next = (self._world.now + (GAP_MS if soon and not unmoved and not early else self._poll_ms), wait)
+        gap = self.pacing.gap(now, self._world.activity(), news, not unmoved and not early)
+        wait = 0 if more else round(self.pacing.hold(now) / 1000)
+        self._next = (int(now + (GAP_MS if more and not unmoved else gap)), wait)
 
     def _lost(self, poll: Poll, event: Event, quick: bool = False) -> None:
         """A poll failed; the machine decides when to ask again."""
-        cut = poll.wait > 0 and self._world.now - poll.started > 1000
+        now = self._world.now
+        cut = poll.wait > 0 and now - poll.started > EARLY_MS and not event.get("advice_ms")
         if cut and not quick:
-            self._cuts += 1
-            if self._cuts >= 2:
-                self._go_plain()
+            self.pacing.cut(now, now - poll.started)
         event["quick"] = (cut or quick) and not event.get("advice_ms")
         self._running = False
         self._world.on(event)
 
-    def _holds(self) -> bool:
-        return self._hold_ms > 0 and self._world.now >= self._plain_until
-
-    def _go_plain(self) -> None:
-        self._early = self._cuts = 0
-        self._plain_until = self._world.now + PLAIN_FOR_MS
-
     def _measure(self, took: int) -> None:
         self._estimate = rtt_estimate(self._estimate, took)
-        self._world.on({"type": "measured", "rtt": round(self._estimate["srtt"])})
+        jitter = round(self._estimate["rttvar"])
+        self._world.on({"type": "measured", "rtt": round(self._estimate["srtt"]), "jitter": jitter})
+
+    def _plan_beat(self) -> None:
+        self._beat_at = self._world.now + BEATS_MS.get(self._world.activity(), BEAT_LATER_MS)
 
     def _send_beat(self) -> None:
         poll, self._beat_at = self._poll, None
+        if self._world.activity() not in BEATS_MS:  # hidden, offline: nothing that is late says anything
+            self._plan_beat()
+            return
         if poll and not self._beat:
             self._beat = (self._request(poll.fields, 0, int(self.rto)), self._world.now)
 
@@ -235,20 +238,20 @@ class PollingTransport:
         if poll is None:
             return
         if answer is None:
-            self._cuts = 0
             self._abort()
             self._lost(poll, {"type": "poll_failed", "reason": "mute"}, quick=True)
             return
-        if answer.status == 401:
+        event = failure(answer)
+        if event and (event["type"] == "signed_out" or event.get("advice_ms")):
             self._abort()
             self._running = False
-            self._world.on({"type": "signed_out", "reason": "signed-out"})
+            self._world.on(event)
             return
         if answer.status in (200, 204):
             self._measure(self._world.now - began)
         if answer.status == 200 and self._buffering_at is None:
             self._buffering_at = self._world.now + self.rto
-        self._beat_at = self._world.now + BEATS_MS[self._world.activity()]
+        self._plan_beat()
 
 
 def failure(answer: Answer) -> Event | None:

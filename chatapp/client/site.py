@@ -115,7 +115,7 @@ class Socket:
                     self._write(event.response())
                     return int(event.code), event.reason or ""
                 elif isinstance(event, RejectConnection):
-                    return 1006, ""
+                    return 1006, _advice_of(event)
         return 1006, ""
 
     def say(self, text: str) -> None:
@@ -142,6 +142,13 @@ class Socket:
         with self._lock:
             if self._sock:
                 self._sock.sendall(self._ws.send(event))
+
+
+def _advice_of(refusal: RejectConnection) -> str:
+    """A refused upgrade's Retry-After, in the words of a closing server."""
+    value = next((value.decode() for name, value in refusal.headers if name.lower() == b"retry-after"), None)
+    seconds = _advice_ms(value) / 1000
+    return f"retry={seconds:g}" if seconds and refusal.status_code in (429, 503) else ""
 
 
 class Session:

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -23,6 +24,8 @@ from chatapp.client.feeds import Element, Entry, Message
 from chatapp.client.outbox import Ack, Outgoing, Refusal
 from chatapp.client.polling import Urls
 from chatapp.client.site import NotSignedIn, Session, Site, Socket
+from chatapp.connection import memory
+from chatapp.connection.delays import Config
 from chatapp.connection.record import Record
 
 Got = TypeVar("Got")
@@ -32,6 +35,7 @@ class Client:
     """A person's connection. Methods may be called from any thread; callbacks run under the lock and must not block.
 
     `transports` narrows what the server offers. `on_change(record)` is told of every change of the record.
+    `networks` remembers where WebSocket failed, for the next client that is given it; store it where that matters.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Client:
         password: str,
         transports: Iterable[str] = ("websocket", "polling"),
         on_change: Callable[[Record], None] = lambda record: None,
+        networks: memory.Networks | None = None,
     ) -> None:
         self._session = Session(Site.of(url))
         self._email, self._password = email, password
@@ -52,6 +57,9 @@ class Client:
         self._requests: dict[int, http.client.HTTPConnection | None] = {}
         self._is_closed = False
         self._ws_path = ""
+        self._networks: memory.Networks = {} if networks is None else networks
+        self._network = ""
+        self._noted: set[str] = set()
 
     def start(self) -> Client:
         """Sign in and connect. Raises OSError, NotSignedIn. Returns itself."""
@@ -60,8 +68,9 @@ class Client:
         config, body = self._session.home()
         self._ws_path = str(config["ws_url"])
         settings = _settings(config, body, self._transports, int((time.monotonic() - began) * 100))
+        settings = self._with_lesson(settings, str(config["network"]))
         self._core = Core(settings, random.random)
-        self._core.on_change = self._on_change
+        self._core.on_change = self._changed_record
         self._enter(lambda core, now: core.start(now))
         self.follow(LIST)
         threading.Thread(target=self._keep_time, name="chatapp client", daemon=True).start()
@@ -163,6 +172,29 @@ class Client:
 
     # Inside
 
+    def _with_lesson(self, settings: Settings, network: str) -> Settings:
+        """What is remembered of this network."""
+        self._network = network
+        doubtful = memory.is_doubtful(self._networks, network, _wall_ms())
+        machine: Config = {**settings.machine, "is_doubtful": doubtful}
+        known = self._networks.get(network)
+        return replace(settings, machine=machine, kill_gap=known["killGap"] if known else 0)
+
+    def _changed_record(self, record: Record) -> None:
+        """Each client counts one failure and one success of a network at most."""
+        if record["status"] == "connected":
+            self._remember("worked", True)
+        elif record["status"] == "polling" and record["ws"] == "none" and record["wsReason"] in memory.BLAMED:
+            self._remember("failed", False)
+        if record["killGap"]:
+            self._remember(f"gap {record['killGap']}", None, record["killGap"])
+        self._on_change(record)
+
+    def _remember(self, what: str, has_worked: bool | None, kill_gap: int = 0) -> None:
+        if what not in self._noted:
+            self._noted.add(what)
+            memory.note(self._networks, self._network, _wall_ms(), has_worked, kill_gap)
+
     def _running(self) -> Core:
         if self._core is None:
             raise RuntimeError("start() the client first")
@@ -241,8 +273,8 @@ def _settings(config: dict[str, object], body: Element, transports: tuple[str, .
     def number(name: str) -> int:
         return int(str(config[name]))
 
-    offered = config["transports"]
-    assert isinstance(offered, list)
+    offered, predict = config["transports"], config["predict"]
+    assert isinstance(offered, list) and isinstance(predict, list)
     return Settings(
         machine={
             "transports": [name for name in offered if name in transports],
@@ -259,7 +291,12 @@ def _settings(config: dict[str, object], body: Element, transports: tuple[str, .
         max_message=number("ws_max_message"),
         heartbeat_ms=number("heartbeat_ms"),
         hold_ms=number("poll_hold_ms"),
+        triggers=tuple(predict),
     )
+
+
+def _wall_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _now_ms() -> int:

@@ -20,6 +20,7 @@ class Config(TypedDict):
     poll_retries: int
     poll_backoff: float
     latency_ms: NotRequired[int]
+    is_doubtful: NotRequired[bool]  # WebSocket failed on this network before: begin by polling
 
 
 def head_start(latency_ms: float) -> int:
@@ -41,11 +42,15 @@ def slow_retry_delay(times: int, config: Config, random: Random) -> int:
     return math.floor(ceiling * (1 - 0.25 * random()))
 
 
-def probe_delay(previous: int, hidden: bool, random: Random) -> int:
+# From the beginning of one WebSocket probe to that of the next, while polling: at most, by what the person does.
+PROBE_CAP_MS = {"active": 10_000, "visible": 60_000, "idle": 300_000, "hidden": 900_000}
+
+
+def probe_delay(previous: int, activity: str, random: Random) -> int:
     """Before the next WebSocket probe while polling: 1-3 s first, then decorrelated jitter under a cap."""
     if previous == 0:
         return math.floor(1000 + 2000 * random())
-    return math.floor(min(60_000 if hidden else 10_000, 1000 + random() * (3 * previous - 1000)))
+    return math.floor(min(PROBE_CAP_MS[activity], 1000 + random() * (3 * previous - 1000)))
 
 
 def poll_retry_delay(failures: int, config: Config, random: Random) -> int:
@@ -56,9 +61,32 @@ def poll_retry_delay(failures: int, config: Config, random: Random) -> int:
     return math.floor(base * (0.95 + 0.1 * random()))
 
 
-def proof_ms(short_lives: int) -> int:
-    """How long a socket must live beyond its echoes before it carries: longer where sockets keep dying young."""
-    return 0 if short_lives == 0 else min(4000, 500 << min(short_lives, 5))
+# Damping of sockets that keep breaking: each unclean end adds to a penalty that halves every five minutes.
+HALF_LIFE_MS = 300_000
+SUPPRESS, REUSE, CEILING = 2500, 750, 6000
+YOUNG_MS, SETTLED_MS = 10_000, 300_000
+
+
+def penalty_of(lived: float, is_pattern: bool) -> int:
+    """What an unclean end costs a socket that lived so long; a proxy's known idle cut is hardly instability."""
+    if is_pattern or lived >= SETTLED_MS:
+        return 250
+    return 1500 if lived < YOUNG_MS else 1000
+
+
+def decayed(penalty: float, age: float) -> float:
+    """A penalty after so many ms."""
+    return float(penalty * math.pow(2, -max(0, age) / HALF_LIFE_MS))
+
+
+def damped_for(penalty: float) -> int:
+    """How long WebSocket is left alone with this penalty: until it has decayed to `REUSE`; 0: not at all."""
+    return 0 if penalty < SUPPRESS else math.floor(HALF_LIFE_MS * math.log2(penalty / REUSE))
+
+
+def proof_ms(penalty: float) -> int:
+    """How long a socket must live beyond its echoes before it carries: longer where sockets keep dying."""
+    return 0 if penalty < REUSE else math.floor(min(4000, penalty))
 
 
 def rtt_estimate(previous: Mapping[str, float] | None, sample: float) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """How a test of the connection is judged: rules of plain data, and a small pure interpreter of them.
 
 A test makes probes; each probe has facts, its rules turn them into an outcome, and all outcomes together into one
-verdict. The page carries `rules_json()` for static/js/verdicts.js, `chatapp doctor` uses it here, and
+verdict. The page carries `rules_json()` for static/js/check/verdicts.js, `chatapp doctor` uses it here, and
 `tests/vectors/probes.json` runs in both languages: so the browser and the shell never disagree. Times are milliseconds.
 """
 

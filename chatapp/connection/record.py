@@ -4,6 +4,8 @@ from typing import Literal, NotRequired, TypedDict
 
 from chatapp.connection.delays import Config
 
+BUDGET_MS = 60_000  # six polls beside suspected sockets, and one more every ten seconds
+
 State = Literal["disconnected", "connecting", "connected", "polling", "reconnecting", "error"]
 
 
@@ -15,7 +17,30 @@ class Event(TypedDict):
     advice_ms: NotRequired[int]  # the server's Retry-After or closing advice
     quick: NotRequired[bool]  # a poll that was cut while it waited: worth one retry at once
     rtt: NotRequired[int]
+    jitter: NotRequired[int]
     queued: NotRequired[int]
+    level: NotRequired[str]  # of activity: active, visible, idle; of quality: excellent … lost, unknown
+    trigger: NotRequired[str]  # of a suspicion: see detector.TRIGGERS
+    silent_ms: NotRequired[int]  # how long nothing had come or gone when a socket ended
+    score: NotRequired[int | None]
+    limit: NotRequired[str | None]  # what limits the quality most: delay, jitter, loss, drops
+
+
+class Suspicion(TypedDict):
+    """A suspected socket: why, since when, and when a poll beside it first brought an answer."""
+
+    trigger: str
+    at: int
+    flowsAt: int | None
+    polls: bool  # a poll runs beside it: the budget allowed one
+
+
+class Foretold(TypedDict):
+    """How a suspicion ended: averted, confirmed or both-failed; lead: how long before the end polls flowed (ms)."""
+
+    trigger: str
+    outcome: str
+    lead: int | None
 
 
 class Record(TypedDict):
@@ -38,10 +63,23 @@ class Record(TypedDict):
     quickUsed: bool
     slowRetries: int
     probeDelay: int
-    shortLives: int
+    wsTriedAt: int
     wsSince: int
+    penalty: float  # of WebSocket, as it was at penaltyAt
+    penaltyAt: int
+    blame: int  # to be added to the penalty once the server proves to be there
+    blamedAt: int
+    dampedUntil: int
+    gaps: list[int]  # how long the last sockets had been silent when they were cut
+    killGap: int
+    budget: int  # for polls beside suspected sockets, as it was at budgetAt (ms; see facts.py)
+    budgetAt: int
+    suspicion: Suspicion | None
+    foretold: Foretold | None
+    qualityLevel: str
+    qualityLimit: str | None
     notBefore: int
-    hidden: bool
+    activity: str  # active, visible, idle, hidden
     offline: bool
     timers: dict[str, int]
 
@@ -66,10 +104,23 @@ def new_record(config: Config) -> Record:
         "quickUsed": False,
         "slowRetries": 0,
         "probeDelay": 0,
-        "shortLives": 0,
+        "wsTriedAt": 0,
         "wsSince": 0,
+        "penalty": 0,
+        "penaltyAt": 0,
+        "blame": 0,
+        "blamedAt": 0,
+        "dampedUntil": 0,
+        "gaps": [],
+        "killGap": 0,
+        "budget": BUDGET_MS,
+        "budgetAt": 0,
+        "suspicion": None,
+        "foretold": None,
+        "qualityLevel": "unknown",
+        "qualityLimit": None,
         "notBefore": 0,
-        "hidden": False,
+        "activity": "active",
         "offline": False,
         "timers": {},
     }

@@ -9,11 +9,13 @@ import json
 import math
 from typing import Literal
 
-from chatapp.connection import delays
+from chatapp.connection import delays, facts
 from chatapp.connection.delays import Config, Random
 from chatapp.connection.record import Event, Record, State, new_record
 
 Rows = dict[str, tuple[State, str]]
+
+OFFLINE_ATTEMPTS = 5  # while offline, attempts are not counted, and come as far apart as after so many
 
 STATES: tuple[State, ...] = ("disconnected", "connecting", "connected", "polling", "reconnecting", "error")
 
@@ -46,9 +48,10 @@ TABLE: dict[State, Rows] = {
     "disconnected": {
         "start": ("connecting", "open_websocket await_head_start await_attempt"),
         "start_polling": ("connecting", "start_poll await_attempt"),
+        "start_doubtful": ("connecting", "start_poll await_head_start await_attempt"),
     },
     "connecting": {
-        "head_start_over": ("connecting", "start_poll"),
+        "head_start_over": ("connecting", "open_websocket start_poll"),
         "ws_refused": ("connecting", "close_websocket start_poll"),
         "ws_unproved": ("connecting", "start_poll await_proof"),
         "attempt_failed": ("reconnecting", f"{_FAIL} await_retry"),
@@ -58,6 +61,7 @@ TABLE: dict[State, Rows] = {
     },
     "connected": {
         "ws_suspect": ("connected", "start_poll resend"),
+        "ws_suspect_over_budget": ("connected", "resend"),
         "ws_recovered": ("connected", "stop_poll clear_timers"),
         "poll_failed": ("connected", "await_poll"),
         "poll_due": ("connected", "start_poll"),
@@ -75,6 +79,7 @@ TABLE: dict[State, Rows] = {
         "probe_due": ("polling", "open_websocket await_attempt"),
         "poll_failed": ("polling", "await_poll hasten_probe"),
         "poll_due": ("polling", "start_poll"),
+        "activity": ("polling", "hasten_return"),
         "polls_exhausted": ("reconnecting", f"{_GIVE_UP} await_retry"),
         "polls_exhausted_ws_ready": ("connected", _SETTLE),
         **_on_hint("polling", _REPOLL),
@@ -152,7 +157,7 @@ def _take(record: Record, event: Event, now: int, config: Config, random: Random
     field, credible = _CREDIBLE.get(event["type"], ("status", STATES))
     if record[field] not in credible:  # type: ignore[literal-required]
         return []
-    _note(record, event, now)
+    facts.note(record, event, now)
     name = _name(record, event, now, config)
     actions: list[str] = []
     if row := TABLE[before].get(name):
@@ -162,92 +167,28 @@ def _take(record: Record, event: Event, now: int, config: Config, random: Random
     return actions
 
 
-def _note(record: Record, event: Event, now: int) -> None:
-    """Facts that hold whatever the state is."""
-    kind = event["type"]
-    if kind == "attempt_over":
-        _note_silence(record)
-    if "rtt" in event:
-        record["rtt"] = event["rtt"]
-    if "queued" in event:
-        record["queued"] = event["queued"]
-    if event.get("advice_ms", 0) > 0:
-        record["notBefore"] = max(record["notBefore"], now + event["advice_ms"])
-    if kind in ("hidden", "wake"):
-        record["hidden"] = kind == "hidden"
-    elif kind in ("offline", "online"):
-        record["offline"] = kind == "offline"
-    elif kind.startswith("poll_"):
-        _note_poll(record, event)
-    elif kind in ("signed_out", "refused", "stop"):
-        record["pollReason"] = event.get("reason")
-    elif kind.startswith("ws_"):
-        _note_websocket(record, event, now)
-    if kind in ("online", "retry"):
-        record["shortLives"] = 0
-        record["probeDelay"] = 0
-
-
-def _note_silence(record: Record) -> None:
-    """What an attempt that ran out of time says about each transport."""
-    if record["ws"] in ("opening", "ready"):
-        record["wsReason"] = "upgrade-hung" if record["ws"] == "opening" else "mute"
-    if record["poll"] == "trying":
-        record["pollReason"] = "server-unreachable"
-
-
-def _note_poll(record: Record, event: Event) -> None:
-    if event["type"] == "poll_answered":
-        record["poll"] = "up"
-        record["pollFailures"] = 0
-        record["quickUsed"] = False
-        record["pollReason"] = None
-    elif event["type"] == "poll_failed":
-        quick = event.get("quick", False) and not record["quickUsed"]
-        record["poll"] = "failed"
-        record["quickUsed"] = record["quickUsed"] or quick
-        record["pollFailures"] += 0 if quick else 1
-        record["pollReason"] = event.get("reason")
-
-
-def _note_websocket(record: Record, event: Event, now: int) -> None:
-    kind = event["type"]
-    if kind == "ws_closed":
-        if record["ws"] in ("ready", "up", "suspect"):
-            _note_life(record, now - record["wsSince"], advised="advice_ms" in event)
-        record["ws"] = "none"
-        record["wsReason"] = event.get("reason")
-    elif kind == "ws_ready":
-        record["ws"] = "ready"
-        record["wsSince"] = now
-    elif kind == "ws_suspect":
-        record["ws"] = "suspect"
-    elif kind in ("ws_recovered", "ws_proved"):
-        record["ws"] = "up"
-
-
-def _note_life(record: Record, lived: int, advised: bool) -> None:
-    """Sockets that die young make the next one prove itself for longer; a restart of the server is no such death."""
-    if lived >= 60_000:
-        record["shortLives"] = 0
-    elif lived < 10_000 and not advised:
-        record["shortLives"] += 1
-
-
 def _name(record: Record, event: Event, now: int, config: Config) -> str:
     """The event's name in the table: where a guard decides, each outcome is an event of its own."""
     kind, state = event["type"], record["status"]
     if state == "disconnected" and kind in ("start", "retry"):
-        return "start" if "websocket" in config["transports"] else "start_polling"
+        return _name_of_start(config)
     if kind in ("wake", "online", "retry") and record["notBefore"] > now and not _carried(record):
         return "too_soon"  # the server asked for a pause, and it wins
+    if state == "connected" and kind == "ws_suspect":
+        return kind if record["suspicion"] and record["suspicion"]["polls"] else "ws_suspect_over_budget"
     if state == "connected" and kind == "ws_closed":
         return _name_of_loss(record, event)
     if state == "polling":
         return _name_in_polling(record, kind, config)
     if state in ("connecting", "reconnecting", "error"):
-        return _name_in_race(record, kind, config)
+        return _name_in_race(record, kind, config, now)
     return kind
+
+
+def _name_of_start(config: Config) -> str:
+    if "websocket" not in config["transports"]:
+        return "start_polling"
+    return "start_doubtful" if config.get("is_doubtful") and "polling" in config["transports"] else "start"
 
 
 def _carried(record: Record) -> bool:
@@ -268,10 +209,10 @@ def _name_in_polling(record: Record, kind: str, config: Config) -> str:
     return kind
 
 
-def _name_in_race(record: Record, kind: str, config: Config) -> str:
+def _name_in_race(record: Record, kind: str, config: Config, now: int) -> str:
     if kind == "poll_answered":
         return kind if record["ws"] in ("opening", "ready") else "poll_answered_alone"
-    if kind == "ws_ready" and record["shortLives"] > 0 and "polling" in config["transports"]:
+    if kind == "ws_ready" and facts.proof(record, now) > 0 and "polling" in config["transports"]:
         return "ws_unproved"
     if kind not in ("ws_closed", "poll_failed", "attempt_over"):
         return kind
@@ -296,13 +237,14 @@ def _apply(record: Record, action: str, now: int, config: Config, random: Random
     elif action == "clear_waits":  # everything but the running attempt: it goes on as a probe
         record["timers"] = {k: v for k, v in record["timers"].items() if k == "attempt"}
     elif action == "count_attempt":
-        record["reconnectAttempts"] += 1
+        record["reconnectAttempts"] += 0 if record["offline"] else 1
     elif action == "open_websocket":
-        return _open(record, "ws", "opening", "websocket", config)
+        return not _left_alone(record, now, config) and _open_websocket(record, now, config)
     elif action == "start_poll":
         record["timers"].pop("head_start", None)
         return _open(record, "poll", "trying", "polling", config)
     elif action == "forget_blame":
+        facts.forget_blame(record)
         record["wsReason"] = None if "polling" in config["transports"] else record["wsReason"]
     elif action == "close_websocket":
         record["ws"] = "none"
@@ -322,6 +264,21 @@ def _open(record: Record, field: Literal["ws", "poll"], value: str, transport: s
     return True
 
 
+def _open_websocket(record: Record, now: int, config: Config) -> bool:
+    record["wsTriedAt"] = now if record["ws"] == "none" else record["wsTriedAt"]
+    return _open(record, "ws", "opening", "websocket", config)
+
+
+def _left_alone(record: Record, now: int, config: Config) -> bool:
+    """Damped: not even in a race, unless polls do not work either."""
+    return now < record["dampedUntil"] and "polling" in config["transports"] and not _polls_fail(record)
+
+
+def _polls_fail(record: Record) -> bool:
+    failed = record["pollFailures"] > 0 or record["quickUsed"] or record["reconnectAttempts"] > 1
+    return failed or record["status"] == "error"
+
+
 def _set_timer(record: Record, action: str, now: int, config: Config, random: Random) -> bool:
     """Set the timer that the action names; the server's advice wins over every delay that dials again."""
     timers, floor = record["timers"], record["notBefore"]
@@ -330,9 +287,10 @@ def _set_timer(record: Record, action: str, now: int, config: Config, random: Ra
     elif action == "await_attempt":
         timers["attempt"] = now + 4000
     elif action == "await_proof":
-        timers["attempt"] = now + 4000 + delays.proof_ms(record["shortLives"])
+        timers["attempt"] = now + 4000 + facts.proof(record, now)
     elif action == "await_retry":
-        timers["retry"] = max(floor, now + delays.retry_delay(record["reconnectAttempts"], config, random))
+        attempts = max(record["reconnectAttempts"], OFFLINE_ATTEMPTS if record["offline"] else 0)
+        timers["retry"] = max(floor, now + delays.retry_delay(attempts, config, random))
     elif action == "await_slow_retry":
         timers["retry"] = max(floor, now + delays.slow_retry_delay(record["slowRetries"], config, random))
         record["slowRetries"] += 1
@@ -341,12 +299,22 @@ def _set_timer(record: Record, action: str, now: int, config: Config, random: Ra
     elif "websocket" not in config["transports"]:
         return False
     elif action == "await_probe":
-        timers.pop("attempt", None)
-        record["probeDelay"] = delays.probe_delay(record["probeDelay"], record["hidden"], random)
-        timers["probe"] = max(floor, now + record["probeDelay"])
-    elif record["ws"] == "none":  # hasten_probe
-        timers["probe"] = max(floor, min(timers.get("probe", now + 300), now + math.floor(300 * random())))
+        _await_probe(record, now, random)
+    elif record["ws"] == "none":  # hasten_probe, hasten_return
+        soon = 300 * random() if action == "hasten_probe" else delays.PROBE_CAP_MS[record["activity"]]
+        at = now + math.floor(soon)
+        damped = 0 if _polls_fail(record) else record["dampedUntil"]
+        timers["probe"] = max(floor, damped, min(timers.get("probe", at), at))
     return True
+
+
+def _await_probe(record: Record, now: int, random: Random) -> None:
+    """The cap is from the beginning of one probe to that of the next: one that hangs uses up time."""
+    record["timers"].pop("attempt", None)
+    hung = now - record["wsTriedAt"] if record["probeDelay"] else 0
+    record["probeDelay"] = delays.probe_delay(record["probeDelay"], record["activity"], random)
+    left = max(1000, delays.PROBE_CAP_MS[record["activity"]] - hung)
+    record["timers"]["probe"] = max(record["notBefore"], record["dampedUntil"], now + min(record["probeDelay"], left))
 
 
 def _settle(record: Record, before: State, now: int, config: Config) -> None:

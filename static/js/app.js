@@ -14,8 +14,8 @@ function start() {
   const config = JSON.parse(meta("chat-config"))
   const { conversation, instance, person } = body.dataset
   const prefix = `${instance}:${person}`
-  const connection = new Connection(config, JSON.parse(meta("chat-states")))
-  connection.reports = new Reports(prefix, uuid(), config.events_url, () => isConnected(connection.record.status))
+  const connection = new Connection(config, JSON.parse(meta("chat-states")), prefix)
+  connection.reports = new Reports(prefix, uuid(), config.events_url, () => connection.mayAsk)
   const outbox = new Outbox(prefix, (entry) => connection.deliver(entry))
   const view = new ConversationView(conversation)
   connection.view = view

@@ -1,8 +1,13 @@
 // The connection: holds the record, feeds events to the state machine, and does what it answers. It knows both
 // transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless.
 
-import { isConnected, newRecord, proofMs, step } from "./states.js"
+import { proof } from "./delays.js"
+import { QualityWatch } from "./quality.js"
+import { isConnected, newRecord, step } from "./states.js"
+import { publish } from "./status.js"
+import { NetworkMemory, Presence, latency, onNetworkChange } from "./surroundings.js"
 import { PollingTransport } from "./transports/polling.js"
+import { ackOf, refusalOf } from "./transports/posts.js"
 import { WebSocketTransport } from "./transports/websocket.js"
 
 const SLEPT = 3000
@@ -10,31 +15,43 @@ const SLEPT = 3000
 export class Connection {
   #config; #states; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
-  #feeds = new Map(); #resyncs = new Map(); #flights = new Map()
+  #feeds = new Map(); #resyncs = new Map(); #flights = new Map(); #presence; #memory; #quality
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
 
-  constructor(config, states) {
-    this.#config = { latency_ms: latency(), ...config }
+  // prefix: of what is kept in localStorage
+  constructor(config, states, prefix) {
+    this.#memory = new NetworkMemory(prefix, config.network)
+    const { is_doubtful, killGap } = this.#memory.lesson
+    this.#config = { latency_ms: latency(), is_doubtful, ...config }
     this.#states = states
-    this.#record = newRecord(config)
+    this.#record = { ...newRecord(config), killGap }
+    this.#presence = new Presence(() => this.#hasten())
     const world = {
       on: (event) => this.dispatch(event),
       receive: (element, transport) => this.#receive(element, transport),
       plan: () => ({ epoch: document.body.dataset.epoch ?? "", feeds: Object.fromEntries(this.#feeds) }),
       activity: (awaiting) => this.#activity(awaiting),
       heartbeat: config.heartbeat_ms,
+      triggers: config.predict,
+      paced: () => this.#publish(),
     }
     let maxMessage = config.ws_max_message
     const socketUrl = new URL(config.ws_url, location.href)
     socketUrl.protocol = socketUrl.protocol.replace("http", "ws")
     this.#websocket = new WebSocketTransport(socketUrl.href, { ...world, maxMessage: () => maxMessage })
     this.#polling = new PollingTransport(config, world)
+    this.#quality = new QualityWatch({
+      on: world.on, read: () => this.#delivery(), report: (type, facts) => this.#report(type, facts),
+    })
     this.onHello = (element) => { maxMessage = Number(element.getAttribute("max-message")) || maxMessage }
   }
 
   get record() { return { ...this.#record } }
+
+  // Messages flow, and the server has asked for no pause.
+  get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= Date.now() }
 
   // To show only: how polls are paced now.
   get pace() { return this.#polling.pace }
@@ -61,6 +78,9 @@ export class Connection {
       const socket = this.#record.status === "connected" && this.#record.ws === "up" && !entry.create
       flight.byWebSocket = socket && this.#websocket.send(entry)
       if (!flight.byWebSocket) this.#post(flight)
+      this.#presence.use()
+      this.#hasten()
+      this.#polling.hasten()
     })
   }
 
@@ -81,32 +101,40 @@ export class Connection {
     const before = this.#record
     const [after, actions] = step(this.#states, before, event, Date.now(), this.#config, Math.random)
     this.#record = after
+    this.#quality.note(event, before, after)
+    this.#memory.note(before, after)
     for (const action of actions) {
       try { this.#do(action) } catch (error) { console.error(error) }
     }
     if (after.status !== before.status) this.#report("state", { from: before.status, to: after.status })
-    else if (event.type === "ws_suspect") this.#report("suspect", {})
+    else if (event.type === "ws_suspect") this.#report("suspect", { reason: event.trigger })
+    const { foretold, killGap } = after
+    if (foretold !== before.foretold) this.#report("predict", { reason: foretold.trigger, data: foretold })
+    if (killGap !== before.killGap) this.#report("idle-kill", { data: { killGap } })
     const shown = (record) => JSON.stringify({ ...record, timers: null })
     if (shown(before) !== shown(after)) this.#publish()
   }
 
   #do(action) {
-    if (action === "open_websocket") this.#websocket.open(proofMs(this.#record.shortLives))
+    if (action === "open_websocket") this.#websocket.open(proof(this.#record, Date.now()), this.#record.killGap)
     else if (action === "close_websocket") {
       this.#websocket.close()
-      for (const flight of this.#flights.values()) if (flight.byWebSocket) this.#post(flight)
+      this.#repost()
     } else if (action === "start_poll") this.#polling.open()
     else if (action === "restart_poll") this.#polling.verify()
     else if (action === "stop_poll") this.#polling.close()
     else if (action === "verify") this.#websocket.verify()
-    else if (action === "resend") {
-      for (const flight of this.#flights.values()) if (flight.byWebSocket) this.#post(flight)
-    }
+    else if (action === "resend") this.#repost()
   }
 
+  #repost() { for (const flight of [...this.#flights.values()]) if (flight.byWebSocket) this.#post(flight) }
+
+  // By HTTP, but not before the moment that the server asked for.
   #post(flight) {
     flight.byWebSocket = false
     const { entry } = flight
+    const left = this.#record.notBefore - Date.now()
+    if (left > 0) return this.#land(entry.id, { retry: "rate-limited", advice_ms: left })
     this.#polling.send(entry).then((outcome) => this.#land(entry.id, outcome))
   }
 
@@ -168,7 +196,7 @@ export class Connection {
     if (to <= cursor) return false // also a late reset: it knows less than what is shown
     if (this.view?.apply(feed, element) === false) return this.#restart(feed)
     this.#feeds.set(feed, to)
-    if (transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect(this.#websocket.rto)
+    if (transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect()
     return to > cursor
   }
 
@@ -190,22 +218,42 @@ export class Connection {
     this.#polling.subscribe(feeds)
   }
 
+  // How closely to watch: an answer is awaited, or how long ago the person did something.
   #activity(awaiting) {
-    if (document.hidden) return "hidden"
-    return awaiting || this.#flights.size > 0 || this.view?.isAwaiting() ? "awaiting" : "visible"
+    const { level } = this.#presence
+    if (level === "hidden") return level
+    if (this.#record.offline) return "offline"
+    const isAwaiting = awaiting || this.#flights.size > 0 || this.view?.isAwaiting()
+    this.#noteLevel(isAwaiting ? "active" : level)
+    return isAwaiting ? "awaiting" : level
+  }
+
+  #noteLevel(level) {
+    const { activity } = this.#record
+    if (activity !== level && activity !== "hidden") this.dispatch({ type: "activity", level })
+  }
+
+  // The person did something: whatever was slowed down comes sooner.
+  #hasten() {
+    if (["active", "hidden"].includes(this.#record.activity)) return
+    this.#noteLevel("active")
+    this.#websocket.pace()
+    this.#polling.hasten()
   }
 
   #listen() {
     document.addEventListener("visibilitychange", () => this.dispatch({ type: document.hidden ? "hidden" : "wake" }))
     addEventListener("online", () => this.dispatch({ type: "online" }))
     addEventListener("offline", () => this.dispatch({ type: "offline" }))
+    if (this.#config.predict.includes("network")) onNetworkChange(() => this.dispatch({ type: "online" }))
+    document.addEventListener("resume", () => this.dispatch({ type: "wake" })) // thawed by the browser
     addEventListener("pageshow", (event) => { if (event.persisted) this.#reborn() })
   }
 
   // Back from the browser's cache of pages: whatever the old socket seems to be, it is of another time.
   #reborn() {
     this.#websocket.close()
-    this.dispatch({ type: "ws_closed", reason: "socket-closed" })
+    this.dispatch({ type: "ws_closed", reason: "socket-closed", advice_ms: 0 }) // our own doing: no blame
     this.dispatch({ type: "wake" })
   }
 
@@ -223,44 +271,25 @@ export class Connection {
     }, Math.max(0, due - Date.now()))
   }
 
-  #publish() {
-    const { status, connectionType, reason, reconnectAttempts, lastConnected } = this.#record
-    document.body.dataset.connection = status
-    const element = document.getElementById("connection-status")
-    if (element) {
-      Object.assign(element.dataset, {
-        state: status, transport: isConnected(status) ? connectionType : "none", reason: reason ?? "",
-        attempts: reconnectAttempts, lastConnected: lastConnected ? new Date(lastConnected).toISOString() : "",
-      })
-    }
-    document.dispatchEvent(new CustomEvent("connection:changed", { detail: this.record }))
+  #publish() { publish(this.record) }
+
+  // What the quality is judged by: does anything get through, and how much later than the round trip says?
+  #delivery() {
+    const { status } = this.#record
+    const { held, every } = this.pace
+    const isLive = status !== "reconnecting" && status !== "error"
+    return { isLive, isHidden: document.hidden, extra: status === "polling" && !held ? every / 2 : 0 }
   }
 
   // What the server's statistics learn of this.
-  #report(type, facts) {
+  #report(type, { data, ...facts }) {
     const { connectionType, reason, wsReason, rtt, reconnectAttempts } = this.#record
     this.reports?.add({
-      type, from: null, to: null, ...facts, reason: reason ?? wsReason, transport: connectionType,
-      data: { rtt, attempts: reconnectAttempts },
+      type, from: null, to: null, reason: reason ?? wsReason, ...facts, transport: connectionType,
+      data: { rtt, attempts: reconnectAttempts, ...data },
     })
   }
 }
 
-function latency() {
-  const [page] = performance.getEntriesByType("navigation")
-  const connect = page ? page.connectEnd - page.connectStart : 0
-  return Math.max(0, Math.min(500, connect || 0))
-}
-
 // Somebody else may have signed in from another tab.
 const isMine = (element) => (element.getAttribute("person") ?? "") === (document.body.dataset.person ?? "")
-
-const ackOf = (element) => Object.fromEntries(
-  ["id", "position", "revision", "conversation"].map((name) => [name, element.getAttribute(name)]),
-)
-
-function refusalOf(element) {
-  const code = element.getAttribute("code")
-  if (code !== "rate") return { refused: code, words: element.textContent }
-  return { retry: "rate-limited", advice_ms: 1000 * Number(element.getAttribute("retry-after") || 1) }
-}

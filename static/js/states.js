@@ -2,46 +2,15 @@
 // there and here, and tests/vectors/states.json runs in both. No I/O, no clock: what happened and when goes in, a new
 // record and the names of actions come out. Times and delays are milliseconds; `random` returns a value in [0, 1).
 
+import {
+  PROBE_CAP, charge, headStart, noteEnd, pollRetryDelay, probeDelay, proof, retryDelay, slowRetryDelay,
+} from "./delays.js"
+
+const BUDGET = 60000 // six polls beside suspected sockets, and one more every ten seconds
+const POLL_COST = 10000
+const OFFLINE_ATTEMPTS = 5 // while offline they are not counted, and come as far apart as after so many
+
 export const isConnected = (status) => status === "connected" || status === "polling"
-
-// --- delays (chatapp/connection/delays.py) ---
-
-export const headStart = (latency) => Math.floor(Math.min(700, Math.max(300, 2 * latency + 250)))
-
-export function retryDelay(attempts, config, random) {
-  if (attempts === 0) return Math.floor(300 * random())
-  const ceiling = Math.min(config.reconnect_ms, 500 * 2 ** Math.min(attempts - 1, 20))
-  return Math.floor(ceiling * (1 - 0.25 * random()))
-}
-
-export function slowRetryDelay(times, config, random) {
-  const ceiling = config.reconnect_ms * Math.min(12, 6 * 1.5 ** Math.min(times, 20))
-  return Math.floor(ceiling * (1 - 0.25 * random()))
-}
-
-export function probeDelay(previous, hidden, random) {
-  if (previous === 0) return Math.floor(1000 + 2000 * random())
-  return Math.floor(Math.min(hidden ? 60000 : 10000, 1000 + random() * (3 * previous - 1000)))
-}
-
-export function pollRetryDelay(failures, config, random) {
-  if (failures === 0) return Math.floor(300 * random())
-  const base = config.poll_ms * config.poll_backoff ** Math.min(failures - 1, 20)
-  return Math.floor(base * (0.95 + 0.1 * random()))
-}
-
-export const proofMs = (shortLives) => shortLives === 0 ? 0 : Math.min(4000, 500 * 2 ** Math.min(shortLives, 5))
-
-// RFC 6298: smoothed round trip, deviation, and the time-out of it, clamped to 1-6 s.
-export function rttEstimate(previous, sample) {
-  let srtt = sample
-  let rttvar = sample / 2
-  if (previous) {
-    rttvar = 0.75 * previous.rttvar + 0.25 * Math.abs(previous.srtt - sample)
-    srtt = 0.875 * previous.srtt + 0.125 * sample
-  }
-  return { srtt, rttvar, rto: Math.min(6000, Math.max(1000, srtt + Math.max(100, 4 * rttvar))) }
-}
 
 // --- the interpreter ---
 
@@ -50,7 +19,9 @@ export function newRecord(config) {
     status: "disconnected", lastConnected: null, reconnectAttempts: 0, connectionType: config.transports[0],
     reason: null, rtt: null, quality: null, nextRetryAt: null, queued: 0,
     ws: "none", poll: "none", wsReason: null, pollReason: null, pollFailures: 0, quickUsed: false, slowRetries: 0,
-    probeDelay: 0, shortLives: 0, wsSince: 0, notBefore: 0, hidden: false, offline: false, timers: {},
+    probeDelay: 0, wsTriedAt: 0, wsSince: 0, penalty: 0, penaltyAt: 0, blame: 0, blamedAt: 0, dampedUntil: 0, gaps: [],
+    killGap: 0, budget: BUDGET, budgetAt: 0, suspicion: null, foretold: null, qualityLevel: "unknown", qualityLimit: null, notBefore: 0,
+    activity: "active", offline: false, timers: {},
   }
 }
 
@@ -99,13 +70,26 @@ function note(record, event, now) {
   if (kind === "attempt_over") noteSilence(record)
   if ("rtt" in event) record.rtt = event.rtt
   if ("queued" in event) record.queued = event.queued
-  if (event.advice_ms > 0) record.notBefore = Math.max(record.notBefore, now + event.advice_ms)
-  if (kind === "hidden" || kind === "wake") record.hidden = kind === "hidden"
-  else if (kind === "offline" || kind === "online") record.offline = kind === "offline"
-  else if (kind.startsWith("poll_")) notePoll(record, event)
+  if (event.advice_ms > 0) noteAdvice(record, now + event.advice_ms)
+  if (["hidden", "wake", "activity"].includes(kind)) {
+    record.activity = kind === "wake" ? "active" : event.level ?? "hidden"
+  } else if (kind === "offline" || kind === "online") record.offline = kind === "offline"
+  else if (kind === "quality") {
+    const { score = null, limit = null, level = "unknown" } = event
+    Object.assign(record, { quality: score, qualityLimit: limit, qualityLevel: level })
+  } else if (kind.startsWith("poll_")) notePoll(record, event, now)
   else if (kind === "signed_out" || kind === "refused" || kind === "stop") record.pollReason = event.reason ?? null
   else if (kind.startsWith("ws_")) noteWebSocket(record, event, now)
-  if (kind === "online" || kind === "retry") Object.assign(record, { shortLives: 0, probeDelay: 0 })
+  if (kind === "online" || kind === "retry") {
+    Object.assign(record, { penalty: 0, blame: 0, dampedUntil: 0, probeDelay: 0 })
+  }
+}
+
+// The server asks for a pause: what was planned to dial earlier waits, too.
+function noteAdvice(record, until) {
+  const { timers } = record
+  record.notBefore = Math.max(record.notBefore, until)
+  for (const name of ["retry", "probe", "poll"]) if (name in timers) timers[name] = Math.max(record.notBefore, timers[name])
 }
 
 function noteSilence(record) {
@@ -114,9 +98,12 @@ function noteSilence(record) {
   if (record.poll === "trying") record.pollReason = "server-unreachable"
 }
 
-function notePoll(record, event) {
+function notePoll(record, event, now) {
   if (event.type === "poll_answered") {
     Object.assign(record, { poll: "up", pollFailures: 0, quickUsed: false, pollReason: null })
+    charge(record, now)
+    if (record.suspicion?.flowsAt === null) record.suspicion = { ...record.suspicion, flowsAt: now }
+    if (record.ws === "none") foretell(record, "confirmed", 0) // the socket was given up before the poll came through
   } else if (event.type === "poll_failed") {
     const quick = Boolean(event.quick) && !record.quickUsed
     record.poll = "failed"
@@ -126,23 +113,43 @@ function notePoll(record, event) {
   }
 }
 
+function foretell(record, outcome, lead) {
+  const suspicion = record.suspicion
+  record.suspicion = null
+  if (suspicion) record.foretold = { trigger: suspicion.trigger, outcome, lead }
+}
+
 function noteWebSocket(record, event, now) {
   const kind = event.type
   if (kind === "ws_closed") {
-    if (["ready", "up", "suspect"].includes(record.ws)) noteLife(record, now - record.wsSince, "advice_ms" in event)
+    const was = record.ws
     record.ws = "none"
     record.wsReason = event.reason ?? null
+    if (["ready", "up", "suspect"].includes(was)) noteEnd(record, event, now)
+    const flowsAt = record.suspicion?.flowsAt ?? null
+    if (was === "suspect" && flowsAt !== null) foretell(record, "confirmed", now - flowsAt)
   } else if (kind === "ws_ready") {
     record.ws = "ready"
     record.wsSince = now
-  } else if (kind === "ws_suspect") record.ws = "suspect"
-  else if (kind === "ws_recovered" || kind === "ws_proved") record.ws = "up"
+    charge(record, now)
+    foretell(record, "confirmed", 0)
+  } else if (kind === "ws_suspect") {
+    record.ws = "suspect"
+    const polls = mayPollBeside(record, now)
+    record.suspicion = { trigger: event.trigger ?? "echo", at: now, flowsAt: null, polls }
+  } else if (kind === "ws_recovered" || kind === "ws_proved") {
+    record.ws = "up"
+    if (kind === "ws_recovered") foretell(record, "averted", null)
+  }
 }
 
-// Sockets that die young make the next one prove itself for longer; a restart of the server is no such death.
-function noteLife(record, lived, advised) {
-  if (lived >= 60000) record.shortLives = 0
-  else if (lived < 10000 && !advised) record.shortLives += 1
+// A slow server must not be asked twice by everybody: beyond the budget only a dead socket is replaced.
+function mayPollBeside(record, now) {
+  record.budget = Math.min(BUDGET, record.budget + now - record.budgetAt)
+  record.budgetAt = now
+  if (record.budget < POLL_COST) return false
+  record.budget -= POLL_COST
+  return true
 }
 
 // The event's name in the table: where a guard decides, each outcome is an event of its own.
@@ -150,16 +157,18 @@ function nameOf(record, event, { now, config }) {
   const kind = event.type
   const state = record.status
   if (state === "disconnected" && (kind === "start" || kind === "retry")) {
-    return config.transports.includes("websocket") ? "start" : "start_polling"
+    if (!config.transports.includes("websocket")) return "start_polling"
+    return config.is_doubtful && config.transports.includes("polling") ? "start_doubtful" : "start"
   }
   const carried = state === "connected" || (state === "polling" && record.poll === "up")
   if (["wake", "online", "retry"].includes(kind) && record.notBefore > now && !carried) return "too_soon"
+  if (state === "connected" && kind === "ws_suspect") return record.suspicion.polls ? kind : "ws_suspect_over_budget"
   if (state === "connected" && kind === "ws_closed") {
     if (record.poll === "up") return "ws_lost_poll_up"
     return event.advice_ms > 0 ? "ws_lost_advised" : "ws_lost"
   }
   if (state === "polling") return nameInPolling(record, kind, config)
-  if (["connecting", "reconnecting", "error"].includes(state)) return nameInRace(record, kind, config)
+  if (["connecting", "reconnecting", "error"].includes(state)) return nameInRace(record, kind, config, now)
   return kind
 }
 
@@ -171,11 +180,11 @@ function nameInPolling(record, kind, config) {
   return kind
 }
 
-function nameInRace(record, kind, config) {
+function nameInRace(record, kind, config, now) {
   const opening = record.ws === "opening" || record.ws === "ready"
   const polls = config.transports.includes("polling")
   if (kind === "poll_answered") return opening ? kind : "poll_answered_alone"
-  if (kind === "ws_ready" && record.shortLives > 0 && polls) return "ws_unproved"
+  if (kind === "ws_ready" && proof(record, now) > 0 && polls) return "ws_unproved"
   if (!["ws_closed", "poll_failed", "attempt_over"].includes(kind)) return kind
   const hope = opening || record.poll === "trying" || ("head_start" in record.timers && polls)
   if (kind === "attempt_over" || ("attempt" in record.timers && !hope)) {
@@ -192,13 +201,16 @@ function apply(record, action, world) {
   if (action === "clear_timers") record.timers = {}
   else if (action === "clear_waits") {
     record.timers = "attempt" in record.timers ? { attempt: record.timers.attempt } : {}
-  } else if (action === "count_attempt") record.reconnectAttempts += 1
-  else if (action === "open_websocket") return open(record, "ws", "opening", "websocket", config)
+  } else if (action === "count_attempt") record.reconnectAttempts += record.offline ? 0 : 1
+  else if (action === "open_websocket") return !leftAlone(record, world) && openWebSocket(record, world)
   else if (action === "start_poll") {
     delete record.timers.head_start
     return open(record, "poll", "trying", "polling", config)
-  } else if (action === "forget_blame") record.wsReason = config.transports.includes("polling") ? null : record.wsReason
-  else if (action === "close_websocket") record.ws = "none"
+  } else if (action === "forget_blame") {
+    record.blame = 0
+    foretell(record, "both-failed", null)
+    record.wsReason = config.transports.includes("polling") ? null : record.wsReason
+  } else if (action === "close_websocket") record.ws = "none"
   else if (action === "restart_poll") record.poll = "trying"
   else if (action === "stop_poll") Object.assign(record, { poll: "none", pollFailures: 0, quickUsed: false })
   return true
@@ -210,29 +222,50 @@ function open(record, field, value, transport, config) {
   return true
 }
 
+function openWebSocket(record, { now, config }) {
+  if (record.ws === "none") record.wsTriedAt = now
+  return open(record, "ws", "opening", "websocket", config)
+}
+
+// Damped: not even in a race, unless polls do not work either.
+function leftAlone(record, { now, config }) {
+  return now < record.dampedUntil && config.transports.includes("polling") && !pollsFail(record)
+}
+
+const pollsFail = (record) =>
+  record.pollFailures > 0 || record.quickUsed || record.reconnectAttempts > 1 || record.status === "error"
+
 // The server's advice wins over every delay that dials again.
 function setTimer(record, action, { now, config, random }) {
   const timers = record.timers
   const floor = record.notBefore
   if (action === "await_head_start") timers.head_start = now + headStart(config.latency_ms ?? 0)
   else if (action === "await_attempt") timers.attempt = now + 4000
-  else if (action === "await_proof") timers.attempt = now + 4000 + proofMs(record.shortLives)
+  else if (action === "await_proof") timers.attempt = now + 4000 + proof(record, now)
   else if (action === "await_retry") {
-    timers.retry = Math.max(floor, now + retryDelay(record.reconnectAttempts, config, random))
+    const attempts = Math.max(record.reconnectAttempts, record.offline ? OFFLINE_ATTEMPTS : 0)
+    timers.retry = Math.max(floor, now + retryDelay(attempts, config, random))
   } else if (action === "await_slow_retry") {
     timers.retry = Math.max(floor, now + slowRetryDelay(record.slowRetries, config, random))
     record.slowRetries += 1
   } else if (action === "await_poll") {
     timers.poll = Math.max(floor, now + pollRetryDelay(record.pollFailures, config, random))
   } else if (!config.transports.includes("websocket")) return false
-  else if (action === "await_probe") {
-    delete timers.attempt
-    record.probeDelay = probeDelay(record.probeDelay, record.hidden, random)
-    timers.probe = Math.max(floor, now + record.probeDelay)
-  } else if (record.ws === "none") { // hasten_probe
-    timers.probe = Math.max(floor, Math.min(timers.probe ?? now + 300, now + Math.floor(300 * random())))
+  else if (action === "await_probe") awaitProbe(record, now, random)
+  else if (record.ws === "none") { // hasten_probe, hasten_return
+    const at = now + Math.floor(action === "hasten_probe" ? 300 * random() : PROBE_CAP[record.activity])
+    timers.probe = Math.max(floor, pollsFail(record) ? 0 : record.dampedUntil, Math.min(timers.probe ?? at, at))
   }
   return true
+}
+
+// The cap is from the beginning of one probe to that of the next: one that hangs uses up time.
+function awaitProbe(record, now, random) {
+  delete record.timers.attempt
+  const hung = record.probeDelay ? now - record.wsTriedAt : 0
+  record.probeDelay = probeDelay(record.probeDelay, record.activity, random)
+  const left = Math.max(1000, PROBE_CAP[record.activity] - hung)
+  record.timers.probe = Math.max(record.notBefore, record.dampedUntil, now + Math.min(record.probeDelay, left))
 }
 
 function settle(record, before, { now, config }) {

@@ -1,6 +1,8 @@
 // The status in the header, the banner and the page /connection: clones the state's template and fills its slots. The
 // templates came with the page, so that every state shows with the server out of reach.
 
+import { isConnected } from "./states.js"
+
 const GRACE = 2500 // a trouble shorter than this needs no banner
 const GRACE_AFTER_WAKE = 8000
 // A wait that reads "5" or more: the ceiling of 5 s is jittered downwards, so it is the rounded second that counts.
@@ -42,6 +44,21 @@ export function daySeparator(at) {
 }
 
 const seconds = (ms) => String(Math.round(ms / 100) / 10)
+
+// The one place where the record becomes visible: an event for scripts, attributes for styles and tests.
+export function publish(record) {
+  const { status, connectionType, reason, reconnectAttempts, lastConnected, qualityLevel } = record
+  document.body.dataset.connection = status
+  const element = document.getElementById("connection-status")
+  if (element) {
+    Object.assign(element.dataset, {
+      state: status, transport: isConnected(status) ? connectionType : "none", reason: reason ?? "",
+      attempts: reconnectAttempts, lastConnected: lastConnected ? new Date(lastConnected).toISOString() : "",
+      quality: qualityLevel,
+    })
+  }
+  document.dispatchEvent(new CustomEvent("connection:changed", { detail: record }))
+}
 
 export class StatusView {
   #connection; #mostAttempts; #record = null; #shown = {}; #slots = {}
@@ -110,6 +127,8 @@ export class StatusView {
     return {
       rtt: record.rtt === null ? "" : words("rtt", record.rtt) || `${record.rtt} ms`,
       interval: pace.held ? words("held") : words("every", seconds(pace.every)),
+      pace: pace.why === "held" ? "" : words(`pace-${pace.why}`, seconds(pace.held)),
+      quality: ["fair", "poor"].includes(record.qualityLevel) ? words(`quality-${record.qualityLevel}`) : "",
       attempt: record.reconnectAttempts || "",
       most: this.#mostAttempts,
       countdown: this.#wait > COUNTDOWN_FROM && left > 0 ? Math.ceil(left / 1000) : "",
@@ -121,15 +140,17 @@ export class StatusView {
   // The page /connection shows the record itself.
   #facts(record) {
     const left = record.nextRetryAt ? Math.max(0, record.nextRetryAt - Date.now()) : 0
-    const carries = record.status === "connected" || record.status === "polling"
+    const carries = isConnected(record.status)
     return {
       state: words(`state-${record.status}`),
       transport: words(`transport-${carries ? record.connectionType : "none"}`),
       rtt: this.#slots.rtt || words("none"),
+      quality: wordQuality(record),
       attempts: record.reconnectAttempts,
       "last-connected": record.lastConnected ? new Date(record.lastConnected).toLocaleTimeString() : words("never"),
       "next-retry": left ? words("in-seconds", Math.ceil(left / 1000)) : words("none"),
       queued: record.queued,
+      pace: record.status === "polling" ? [this.#slots.interval, this.#slots.pace].filter(Boolean).join(": ") : words("none"),
       reason: this.#slots.reason || words("none"),
     }
   }
@@ -138,6 +159,13 @@ export class StatusView {
     this.#dismissed = this.#record?.status
     this.#draw()
   }
+}
+
+// "78 of 100, good: long round trips"
+function wordQuality({ quality, qualityLevel, qualityLimit }) {
+  if (quality === null) return words("quality-unknown")
+  const limit = qualityLimit && qualityLevel !== "excellent" ? `: ${words(`limit-${qualityLimit}`)}` : ""
+  return `${words("quality-score", quality)}, ${words(`quality-${qualityLevel}`)}${limit}`
 }
 
 function fill(holder, values) {

@@ -56,7 +56,7 @@ def test_the_vectors_in_the_browser(server: Server, page: Page) -> None:
     """Every vector through verdicts.js as it is served, by the rules that the page carries."""
     sign_in(page, server.url)
     page.goto(f"{server.url}/connection")
-    module = page.locator("script[src*='js/check.js']").get_attribute("src") or ""
+    module = page.locator("script[src*='js/check/check.js']").get_attribute("src") or ""
     wrong = page.evaluate(
         """async ([url, vectors]) => {
           const judge = await import(url)

@@ -7,7 +7,7 @@ import { test } from "node:test"
 import { fileURLToPath } from "node:url"
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url))
-const source = readFileSync(here("../../static/js/verdicts.js"), "utf8")
+const source = readFileSync(here("../../static/js/check/verdicts.js"), "utf8")
 const judge = await import(`data:text/javascript,${encodeURIComponent(source)}`)
 const vectors = JSON.parse(readFileSync(here("../vectors/probes.json"), "utf8"))
 const python = process.env.PYTHON ?? here("../../.venv/bin/python")

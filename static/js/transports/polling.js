@@ -2,42 +2,27 @@
 // Same interface as websocket.js: open, close, send, subscribe, verify. An answer without the product's mark is never
 // swapped in: it is a named failure. Beside a held poll, a small heartbeat notices that its socket hangs.
 
-import { rttEstimate } from "../states.js"
+import { rttEstimate } from "../delays.js"
+import { Pacing } from "./pacing.js"
+import { Posts, advice, fetchWithin, isSignIn } from "./posts.js"
 
 const MARK = "<chat-answer"
-const PLAIN_FOR = 5 * 60000 // after holds proved useless here, before they are tried again
 const GAP = 20
-
-const token = () => document.querySelector('meta[name="csrf-token"]')?.content ?? ""
-
-// Milliseconds of a Retry-After header (seconds or a date), or 0.
-function advice(headers) {
-  const value = headers?.get("Retry-After")
-  if (!value) return 0
-  const seconds = Number(value)
-  return Math.max(0, Number.isFinite(seconds) ? seconds * 1000 : Date.parse(value) - Date.now() || 0)
-}
-
-async function fetchWithin(ms, url, options = {}) {
-  const abort = new AbortController()
-  const timer = setTimeout(() => abort.abort(), ms)
-  try {
-    const response = await fetch(url, { credentials: "same-origin", cache: "no-store", ...options, signal: abort.signal })
-    return { response, text: await response.text() }
-  } finally {
-    clearTimeout(timer)
-  }
-}
+const EARLY = 1000
+const BEATS = { awaiting: 2000, active: 5000, visible: 5000, idle: 15000 } // not while hidden or offline
+const BEAT_LATER = 5000
 
 export class PollingTransport {
   #config; #world; #form; #inbox
   #running = false; #request = null; #timer = null; #heartbeat = null; #beating = false
-  #estimate = null; #early = 0; #cuts = 0; #plainUntil = 0
+  #estimate = null; #pacing; #posts; #due = null
 
   // world: {on, receive, plan() → {epoch, feeds}, activity() → "awaiting" | "visible" | "hidden"}
   constructor(config, world) {
     this.#config = config
     this.#world = world
+    this.#pacing = new Pacing(config.poll_ms, config.poll_hold_ms)
+    this.#posts = new Posts(config, world.on)
     this.#form = document.getElementById("poll")
     this.#inbox = document.getElementById("inbox")
     const listen = (name, take) => this.#form?.addEventListener(name, (event) => {
@@ -54,8 +39,13 @@ export class PollingTransport {
 
   get rto() { return this.#estimate?.rto ?? 1500 }
 
-  // What people are shown: are polls held open, or how far apart are they (ms)?
-  get pace() { return this.#holds() ? { held: true } : { held: false, every: this.#config.poll_ms } }
+  // What people are shown: are polls held open (ms), or how far apart are they (ms), and why?
+  get pace() {
+    const held = this.#pacing.hold(Date.now())
+    return { held, every: this.#pacing.interval(this.#world.activity()), why: this.#pacing.why }
+  }
+
+  send(entry) { return this.#posts.send(entry) }
 
   open() {
     if (this.#running) return
@@ -65,6 +55,7 @@ export class PollingTransport {
 
   close() {
     this.#running = false
+    this.#due = null
     clearTimeout(this.#timer)
     this.#abort()
   }
@@ -81,66 +72,21 @@ export class PollingTransport {
 
   subscribe() { if (this.#running) this.verify() }
 
-  // → {ok, ack} | {refused: code, words} | {retry: reason, advice_ms}
-  async send(entry) {
-    const body = new URLSearchParams({ csrf_token: token(), client_id: entry.id, body: entry.body })
-    if (entry.create) body.set("id", entry.conversation)
-    const { create_url: createUrl, messages_url: messagesUrl } = this.#config
-    const url = entry.create ? createUrl : messagesUrl.replace("{id}", entry.conversation)
-    try {
-      const headers = { Accept: "application/json" }
-      const { response, text } = await fetchWithin(10000, url, { method: "POST", body, headers })
-      return this.#outcome(response, text)
-    } catch {
-      return { retry: "server-unreachable" }
-    }
+  // The person did something: a plain poll that is far off comes sooner.
+  hasten() {
+    if (this.#due === null || !this.#running || this.#request) return
+    const left = Math.min(this.#due.at - Date.now(), this.#pacing.interval(this.#world.activity()))
+    this.#next(Math.max(0, left), this.#due.wait)
   }
-
-  #outcome(response, text) {
-    let data = null
-    try { data = JSON.parse(text) } catch { /* not ours: judged by its status below */ }
-    const { status } = response
-    if (response.ok && data?.id) return { ok: true, ack: data }
-    if (status === 401 || this.#isSignIn(response)) {
-      this.#world.on({ type: "signed_out", reason: "signed-out" })
-      return { retry: "signed-out" }
-    }
-    if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: advice(response.headers) }
-    if (data?.error?.code === "csrf") return this.#renew()
-    if (data?.error) return { refused: data.error.code ?? "refused", words: data.error.message }
-    if (status === 413) return { refused: "too-long" }
-    if (status === 404 || status === 410) return { refused: "gone" }
-    if (status >= 400 && status !== 407 && status !== 408) return { refused: "network-filter" }
-    return { retry: "foreign-page" }
-  }
-
-  // Signed in anew from another tab: the page's token is the old session's. Another person's session is not for us.
-  async #renew() {
-    const { response, text } = await fetchWithin(10000, location.href)
-    const page = new DOMParser().parseFromString(text, "text/html")
-    const fresh = page.querySelector('meta[name="csrf-token"]')?.content
-    if (this.#isSignIn(response) || (fresh && page.body.dataset.person !== document.body.dataset.person)) {
-      this.#world.on({ type: "signed_out", reason: "signed-out" })
-      return { retry: "signed-out" }
-    }
-    if (!fresh) return { retry: "foreign-page" }
-    document.querySelector('meta[name="csrf-token"]').content = fresh
-    for (const field of document.querySelectorAll("input[name=csrf_token]")) field.value = fresh
-    return { retry: "renewed" }
-  }
-
-  #isSignIn(response) {
-    return response.redirected && new URL(response.url).pathname === this.#config.sign_in_url
-  }
-
-  #holds() { return this.#config.poll_hold_ms > 0 && Date.now() >= this.#plainUntil }
 
   #next(delay, wait) {
     clearTimeout(this.#timer)
+    this.#due = { at: Date.now() + delay, wait }
     this.#timer = setTimeout(() => this.#ask(wait), delay)
   }
 
   #ask(wait) {
+    this.#due = null
     if (!this.#running || this.#request) return
     const htmx = window.htmx
     if (!this.#form || !htmx) return this.#fail({ reason: "server-unreachable" })
@@ -171,7 +117,7 @@ export class PollingTransport {
     event.preventDefault()
     ctx.hx = {} // a foreign answer's HX-* headers are not obeyed either
     if (ours || status === 204) this.#request.outcome = { ok: true, news: false }
-    else if (status === 401 || this.#isSignIn(raw)) this.#request.outcome = { signedOut: true }
+    else if (status === 401 || isSignIn(raw, this.#config)) this.#request.outcome = { signedOut: true }
     else if (status === 429) this.#request.outcome = { reason: "rate-limited", advice_ms: advice(headers) }
     else if (status === 403 && ctx.text.startsWith("{")) this.#request.outcome = { refused: true }
     else if (status >= 500) this.#request.outcome = { reason: "server-unreachable", advice_ms: advice(headers) }
@@ -209,27 +155,22 @@ export class PollingTransport {
     if (outcome.signedOut) return this.#stopFor({ type: "signed_out", reason: "signed-out" })
     if (outcome.refused) return this.#stopFor({ type: "refused", reason: "refused" })
     if (!outcome.ok) {
-      const cut = request.wait > 0 && took > 1000
-      if (cut && ++this.#cuts >= 2) this.#goPlain()
+      const cut = request.wait > 0 && took > EARLY && !outcome.advice_ms
+      if (cut && !outcome.quick) this.#pacing.cut(Date.now(), took)
       const quick = (cut || outcome.quick) && !outcome.advice_ms
       return this.#fail({ ...outcome, quick: Boolean(quick) })
     }
+    const early = request.wait > 0 && !outcome.news && took < EARLY
     if (request.wait === 0) this.#measure(took)
-    else if (!outcome.news && took < 1000) {
-      if (++this.#early >= 2) this.#goPlain()
-    } else this.#early = this.#cuts = 0
+    else if (early) this.#pacing.endedEarly(Date.now())
+    else this.#pacing.held(took, outcome.news)
     this.#world.on({ type: "poll_answered" })
     if (!this.#running) return
     const unmoved = outcome.news && !outcome.advanced // something is wrong: never ask in a tight loop
-    const early = request.wait > 0 && !outcome.news && took < 1000
-    const soon = this.#holds() || (outcome.more && !unmoved)
-    const wait = outcome.more || !this.#holds() ? 0 : Math.round(this.#config.poll_hold_ms / 1000)
-    this.#next(soon && !unmoved && !early ? GAP : this.#config.poll_ms, wait)
-  }
-
-  #goPlain() {
-    this.#early = this.#cuts = 0
-    this.#plainUntil = Date.now() + PLAIN_FOR
+    const gap = this.#pacing.gap(Date.now(), this.#world.activity(), outcome.news, !unmoved && !early)
+    const wait = outcome.more ? 0 : Math.round(this.#pacing.hold(Date.now()) / 1000)
+    this.#next(outcome.more && !unmoved ? GAP : gap, wait)
+    this.#world.paced()
   }
 
   #fail(outcome) { this.#stopFor({ type: "poll_failed", ...outcome }) }
@@ -242,26 +183,28 @@ export class PollingTransport {
 
   #measure(sample) {
     this.#estimate = rttEstimate(this.#estimate, sample)
-    this.#world.on({ type: "measured", rtt: Math.round(this.#estimate.srtt) })
+    const { srtt, rttvar } = this.#estimate
+    this.#world.on({ type: "measured", rtt: Math.round(srtt), jitter: Math.round(rttvar) })
   }
 
   #scheduleHeartbeat(request) {
     const activity = this.#world.activity()
     clearTimeout(this.#heartbeat)
-    this.#heartbeat = setTimeout(() => this.#beat(request), activity === "awaiting" ? 2000 : 5000)
+    this.#heartbeat = setTimeout(() => this.#beat(request), BEATS[activity] ?? BEAT_LATER)
   }
 
   async #beat(request) {
     if (request.ended || request !== this.#request) return
-    if (this.#world.activity() === "hidden" || this.#beating) return this.#scheduleHeartbeat(request)
+    if (!(this.#world.activity() in BEATS) || this.#beating) return this.#scheduleHeartbeat(request)
     const query = new URLSearchParams(request.query)
     query.set("wait", "0")
     const startedAt = performance.now()
     this.#beating = true
     try {
       const { response } = await fetchWithin(this.rto, `${this.#config.changes_url}?${query}`)
-      if (response.status === 401 && request === this.#request) {
-        request.outcome = { signedOut: true }
+      const pause = [429, 503].includes(response.status) ? advice(response.headers) : 0
+      if ((response.status === 401 || pause) && request === this.#request) {
+        request.outcome = pause ? { reason: "rate-limited", advice_ms: pause } : { signedOut: true }
         this.#abort()
       }
       if (response.ok) this.#measure(performance.now() - startedAt)
@@ -278,14 +221,13 @@ export class PollingTransport {
 
   #suspect(request) {
     request.outcome = { reason: "mute", quick: true }
-    this.#cuts = 0
     this.#abort()
   }
 
   // A plain request saw news that the held one still has not brought: something on the way keeps held answers back.
   #suspectBuffering(request) {
     if (request.ended || request !== this.#request) return
-    this.#goPlain()
+    this.#pacing.buffered(Date.now())
     this.verify()
   }
 }

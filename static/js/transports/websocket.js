@@ -1,17 +1,17 @@
-// The WebSocket transport: one socket, its proof (hello, feeds, echoes) and its failure detector.
+// The WebSocket transport: one socket, its proof (hello, feeds, echoes), and what its failure detector says.
 // Same interface as polling.js: open, close, send, subscribe, verify. What happens goes to `on(event)`; elements from the
-// server go to `receive(element)`. Any byte is life; echoes are asked for only to have something to wait for.
+// server go to `receive(element)`.
 
-import { rttEstimate } from "../states.js"
+import { Detector } from "./detector.js"
 
-const TICK = 250
+const SLEPT = 3000 // a timer that comes so late says that this machine slept, not that the network failed
 const ECHOES_OF_PROOF = 3
 
 export class WebSocketTransport {
   #url; #world; #socket = null; #timer = null
   #estimate = null
 
-  // world: {on, receive, plan() → {epoch, feeds}, activity() → "awaiting" | "visible" | "hidden", maxMessage}
+  // world: {on, receive, plan() → {epoch, feeds}, activity(awaiting) (see detector.js), maxMessage(), heartbeat, triggers}
   constructor(url, world) {
     this.#url = url
     this.#world = world
@@ -19,8 +19,8 @@ export class WebSocketTransport {
 
   get rto() { return this.#estimate?.rto ?? 1000 }
 
-  // proof: how long (ms) this socket must live, beyond its echoes, before it may carry.
-  open(proof = 0) {
+  // proof: how long (ms) this socket must live, beyond its echoes, before it may carry; killGap: see detector.js.
+  open(proof = 0, killGap = 0) {
     this.close(1000)
     let socket
     try {
@@ -30,14 +30,12 @@ export class WebSocketTransport {
       setTimeout(() => this.#world.on({ type: "ws_closed", reason: "upgrade-refused" }), 50)
       return
     }
-    this.#socket = Object.assign(socket, { facts: {
-      hello: false, waiting: null, readyAt: 0, proved: false, suspect: false, echoes: 0, proof, n: 0,
-      probes: new Map(), sends: new Map(), lastIn: performance.now(), lastEcho: 0, verdictAt: 0, advice: 0,
-    } })
+    const { heartbeat, triggers } = this.#world
+    const detector = new Detector(performance.now(), { heartbeat, triggers, estimate: this.#estimate, killGap })
+    const facts = { detector, hello: false, waiting: null, readyAt: 0, proved: false, echoes: 0, proof }
+    this.#socket = Object.assign(socket, { facts })
     socket.onmessage = (event) => this.#onMessage(socket, event.data)
     socket.onclose = (event) => this.#onClose(socket, event)
-    this.#timer = setInterval(() => this.#tick(socket), TICK)
-    this.#world.lastTick = performance.now()
   }
 
   close(code = 1000) {
@@ -53,11 +51,14 @@ export class WebSocketTransport {
       type: "send", conversation: entry.conversation, client_id: entry.id, body: entry.body,
     })
     if (!this.#fits(text) || !this.#write(text)) return false
-    this.#socket.facts.sends.set(entry.id, performance.now())
+    const { detector } = this.#socket.facts
+    detector.sent(entry.id, performance.now())
+    detector.buffer(this.#socket.bufferedAmount, performance.now())
+    this.#schedule()
     return true
   }
 
-  settled(id) { this.#socket?.facts.sends.delete(id) }
+  settled(id) { this.#socket?.facts.detector.settled(id) }
 
   // Whole plans are split so that each frame stays below the limit.
   subscribe(feeds) {
@@ -75,23 +76,23 @@ export class WebSocketTransport {
 
   unsubscribe(feed) { this.#write(JSON.stringify({ type: "unsubscribe", feeds: [feed] })) }
 
-  // After sleep or on a hint: forget what was outstanding, ask once more, judge in `within` ms.
-  verify(within = 2000) {
+  // After sleep or on a hint: forget what was outstanding, ask once more, judge in 2 s.
+  verify() {
     const facts = this.#socket?.facts
     if (!facts?.readyAt) return
-    facts.probes.clear()
-    for (const id of facts.sends.keys()) facts.sends.set(id, performance.now())
-    facts.verdictAt = performance.now() + within
+    facts.detector.verify(performance.now())
     this.#echo(facts)
+    this.#schedule()
   }
 
-  // A poll brought what this silent socket should have: it has `within` ms left to say anything.
-  expect(within) {
-    const facts = this.#socket?.facts
-    if (!facts || facts.verdictAt) return
-    facts.verdictAt = performance.now() + within
-    this.#echo(facts)
+  // A poll brought what this silent socket should have.
+  expect() {
+    this.#socket?.facts.detector.expect(performance.now())
+    this.#schedule()
   }
+
+  // What the person does has changed.
+  pace() { this.#schedule() }
 
   #fits(text) { return new TextEncoder().encode(text).length <= this.#world.maxMessage() }
 
@@ -101,27 +102,22 @@ export class WebSocketTransport {
     return true
   }
 
-  #echo(facts) {
-    facts.n += 1
-    facts.lastEcho = performance.now()
-    if (this.#write(JSON.stringify({ type: "echo", n: facts.n }))) facts.probes.set(facts.n, facts.lastEcho)
-  }
+  #echo(facts) { this.#write(JSON.stringify({ type: "echo", n: facts.detector.ask(performance.now()) })) }
 
   #onMessage(socket, data) {
     if (socket !== this.#socket) return
-    const facts = socket.facts
-    facts.lastIn = performance.now()
-    facts.verdictAt = 0
+    const { facts } = socket
+    const recovered = facts.detector.heard(performance.now())
     const holder = document.createElement("template")
     holder.innerHTML = data
     const element = holder.content.firstElementChild
     if (!element) return
     const kind = element.localName
     if (kind === "chat-hello") this.#onHello(facts, element)
-    else if (kind === "chat-echo") this.#onEcho(facts, Number(element.getAttribute("n")))
+    else if (kind === "chat-echo") this.#onEcho(facts, Number(element.getAttribute("n")), !recovered)
     else this.#world.receive(element, "websocket")
     if (kind === "chat-feed" || kind === "chat-gone") facts.waiting?.delete(element.getAttribute("feed"))
-    if (facts.suspect) this.#recover(facts)
+    if (recovered) this.#world.on({ type: "ws_recovered" })
     this.#advance(facts)
   }
 
@@ -132,16 +128,15 @@ export class WebSocketTransport {
     facts.waiting = new Set(Object.keys(feeds))
     this.subscribe(feeds)
     this.#echo(facts)
+    this.#schedule()
   }
 
-  #onEcho(facts, n) {
-    const sentAt = facts.probes.get(n)
+  #onEcho(facts, n, isClean) {
     facts.echoes += 1
-    for (const older of [...facts.probes.keys()]) if (older <= n) facts.probes.delete(older)
-    // Karn: what was asked before or during a suspicion says nothing about the round trip now.
-    if (sentAt === undefined || facts.suspect) return
-    this.#estimate = rttEstimate(this.#estimate, performance.now() - sentAt)
-    this.#world.on({ type: "measured", rtt: Math.round(this.#estimate.srtt) })
+    const smoothed = facts.detector.echoed(n, performance.now(), isClean)
+    if (smoothed === null) return
+    this.#estimate = facts.detector.estimate
+    this.#world.on({ type: "measured", rtt: Math.round(smoothed), jitter: Math.round(this.#estimate.rttvar) })
   }
 
   // From hello to ready (feeds resumed, one echo) to proved (three echoes, and old enough).
@@ -155,57 +150,44 @@ export class WebSocketTransport {
     if (facts.echoes >= ECHOES_OF_PROOF && performance.now() - facts.readyAt >= facts.proof) {
       facts.proved = true
       this.#world.on({ type: "ws_proved" })
-    } else if (facts.probes.size === 0 && facts.echoes < ECHOES_OF_PROOF) this.#echo(facts)
+    } else if (facts.detector.probes.size === 0 && facts.echoes < ECHOES_OF_PROOF) this.#echo(facts)
   }
 
-  #recover(facts) {
-    facts.suspect = false
-    facts.probes.clear()
-    this.#world.on({ type: "ws_recovered" })
+  #activity(facts) {
+    if (facts.readyAt && !facts.proved) return "proving"
+    return this.#world.activity(facts.detector.sends.size > 0)
+  }
+
+  #schedule() {
+    clearTimeout(this.#timer)
+    const socket = this.#socket
+    if (!socket?.facts.hello) return
+    const delay = Math.max(0, Math.ceil(socket.facts.detector.due(this.#activity(socket.facts)) - performance.now()))
+    const wanted = Date.now() + delay
+    this.#timer = setTimeout(() => {
+      if (socket !== this.#socket) return
+      if (Date.now() - wanted > SLEPT) return this.verify()
+      this.#tick(socket)
+      this.#schedule()
+    }, delay)
   }
 
   #tick(socket) {
-    if (socket !== this.#socket) return
-    const facts = socket.facts
-    const now = performance.now()
-    const late = now - this.#world.lastTick > TICK + 3000
-    this.#world.lastTick = now
-    if (!facts.hello) return
-    if (late) return this.verify()
-    if (!facts.proved && facts.readyAt) return this.#tickOfProof(facts, now)
-    if (facts.verdictAt && now > facts.verdictAt) return this.#die("socket-silent")
-    const activity = this.#world.activity(facts.sends.size > 0)
-    const interval = { awaiting: 2000, visible: 5000, hidden: this.#world.heartbeat }[activity]
-    if (now - Math.max(facts.lastEcho, activity === "awaiting" ? 0 : facts.lastIn) >= interval) this.#echo(facts)
-    if (activity !== "hidden") this.#judge(facts, now)
-  }
-
-  #tickOfProof(facts, now) {
-    if (now - facts.lastEcho > 500 && facts.probes.size === 0) this.#echo(facts)
-    this.#judge(facts, now)
-  }
-
-  // Suspect at one time-out without a byte after something was asked or sent; dead at three with two probes lost.
-  #judge(facts, now) {
-    const asked = [...facts.probes.values()].filter((at) => at > facts.lastIn)
-    const oldest = Math.min(...asked, ...facts.sends.values())
-    const age = now - oldest
-    if (!(age > this.rto)) return
-    if (!facts.suspect) {
-      facts.suspect = true
-      facts.sends.clear() // the connection repeats them by POST
-      this.#world.on({ type: "ws_suspect" })
-      if (this.#socket?.facts === facts) this.#echo(facts)
-      return
+    const { facts } = socket
+    facts.detector.buffer(socket.bufferedAmount, performance.now())
+    for (const what of facts.detector.tick(performance.now(), this.#activity(facts))) {
+      if (socket !== this.#socket) return
+      if (what === "dead") this.#die(facts)
+      else if (what === "suspect") this.#world.on({ type: "ws_suspect", trigger: facts.detector.suspicion })
+      else this.#echo(facts)
     }
-    if (asked.length >= 2 && now - Math.min(...asked) > 3 * this.rto) this.#die("socket-silent")
   }
 
-  #die(reason) {
+  #die(facts) {
     const socket = this.#socket
     this.#forget()
     try { socket.close(4000) } catch (error) { console.error(error) }
-    this.#world.on({ type: "ws_closed", reason })
+    this.#world.on({ type: "ws_closed", reason: "socket-silent", silent_ms: silence(facts) })
   }
 
   #onClose(socket, event) {
@@ -214,15 +196,18 @@ export class WebSocketTransport {
     this.#forget()
     if (event.code === 4401) return this.#world.on({ type: "signed_out", reason: "signed-out" })
     const seconds = Number(/retry=([\d.]+)/.exec(event.reason ?? "")?.[1])
-    const closed = { type: "ws_closed", reason: facts.hello ? "socket-closed" : "upgrade-refused" }
+    const reason = facts.hello ? "socket-closed" : "upgrade-refused"
+    const closed = { type: "ws_closed", reason, silent_ms: silence(facts) }
     if (event.code === 1012) closed.reason = "server-restart"
     if (seconds >= 0) closed.advice_ms = Math.round(seconds * 1000)
     this.#world.on(closed)
   }
 
   #forget() {
-    clearInterval(this.#timer)
+    clearTimeout(this.#timer)
     if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null
     this.#socket = null
   }
 }
+
+const silence = (facts) => Math.round(performance.now() - facts.detector.lastIn)

@@ -2,7 +2,7 @@
 // (verdicts.js) and words the rest for the network's admin. Needs nothing of the chat's own connection.
 
 import { ask, Line } from "./probes.js"
-import { words as commonWords } from "./status.js"
+import { words as commonWords } from "../status.js"
 import { level, outcome, proxyOf, verdict } from "./verdicts.js"
 
 const ANSWER = 10000 // ms for an answer that should come at once

@@ -1,0 +1,72 @@
+"""What is remembered of networks: where WebSocket failed before, a page begins by polling and probes later.
+
+The key of a network is a keyed hash of its address prefix: it tells networks apart and names none. The rules are also
+in static/js/surroundings.js; `tests/vectors/memory.json` runs in both. Times are milliseconds.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import MutableMapping
+from ipaddress import ip_address, ip_network
+from typing import TypedDict
+
+HALF_LIFE_MS = 72 * 3_600_000
+MOST_FAILURES = 8  # so that a few good days outweigh any number of bad ones
+MOST_NETWORKS = 20
+DOUBT = 0.5
+BLAMED = ("upgrade-refused", "upgrade-hung", "mute", "unstable")  # reasons that speak against WebSocket on a network
+
+
+class Network(TypedDict):
+    """How often WebSocket worked and failed there (decaying), when it was last noted, and a proxy's idle time-out."""
+
+    worked: float
+    failed: float
+    at: int
+    killGap: int
+
+
+Networks = MutableMapping[str, Network]
+
+
+def network_key(secret: str, address: str) -> str:
+    """The key of the network that an address belongs to (/24 of IPv4, /48 of IPv6); empty for no address."""
+    try:
+        host = ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    mapped = getattr(host, "ipv4_mapped", None)
+    host = mapped or host
+    prefix = ip_network((host, 24 if host.version == 4 else 48), strict=False)
+    return hmac.new(secret.encode(), f"network {prefix}".encode(), "sha256").hexdigest()[:12]
+
+
+def trust(network: Network | None, now: int) -> float:
+    """How likely WebSocket works there: 0.8 where nothing is known, 0.44 after two failures."""
+    if network is None:
+        return 0.8
+    share = 2 ** (-max(0, now - network["at"]) / HALF_LIFE_MS)
+    worked, failed = network["worked"] * share, network["failed"] * share
+    return (worked + 2) / (worked + failed + 2.5)
+
+
+def is_doubtful(networks: Networks, key: str, now: int) -> bool:
+    """Whether to begin by polling there."""
+    return bool(key) and trust(networks.get(key), now) < DOUBT
+
+
+def note(networks: Networks, key: str, now: int, has_worked: bool | None, kill_gap: int = 0) -> None:
+    """A page's experience: WebSocket worked, failed, or (None) only the idle time-out was learned."""
+    if not key:
+        return
+    before = networks.get(key) or {"worked": 0.0, "failed": 0.0, "at": now, "killGap": 0}
+    share = 2 ** (-max(0, now - before["at"]) / HALF_LIFE_MS)
+    worked, failed = before["worked"] * share, before["failed"] * share
+    if has_worked:
+        worked, failed = worked + 1, failed / 2
+    elif has_worked is False:
+        failed = min(MOST_FAILURES, failed + 1)
+    networks[key] = {"worked": worked, "failed": failed, "at": now, "killGap": kill_gap or before["killGap"]}
+    while len(networks) > MOST_NETWORKS:
+        del networks[min(networks, key=lambda name: networks[name]["at"])]

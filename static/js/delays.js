@@ -1,0 +1,102 @@
+// The connection's delays, time-outs and penalties: the same as in chatapp/connection/delays.py and facts.py, which
+// give the reasons. Pure functions of their numbers. Milliseconds; `random` returns a value in [0, 1).
+
+export const headStart = (latency) => Math.floor(Math.min(700, Math.max(300, 2 * latency + 250)))
+
+export function retryDelay(attempts, config, random) {
+  if (attempts === 0) return Math.floor(300 * random())
+  const ceiling = Math.min(config.reconnect_ms, 500 * 2 ** Math.min(attempts - 1, 20))
+  return Math.floor(ceiling * (1 - 0.25 * random()))
+}
+
+export function slowRetryDelay(times, config, random) {
+  const ceiling = config.reconnect_ms * Math.min(12, 6 * 1.5 ** Math.min(times, 20))
+  return Math.floor(ceiling * (1 - 0.25 * random()))
+}
+
+// From the beginning of one WebSocket probe to that of the next, while polling: at most, by what the person does.
+export const PROBE_CAP = { active: 10000, visible: 60000, idle: 300000, hidden: 900000 }
+
+export function probeDelay(previous, activity, random) {
+  if (previous === 0) return Math.floor(1000 + 2000 * random())
+  return Math.floor(Math.min(PROBE_CAP[activity], 1000 + random() * (3 * previous - 1000)))
+}
+
+export function pollRetryDelay(failures, config, random) {
+  if (failures === 0) return Math.floor(300 * random())
+  const base = config.poll_ms * config.poll_backoff ** Math.min(failures - 1, 20)
+  return Math.floor(base * (0.95 + 0.1 * random()))
+}
+
+// Damping: each unclean end of a socket adds to a penalty that halves every five minutes.
+const HALF_LIFE = 300000
+const SUPPRESS = 2500
+const REUSE = 750
+const CEILING = 6000
+
+export function penaltyOf(lived, isPattern) {
+  if (isPattern || lived >= 300000) return 250
+  return lived < 10000 ? 1500 : 1000
+}
+
+export const decayed = (penalty, age) => penalty * 2 ** (-Math.max(0, age) / HALF_LIFE)
+
+export const dampedFor = (penalty) => penalty < SUPPRESS ? 0 : Math.floor(HALF_LIFE * Math.log2(penalty / REUSE))
+
+export const proofMs = (penalty) => penalty < REUSE ? 0 : Math.floor(Math.min(4000, penalty))
+
+// RFC 6298: smoothed round trip, deviation, and the time-out of it, clamped to 1-6 s.
+export function rttEstimate(previous, sample) {
+  let srtt = sample
+  let rttvar = sample / 2
+  if (previous) {
+    rttvar = 0.75 * previous.rttvar + 0.25 * Math.abs(previous.srtt - sample)
+    srtt = 0.875 * previous.srtt + 0.125 * sample
+  }
+  return { srtt, rttvar, rto: Math.min(6000, Math.max(1000, srtt + Math.max(100, 4 * rttvar))) }
+}
+
+// --- what the record keeps of sockets that end (chatapp/connection/facts.py) ---
+
+const BLAME = 5000 // a cut counts against WebSocket only where the server answers again within this
+const SIMILAR = 0.05 // three silent gaps that differ by no more are a proxy's idle time-out
+const PATTERN = 3
+const SHORTEST_GAP = 1500
+
+// How long a socket opened now must live beyond its echoes before it carries.
+export const proof = (record, now) => proofMs(decayed(record.penalty, now - record.penaltyAt) + record.blame)
+
+// A socket that worked has ended. A restart of the server, a hidden page, no network: not WebSocket's fault.
+export function noteEnd(record, event, now) {
+  if ("advice_ms" in event || event.reason === "server-restart" || record.offline) return
+  const isPattern = noteGap(record, event.silent_ms ?? 0)
+  if (record.activity === "hidden") return
+  record.blame = penaltyOf(now - record.wsSince, isPattern)
+  record.blamedAt = now
+  if (record.poll === "up") charge(record, now)
+}
+
+// Sockets cut again and again after the same silence: a proxy's idle time-out. True from the second one on.
+function noteGap(record, gap) {
+  if (gap < SHORTEST_GAP) return false
+  const alike = record.gaps.filter((one) => Math.abs(one - gap) <= SIMILAR * gap)
+  record.gaps = [...alike, gap].slice(-PATTERN)
+  if (record.gaps.length === PATTERN) { // the next socket asks faster, so it deserves a new beginning
+    Object.assign(record, { killGap: Math.min(...record.gaps), penalty: 0, dampedUntil: 0 })
+  }
+  return alike.length > 0
+}
+
+// Add the blame to the penalty; beyond a limit WebSocket is left alone for minutes.
+export function charge(record, now) {
+  const { blame } = record
+  record.blame = 0
+  if (!blame || now - record.blamedAt > BLAME) return
+  const before = decayed(record.penalty, now - record.penaltyAt)
+  record.penalty = Math.min(CEILING, Math.floor(before + blame))
+  record.penaltyAt = now
+  const damped = dampedFor(record.penalty)
+  if (!damped) return
+  record.dampedUntil = now + damped
+  if (record.ws === "none") record.wsReason = "unstable"
+}

@@ -1,0 +1,106 @@
+// What is around the connection: the person (how closely to watch, by what they do) and the network (what is remembered
+// of it between pages). Milliseconds.
+
+const ACTIVE = 120000 // since the person last did something: active until, idle from
+const IDLE = 600000
+
+export class Presence {
+  #usedAt = Date.now()
+
+  constructor(onUse) {
+    const use = () => { this.use(); onUse() }
+    for (const kind of ["keydown", "pointerdown", "wheel"]) {
+      addEventListener(kind, use, { passive: true, capture: true })
+    }
+  }
+
+  use() { this.#usedAt = Date.now() }
+
+  get level() {
+    if (document.hidden) return "hidden"
+    const unused = Date.now() - this.#usedAt
+    return unused < ACTIVE ? "active" : unused < IDLE ? "visible" : "idle"
+  }
+}
+
+// From the page's own load: how long a connection took.
+export function latency() {
+  const [page] = performance.getEntriesByType("navigation")
+  const connect = page ? page.connectEnd - page.connectStart : 0
+  return Math.max(0, Math.min(500, connect || 0))
+}
+
+// Where the browser tells: another kind of network. It also tells of mere figures, which do not matter here.
+export function onNetworkChange(act) {
+  const network = navigator.connection
+  let kind = network?.type
+  network?.addEventListener?.("change", () => {
+    if (network.type !== kind) act()
+    kind = network.type
+  })
+}
+
+// --- what is remembered of networks (chatapp/connection/memory.py) ---
+
+const HALF_LIFE = 72 * 3600000
+const MOST_FAILURES = 8
+const MOST_NETWORKS = 20
+
+export function trust(network, now) {
+  if (!network) return 0.8
+  const share = 2 ** (-Math.max(0, now - network.at) / HALF_LIFE)
+  return (network.worked * share + 2) / ((network.worked + network.failed) * share + 2.5)
+}
+
+// hasWorked: true, false, or null where only the idle time-out was learned.
+export function noteNetwork(networks, key, now, hasWorked, killGap = 0) {
+  const before = networks[key] ?? { worked: 0, failed: 0, at: now, killGap: 0 }
+  const share = 2 ** (-Math.max(0, now - before.at) / HALF_LIFE)
+  let worked = before.worked * share
+  let failed = before.failed * share
+  if (hasWorked) {
+    worked += 1
+    failed /= 2
+  } else if (hasWorked === false) failed = Math.min(MOST_FAILURES, failed + 1)
+  networks[key] = { worked, failed, at: now, killGap: killGap || before.killGap }
+  const names = Object.keys(networks).sort((one, other) => networks[one].at - networks[other].at)
+  for (const name of names.slice(0, -MOST_NETWORKS)) delete networks[name]
+}
+
+// Kept in localStorage under this instance's and person's name. Each page counts one failure and one success at most.
+export class NetworkMemory {
+  #key; #network; #noted = new Set()
+
+  constructor(prefix, network) {
+    this.#key = `${prefix}:networks`
+    this.#network = network
+  }
+
+  // → {is_doubtful, killGap}: WebSocket failed here before; a proxy cuts sockets that are silent for so long.
+  get lesson() {
+    const network = this.#network ? this.#read()[this.#network] : null
+    return { is_doubtful: trust(network, Date.now()) < 0.5, killGap: network?.killGap ?? 0 }
+  }
+
+  // Every change of the connection's record.
+  note(before, after) {
+    const blamed = ["upgrade-refused", "upgrade-hung", "mute", "unstable"].includes(after.wsReason)
+    if (after.status === "connected" && before.status !== "connected") this.#add("worked", true)
+    else if (after.status === "polling" && after.ws === "none" && blamed) this.#add("failed", false)
+    if (after.killGap !== before.killGap) this.#add(`gap ${after.killGap}`, null, after.killGap)
+  }
+
+  #add(what, hasWorked, killGap) {
+    if (!this.#network || this.#noted.has(what)) return
+    this.#noted.add(what)
+    try {
+      const networks = this.#read()
+      noteNetwork(networks, this.#network, Date.now(), hasWorked, killGap)
+      localStorage.setItem(this.#key, JSON.stringify(networks))
+    } catch (error) { console.error("networks: not remembered", error) }
+  }
+
+  #read() {
+    try { return JSON.parse(localStorage.getItem(this.#key)) ?? {} } catch { return {} }
+  }
+}

@@ -1,0 +1,45 @@
+"""A network without WebSocket is remembered between pages; one that allows it again is found out (issue 4)."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+from lab.browser import record, sign_in, state, wait_for, wait_state
+from lab.faultproxy import FaultProxy
+from lab.server import Server
+from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+
+def usable(page: Page) -> float:
+    """From the first attempt, which must be a poll's, to its answer (ms)."""
+    polls = [n for n in record(page, "net") if "/changes" in n["url"]]
+    done = min(n["done"] for n in polls if n["status"] in (200, 204))
+    assert all(socket["at"] > done for socket in record(page, "sockets")), "no upgrade before it is usable"
+    return float(done - polls[0]["at"])
+
+
+def test_the_third_page_begins_by_polling_and_websocket_is_found_again(
+    start_server: Callable[..., Server], start_proxy: Callable[[Server], FaultProxy], page: Page
+) -> None:
+    """Upgrades hang. The third page asks for none before it is usable; allowed again, they carry within seconds."""
+    proxy = start_proxy(start_server(assistant="off"))
+    proxy.upgrade = "hang"
+    sign_in(page, proxy.url)
+    for _ in range(2):
+        wait_state(page, "polling")
+        wait_for(page, lambda: page.locator("#connection-status[data-reason=upgrade-hung]").count(), 10, "given up")
+        page.reload()
+    times = []
+    for _ in range(3):
+        wait_state(page, "polling")
+        times.append(usable(page))
+        page.reload()
+    print(f"usable after {times} ms")
+    assert statistics.median(times) < 300, "no head start is waited for"
+    proxy.upgrade = "pass"
+    since = time.time()
+    wait_state(page, "connected", timeout=30)
+    print(f"back on WebSocket after {time.time() - since:.1f} s, state {state(page)}")
