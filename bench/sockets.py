@@ -35,7 +35,7 @@ class Tree(Server):
         super().__init__(directory, assistant="off", ws_ping_interval=25)
         self.tree = tree
 
-    def start(self, timeout: float = 30.0) -> "Server":
+    def start(self, timeout: float = 120.0) -> "Server":
         # From within the other tree: gunicorn puts its directory first.
         run = f"import os, sys; os.chdir({str(self.tree)!r}); sys.argv[:2] = ['chatapp']\n"
         run += "from chatapp import cli; cli.main()"
