@@ -26,13 +26,15 @@ from lab.server import Server
 HERE = Path(__file__).resolve().parents[1]
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 TEXT = "x" * 200
+PATIENT = {"ws_read_timeout": 3600, "ws_pong_timeout": 3600}  # a busy machine may not get to its pongs
+IDLE = 1000  # sockets
 
 
 class Tree(Server):
     """The server of a checkout, with this one's environment."""
 
     def __init__(self, tree: Path, directory: Path) -> None:
-        super().__init__(directory, assistant="off", ws_ping_interval=25)
+        super().__init__(directory, assistant="off", ws_ping_interval=25, **PATIENT)
         self.tree = tree
 
     def start(self, timeout: float = 120.0) -> "Server":
@@ -117,8 +119,8 @@ def conversations(client: Client, count: int) -> list[str]:
 
 
 def idle(server: Tree, client: Client) -> dict[str, float]:
-    """2,000 sockets with one feed each."""
-    (feed,), load, count = conversations(client, 1), Load(client), 2000
+    """Sockets with one feed each."""
+    (feed,), load, count = conversations(client, 1), Load(client), IDLE
     load.open(50)
     time.sleep(1)
     before, cpu, start = server.memory_kib(), server.cpu_s(), time.monotonic()
@@ -138,7 +140,7 @@ def idle(server: Tree, client: Client) -> dict[str, float]:
         "KiB a socket": grown / count,
         "connects/s": connects,
         "CPU ms a connect": 1000 * cpu,
-        "CPU % of 2,050 idle": 100 * idle_cpu,
+        "CPU % of all idle": 100 * idle_cpu,
     }
 
 
