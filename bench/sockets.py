@@ -49,9 +49,9 @@ class Tree(Server):
         return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[-1]
 
     def cpu_s(self) -> float:
-        """CPU time of the worker and all its threads so far."""
-        tasks = Path(f"/proc/{self.worker}/task").glob("*/schedstat")
-        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+        """CPU time of the worker so far, with threads that have ended meanwhile; in steps of 10 ms."""
+        fields = Path(f"/proc/{self.worker}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_kib(self) -> int:
         return int(Path(f"/proc/{self.worker}/status").read_text().partition("VmRSS:")[2].split()[0])
