@@ -19,12 +19,15 @@ from gunicorn.app.base import BaseApplication  # noqa: E402
 from chatapp import create_app  # noqa: E402
 from chatapp.config import load  # noqa: E402
 
+MOST_FILES = 1 << 20  # the kernel's own default limit
 DRAIN_LOOK_S = 0.1  # gunicorn has no hook for TERM in a worker; this is how late a drain begins at most
 
 settings = load(os.environ)
 # Each WebSocket is a descriptor; the usual soft limit of 1,024 is for programs that use select().
-_, _most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (_most_files, _most_files))
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+_most = MOST_FILES if _hard == resource.RLIM_INFINITY else min(_hard, MOST_FILES)
+if _soft != resource.RLIM_INFINITY and _soft < _most:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_most, _hard))
 # A thread that renders something long gives way to the event loop after so many seconds (Python's default is 5 ms).
 sys.setswitchinterval(0.001)
 

@@ -1,7 +1,7 @@
 """Carries one Peer over one WebSocket that the event loop watches (docs/architecture.md).
 
-While nothing arrives a connection is this one small object: no greenlet, no request, no parser. What arrives is read in
-the event loop, which must never wait: frames that touch the database are done by a greenlet that lives as long as they.
+Idle, it is one small object: no greenlet, no request, no parser. What arrives is read in the event loop, which must
+never wait: frames that touch the database are done by a greenlet that lives as long as they do.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class WebSocketConnection(WatchedSocket):
 
     def start(self) -> None:
         """Say hello and listen; returns at once."""
-        house, settings = self._house, self._house.settings
+        house, settings, live = self._house, self._house.settings, self._house.live
         house.bus.subscribe(session_topic(self._session), self.doubt)
         self._note(OPENED, {"address": self._address})
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
@@ -97,8 +97,8 @@ class WebSocketConnection(WatchedSocket):
         self.read_on()
         self.flush()
         if not self.is_over:
-            house.live.timer.set(self, self._due())
-            house.live.add(self)
+            live.timer.set(self, self._due())
+            live.add(self)
 
     @property
     def person(self) -> int:
@@ -241,7 +241,7 @@ class WebSocketConnection(WatchedSocket):
             self.wake()
 
     def flush(self) -> None:
-        """Write answers and news while there is room; a slow reader gets what is newest when it has room again."""
+        """Write answers and news if there is room; a slow reader gets what is newest when it has room again."""
         self._is_awake = False
         if not (self._close or self.blocked_at or self._is_doubtful or self.is_paused):
             news = self._peer.shared_news()
@@ -252,17 +252,19 @@ class WebSocketConnection(WatchedSocket):
         try:
             if self._is_doubtful and not self._is_signed_in(fresh=True):
                 self.close(SIGNED_OUT, "signed out")
-            while self._close is None and not self.is_blocked:
-                data = self._output()
-                if not data or self._close is not None:
-                    break
+            if self._may_flush() and (data := self._output()) and self._may_flush():
                 self.write(data)
+            if self._may_flush() and (self._peer.dirty or self._peer.replies):
+                self.wake()  # the rest in another turn: a reader with much to catch up with must not hold others
         except Exception:  # the sweep must go on for all others
             log.exception("writing a WebSocket failed")
             self.close(SERVER_ERROR, "the server made a mistake")
         self._is_flushing = False
         if self.is_paused:
             self._resume()
+
+    def _may_flush(self) -> bool:
+        return self._close is None and not self.is_blocked
 
     def _output(self) -> bytes:
         """The next write: one frame as all its readers share it, or several small ones."""
@@ -289,7 +291,7 @@ class WebSocketConnection(WatchedSocket):
 
     def _may_write(self) -> bool:
         """Whether the event loop may write at once, instead of leaving it to the sweep."""
-        return not (self.is_blocked or self._is_flushing or self._is_doubtful or self._close)
+        return self._may_flush() and not self._is_flushing and not self._is_doubtful
 
     # Time-outs: by the one timer
 
@@ -333,10 +335,9 @@ class WebSocketConnection(WatchedSocket):
         self.wake()
 
     def _is_signed_in(self, fresh: bool) -> bool:
-        now = time.monotonic()
-        if not fresh and now - self._checked_at < RECHECK_S:
+        if not fresh and time.monotonic() - self._checked_at < RECHECK_S:
             return self._expires_at > now_ms()
-        self._checked_at, self._is_doubtful = now, False
+        self._checked_at, self._is_doubtful = time.monotonic(), False
         return self._house.auth.check(self._token_hash, fresh=True) is not None
 
     # The end
@@ -387,7 +388,6 @@ class WebSocketConnection(WatchedSocket):
         self._note(CLOSED, {**data, "feeds": self.feeds}, f"{line} {seconds:.1f}s")
 
     def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
-        number, kind = what
-        text = json.dumps(data)
-        event = ConnectionEvent(self._name, number, self._person, kind, "websocket", None, None, None, now_ms(), text)
+        text = (now_ms(), json.dumps(data))
+        event = ConnectionEvent(self._name, what[0], self._person, what[1], "websocket", None, None, None, *text)
         self._house.live.note(event, line)

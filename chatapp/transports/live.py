@@ -14,7 +14,8 @@ from chatapp.store import ConnectionEvent
 
 RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
 FIRST_RETRY_S = 0.2  # the successor needs a moment to listen
-SLICE = 100  # connections written to before others get a turn: under a millisecond
+SLICE_S = 0.002  # of writing before others get a turn
+MOST_FILES = 1 << 20  # where the system names no limit
 RESERVED_FILES = 200  # descriptors for databases, logs and plain requests
 FINISH_S = 3.0  # how long a worker that closes waits for its goodbyes
 
@@ -109,7 +110,8 @@ class Live:
         self._events: list[ConnectionEvent] = []
         self._lines: list[str] = []
         self._is_storing = False
-        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = (MOST_FILES if files == resource.RLIM_INFINITY else files) - RESERVED_FILES
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -143,12 +145,14 @@ class Live:
             gevent.spawn(self._sweep)
 
     def _sweep(self) -> None:
+        until = time.monotonic() + SLICE_S
         while self._awake:
             batch, self._awake = self._awake, []
-            for number, connection in enumerate(batch, 1):
+            for connection in batch:
                 connection.flush()
-                if number % SLICE == 0:
+                if time.monotonic() > until:
                     gevent.sleep(0)
+                    until = time.monotonic() + SLICE_S
         self._is_sweeping = False
 
     # Events: stored together, beside what they are about
