@@ -81,7 +81,9 @@ class Tabs:
 
     def obey(self, order: dict[str, Any]) -> None:
         """start, send, network."""
-        if order["do"] == "start":
+        if order["do"] == "ping":
+            say("pong")
+        elif order["do"] == "start":
             self.tabs[order["client"]] = Tab(self.browser, order)
         elif order["do"] == "network":
             self._network(order["event"])

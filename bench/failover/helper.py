@@ -4,10 +4,15 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TypeVar
 
 from lab.http import Client
 
 Done = Callable[[float], None]
+Answer = TypeVar("Answer")
+ASK_AGAIN_S = 20.0
+PATIENCE_S = 180.0
 
 
 class Helper:
@@ -38,16 +43,7 @@ class Helper:
 
     def create(self, email: str) -> str:
         """A new, empty conversation of a person."""
-        found: list[str] = []
-        done = threading.Event()
-
-        def job(client: Client) -> None:
-            found.append(str(client.create().json["conversation"]))
-            done.set()
-
-        self._queues[email].put(job)
-        assert done.wait(60), f"no conversation for {email}"
-        return found[0]
+        return str(self._ask(email, lambda client: client.create().json["conversation"]))
 
     def post(self, email: str, conversation: str, body: str, done: Done) -> None:
         """Post, soon; `done` is told when it began, once the server has it."""
@@ -61,18 +57,23 @@ class Helper:
 
     def history(self, email: str, conversation: str) -> list[str]:
         """What people said there, in order, as the server has it."""
-        found: list[list[str]] = []
-        done = threading.Event()
 
-        def job(client: Client) -> None:
+        def read(client: Client) -> list[str]:
             articles = client.history(conversation)
             people = [article for article in articles if article.get("data-author") == "user"]
-            found.append([article.one("div", css_class="body").text.strip() for article in people])
-            done.set()
+            return [article.one("div", css_class="body").text.strip() for article in people]
 
-        self._queues[email].put(job)
-        assert done.wait(60), f"no history of {email}"
-        return found[0]
+        return self._ask(email, read)
+
+    def _ask(self, email: str, question: Callable[[Client], Answer]) -> Answer:
+        """The answer to a question, asked again where the server is busy or starting. TimeoutError."""
+        found: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            self._queues[email].put(lambda client: found.put(question(client)))
+            with suppress(queue.Empty):
+                return found.get(timeout=ASK_AGAIN_S)
+        raise TimeoutError(f"no answer for {email} in {PATIENCE_S:g} s")
 
     def stop(self) -> None:
         """End the threads."""

@@ -96,7 +96,9 @@ def main() -> None:
     with ThreadPoolExecutor(SIGN_INS_AT_ONCE) as pool:
         for order in orders():
             name = order["client"]
-            if order["do"] == "start":
+            if order["do"] == "ping":
+                say("pong")
+            elif order["do"] == "start":
                 names = ("system", "url", "email", "conversation")
                 subjects[name] = Subject(name, *(order[field] for field in names))
                 pool.submit(_start, subjects[name])

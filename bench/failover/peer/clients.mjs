@@ -17,6 +17,7 @@ createInterface({ input: process.stdin }).on("line", line => {
     say({ event: "sent", client, id })
     sockets[client].emit("chat", id)
   }
+  if (verb === "ping") say({ event: "pong" })
   if (verb === "stop") {
     for (const socket of Object.values(sockets)) socket.disconnect()
     say({ event: "stopped" })
