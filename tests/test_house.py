@@ -265,8 +265,8 @@ def test_nothing_above_the_transports_asks_which_one_it_is() -> None:
 
 
 def test_scripts_are_plain_modules() -> None:
-    """At most nine, with the transports beside; no eval, no HTML handlers, no other host."""
-    assert len([path for path in SCRIPTS if path.parent.name == "js"]) <= 9
+    """At most twelve, with the transports beside; no eval, no HTML handlers, no other host."""
+    assert len([path for path in SCRIPTS if path.parent.name == "js"]) <= 12
     for path in SCRIPTS:
         text = path.read_text()
         assert not re.search(r"\beval\(|new Function\(|document\.write|from [\"']https?:", text), path.name

@@ -38,6 +38,7 @@ log = logging.getLogger("chatapp.websocket")
 
 NORMAL, ABNORMAL, POLICY, TOO_BIG, SERVER_ERROR, RESTART = 1000, 1006, 1008, 1009, 1011, 1012
 SIGNED_OUT = 4401
+REPLACED = 4409
 OPENED, CLOSED = (1, "server-open"), (2, "server-close")  # number and type of the server's own events
 MOST_REPLIES = 64  # control frames waiting to be written; beyond, a client floods and is not read
 MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
@@ -243,6 +244,7 @@ class Live:
 
     def __init__(self) -> None:
         self._connections: set[WebSocketConnection] = set()
+        self.named: dict[str, tuple[int, WebSocketConnection]] = {}  # by name: whose it is, and the connection
         self.is_draining = False
 
     def add(self, connection: WebSocketConnection) -> None:
@@ -254,6 +256,12 @@ class Live:
     def remove(self, connection: WebSocketConnection) -> None:
         """Forget it."""
         self._connections.discard(connection)
+
+    def replace(self, name: str, person: int) -> None:
+        """Close this person's connection of that name, if it lives here: its browser has opened another one."""
+        owner, connection = self.named.get(name, (0, None))
+        if connection is not None and owner == person:
+            connection.close(REPLACED, "replaced")
 
     def drain(self) -> None:
         """Close all with 1012 and say when to come back, spread so that they do not come at once."""
@@ -333,6 +341,8 @@ def _serve(ws: Server, house: House, sign_in: SignIn, token_hash: str, live: Liv
     greeting = frames.hello(house.epoch, person.uuid, name, settings.ws_max_message_size, settings.ws_ping_interval)
     connection = WebSocketConnection(ws, peer, post, greeting, house.epoch)
     holder.append(connection)
+    live.replace(request.args.get("replaces", ""), person.id)
+    live.named[name] = (person.id, connection)
     live.add(connection)
     _note(house, name, OPENED, sign_in, {"address": request.remote_addr})
     started = time.monotonic()
@@ -345,6 +355,7 @@ def _serve(ws: Server, house: House, sign_in: SignIn, token_hash: str, live: Liv
     finally:
         cancel()
         live.remove(connection)
+        live.named.pop(name, None)
         _report(house, name, sign_in, connection, ws.sock, time.monotonic() - started)
 
 

@@ -1,9 +1,9 @@
 // Starts the page's parts and joins them; each also works where another is missing.
 
 import { Composer } from "./composer.js"
-import { Connection } from "./connection.js"
 import { ConversationView } from "./conversation.js"
 import { Outbox, Reports, uuid } from "./outbox.js"
+import { connectionFor } from "./sharing.js"
 import { isConnected } from "./states.js"
 import { StatusView, words } from "./status.js"
 
@@ -14,7 +14,7 @@ function start() {
   const config = JSON.parse(meta("chat-config"))
   const { conversation, instance, person } = body.dataset
   const prefix = `${instance}:${person}`
-  const connection = new Connection(config, JSON.parse(meta("chat-states")))
+  const connection = connectionFor(prefix, config, JSON.parse(meta("chat-states")))
   connection.reports = new Reports(prefix, uuid(), config.events_url, () => isConnected(connection.record.status))
   const outbox = new Outbox(prefix, (entry) => connection.deliver(entry))
   const view = new ConversationView(conversation)

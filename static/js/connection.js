@@ -14,6 +14,8 @@ export class Connection {
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
+  onChange = publish // (record)
+  replaces = "" // the name of the socket that the next one takes the place of: the server closes it
 
   constructor(config, states) {
     this.#config = { latency_ms: latency(), ...config }
@@ -29,9 +31,13 @@ export class Connection {
     let maxMessage = config.ws_max_message
     const socketUrl = new URL(config.ws_url, location.href)
     socketUrl.protocol = socketUrl.protocol.replace("http", "ws")
-    this.#websocket = new WebSocketTransport(socketUrl.href, { ...world, maxMessage: () => maxMessage })
+    const address = () => socketUrl.href + (this.replaces && `?replaces=${this.replaces}`)
+    this.#websocket = new WebSocketTransport(address, { ...world, maxMessage: () => maxMessage })
     this.#polling = new PollingTransport(config, world)
-    this.onHello = (element) => { maxMessage = Number(element.getAttribute("max-message")) || maxMessage }
+    this.onHello = (element) => {
+      maxMessage = Number(element.getAttribute("max-message")) || maxMessage
+      this.replaces = element.getAttribute("connection") ?? ""
+    }
   }
 
   get record() { return { ...this.#record } }
@@ -51,6 +57,18 @@ export class Connection {
   follow(feed, cursor) {
     this.#feeds.set(feed, cursor)
     if (this.#record.status !== "disconnected") this.#subscribe({ [feed]: cursor })
+  }
+
+  unfollow(feed) {
+    if (!this.#feeds.delete(feed) || this.#record.status === "disconnected") return
+    this.#websocket.unsubscribe(feed)
+    this.#polling.subscribe()
+  }
+
+  // Another tab's connection carries on: this one ends without a word. What is in flight goes by POST.
+  pause() {
+    this.dispatch({ type: "stop" })
+    this.#feeds.clear()
   }
 
   // → {ok, ack} | {refused: code, words} | {retry: reason, advice_ms}, by whatever transport carries.
@@ -84,6 +102,7 @@ export class Connection {
     for (const action of actions) {
       try { this.#do(action) } catch (error) { console.error(error) }
     }
+    if (event.type === "stop") return this.#publish()
     if (after.status !== before.status) this.#report("state", { from: before.status, to: after.status })
     else if (event.type === "ws_suspect") this.#report("suspect", {})
     const shown = (record) => JSON.stringify({ ...record, timers: null })
@@ -223,18 +242,7 @@ export class Connection {
     }, Math.max(0, due - Date.now()))
   }
 
-  #publish() {
-    const { status, connectionType, reason, reconnectAttempts, lastConnected } = this.#record
-    document.body.dataset.connection = status
-    const element = document.getElementById("connection-status")
-    if (element) {
-      Object.assign(element.dataset, {
-        state: status, transport: isConnected(status) ? connectionType : "none", reason: reason ?? "",
-        attempts: reconnectAttempts, lastConnected: lastConnected ? new Date(lastConnected).toISOString() : "",
-      })
-    }
-    document.dispatchEvent(new CustomEvent("connection:changed", { detail: this.record }))
-  }
+  #publish() { this.onChange(this.record) }
 
   // What the server's statistics learn of this.
   #report(type, facts) {
@@ -244,6 +252,20 @@ export class Connection {
       data: { rtt, attempts: reconnectAttempts },
     })
   }
+}
+
+// The record for everybody to see: attributes, and one event.
+export function publish(record) {
+  const { status, connectionType, reason, reconnectAttempts, lastConnected } = record
+  document.body.dataset.connection = status
+  const element = document.getElementById("connection-status")
+  if (element) {
+    Object.assign(element.dataset, {
+      state: status, transport: isConnected(status) ? connectionType : "none", reason: reason ?? "",
+      attempts: reconnectAttempts, lastConnected: lastConnected ? new Date(lastConnected).toISOString() : "",
+    })
+  }
+  document.dispatchEvent(new CustomEvent("connection:changed", { detail: record }))
 }
 
 function latency() {
