@@ -29,7 +29,7 @@ ROWS: list[set[str]] = [
     {"connection"},
     {"transports", "assistant", "monitoring", "knowledge"},
     {"house"},
-    {"pages", "security", "proxies"},
+    {"pages", "security", "proxies", "offline"},
     {"client", "cli", "server", "factory", ""},
 ]
 

@@ -2,6 +2,7 @@
 
 import { Composer } from "./composer.js"
 import { ConversationView } from "./conversation.js"
+import { readOffline } from "./offline.js"
 import { Outbox, Reports, uuid } from "./outbox.js"
 import { connectionFor } from "./sharing.js"
 import { isConnected } from "./states.js"
@@ -46,6 +47,7 @@ function start() {
   guard(() => listenToButtons(outbox, config))
   guard(() => loadOlder(view, config))
   guard(() => closeDialogs())
+  guard(() => readOffline(config, () => view.isAwaiting()))
   connection.start()
 }
 

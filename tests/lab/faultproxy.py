@@ -74,7 +74,7 @@ class FaultProxy:
     mute (101 passes, then nothing does); cut (101 passes, closed 300 ms later).
     hang_paths: requests to paths that begin so are never answered. http_error: (status, headers) instead of the
     server's answer for paths that begin with http_error_on. lose_replies: how many answers to POSTs get lost after
-    the server gave them. blackhole_all: every connection swallows bytes, and one that did never recovers.
+    the server gave them. filter_for: a request whose body holds this gets a filter's page with 403. blackhole_all: every connection swallows bytes, and one that did never recovers.
     readable: takes permessage-deflate out of the handshake so that frames can be read here.
     """
 
@@ -87,6 +87,7 @@ class FaultProxy:
         self.http_error: tuple[int, dict[str, str]] | None = None
         self.http_error_on = "/changes"
         self.lose_replies = 0
+        self.filter_for = b""
         self.blackhole_all = False
         self.requests: list[Seen] = []
         self.frames: list[Frame] = []
@@ -156,7 +157,7 @@ class FaultProxy:
     def heal(self) -> None:
         """Everything passes again; connections that were swallowed stay so."""
         self.upgrade, self.hang_paths, self.http_error = "pass", (), None
-        self.lose_replies, self.blackhole_all = 0, False
+        self.lose_replies, self.filter_for, self.blackhole_all = 0, b"", False
         self.accept_connections()
 
     def _order(self, order: str, which: Callable[[Connection], bool]) -> int:
@@ -234,6 +235,8 @@ class FaultProxy:
             elif not head.is_upgrade and self.hang_paths and head.target.startswith(self.hang_paths):
                 seen.done_to_it = "hang"
                 self._hang(connection)
+            elif self.filter_for and self.filter_for in seen.body:
+                self._answer(connection, seen, 403, {})
             elif self.http_error and head.target.startswith(self.http_error_on):
                 self._answer(connection, seen, *self.http_error)
             else:
