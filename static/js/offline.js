@@ -13,17 +13,21 @@ export function readOffline(config, isAwaiting) {
   let isOnline = false
   let timer = null
 
-  const worker = async () => {
-    if (!navigator.serviceWorker || !config.worker_url) return null // plain http hosts have none
-    await navigator.serviceWorker.register(config.worker_url)
-    return (await navigator.serviceWorker.ready).active
+  // Looked at anew once a page: the browser itself would do so only now and then.
+  const install = async () => {
+    await (await navigator.serviceWorker.register(config.worker_url)).update()
+    return navigator.serviceWorker.ready
   }
+  let installed = null
   const keep = async () => {
     timer = null
     if (!isOnline || "unsaved" in document.body.dataset) return
     if (isAwaiting()) return keepSoon(KEEP_AFTER)
     try {
-      (await worker())?.postMessage({ type: "keep", url: location.origin + location.pathname })
+      if (!navigator.serviceWorker) return // plain http hosts have none
+      installed ??= install()
+      const { active } = await installed
+      active.postMessage({ type: "keep", url: location.origin + location.pathname })
     } catch (error) { console.warn("nothing is kept for reading offline:", error.message) }
   }
   const keepSoon = (after) => {

@@ -34,12 +34,13 @@ class SharedConnection {
       onLost: () => this.#onLost(),
       isWaiting: () => this.#pending.size > 0 || Boolean(this.view?.isAwaiting()),
     })
+    const both = (message) => [this.#tabs.tell(message), this.#on(message)]
     connection.onChange = (record) => this.#onOwn(record)
-    connection.outbox = { settled: (id, outcome) => this.#both({ type: "settled", id, outcome }) }
+    connection.outbox = { settled: (id, outcome) => both({ type: "settled", id, outcome }) }
     connection.view = {
       apply: (feed, element) => this.#spread(feed, element),
-      forget: (feed) => this.#both({ type: "forget", feed, epoch: document.body.dataset.epoch }),
-      gone: (feed) => this.#both({ type: "gone", feed }),
+      forget: (feed) => both({ type: "forget", feed, epoch: document.body.dataset.epoch }),
+      gone: (feed) => both({ type: "gone", feed }),
       isAwaiting: () => Boolean(this.view?.isAwaiting()) || [...this.#served.values()].some((tab) => tab.awaiting),
     }
   }
@@ -211,11 +212,6 @@ class SharedConnection {
 
   // --- between tabs ---
 
-  #both(message) {
-    this.#tabs.tell(message)
-    this.#on(message)
-  }
-
   #greet(feeds = this.#feeds) {
     this.#awaiting = Boolean(this.view?.isAwaiting())
     const { epoch } = document.body.dataset
@@ -283,10 +279,9 @@ class SharedConnection {
     const isGap = element.hasAttribute("reset") ? cursor > 0 : Number(element.getAttribute("from")) > cursor
     if (cursor === undefined || to <= cursor) return
     if (isGap) return this.#resync(feed)
-    if (this.view?.apply(feed, element) === false) {
-      this.#forget(feed)
-      return this.#resync(feed)
-    }
+    const fits = this.view?.apply(feed, element) !== false
+    if (!fits) this.#forget(feed)
+    if (!fits) return this.#resync(feed)
     this.#feeds.set(feed, to)
     if (!this.#tabs.isHolder && this.#awaiting !== Boolean(this.view?.isAwaiting())) this.#greet(new Map())
   }

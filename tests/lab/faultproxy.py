@@ -74,7 +74,8 @@ class FaultProxy:
     mute (101 passes, then nothing does); cut (101 passes, closed 300 ms later).
     hang_paths: requests to paths that begin so are never answered. http_error: (status, headers) instead of the
     server's answer for paths that begin with http_error_on. lose_replies: how many answers to POSTs get lost after
-    the server gave them. filter_for: a request whose body holds this gets a filter's page with 403. blackhole_all: every connection swallows bytes, and one that did never recovers.
+    the server gave them. filter_for: requests whose body holds this get a filter's page with 403. blackhole_all:
+    every connection swallows bytes, and one that did never recovers.
     readable: takes permessage-deflate out of the handshake so that frames can be read here.
     """
 
