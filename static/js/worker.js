@@ -15,9 +15,10 @@ let emptied = 0 // how often: what was asked for before must not be kept after
 addEventListener("install", (event) => event.waitUntil(install()))
 addEventListener("activate", (event) => event.waitUntil(activate()))
 addEventListener("fetch", onFetch)
-addEventListener("message", ({ data }) => {
-  if (data.type === "empty") empty()
-  else if (data.type === "keep" && CONVERSATION.test(pathOf(data.url))) keep(data.url).catch(() => {})
+addEventListener("message", (event) => {
+  const { type, url } = event.data
+  if (type === "empty") event.waitUntil(empty())
+  else if (type === "keep" && CONVERSATION.test(pathOf(url))) event.waitUntil(keep(url).catch(() => {}))
 })
 
 const pathOf = (url) => url.startsWith(location.origin + base) ? new URL(url).pathname.slice(base.length) : null

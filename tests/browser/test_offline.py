@@ -224,6 +224,8 @@ def test_only_pages_and_files_are_kept(server: Server, page: Page) -> None:
     assert any(path.endswith("/js/app.js") for path in files)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_an_upgrade_replaces_files_and_pages(server: Server, page: Page, tmp_path: Path) -> None:
     url = talk(page, server.url)
     before = set(kept(page))
@@ -238,7 +240,14 @@ def test_an_upgrade_replaces_files_and_pages(server: Server, page: Page, tmp_pat
     with Server(server.directory, port=server.port, prefix=("env", f"PYTHONPATH={path}")):
         page.goto(url)
         assert page.evaluate("fetch('/worker.js').then(answer => answer.text())") != worker
-        wait_for(page, lambda: not before & set(kept(page)), 15, "the old stores are gone")
+        wait_for(page, lambda: set(kept(page)) - before, 30, "the new worker has its files")
+        # It takes over at once, except where a debugger holds the old one, as here: then once no page needs that.
+        end = time.monotonic() + 90
+        while before & set(kept(page)):
+            assert time.monotonic() < end, "the old stores are still there"
+            page.goto("about:blank")
+            page.wait_for_timeout(2000)
+            page.goto(url)
         wait_for(page, lambda: kept_pages(page) == [url.removeprefix(server.url)], 15, "the page is kept anew")
         assert kept_text(page, "/* newer */")
         page.context.set_offline(True)
