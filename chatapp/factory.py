@@ -11,7 +11,7 @@ from flask import Flask, Response, jsonify, send_from_directory
 from flask_babel import Babel
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 
-from chatapp import pages, probing, security
+from chatapp import offline, pages, probing, security
 from chatapp.assets import asset_dir, content_hash
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
@@ -76,6 +76,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     polling.register(app, house.polls, auth, settings)
     security.register(app)
     _register_plain(app, house)
+    offline.register(app, house)
     door = polling.Door(
         app.wsgi_app,
         house.polls,
@@ -134,6 +135,7 @@ def _register_plain(app: Flask, house: House) -> None:
             "static": lambda name: app.url_for("static", version=version, name=name),
             "csrf_token": generate_csrf,
             "product": "chatapp",
+            "instance": house.instance,
             "person": sign_in.person if sign_in else None,
             "language": "en",
         }

@@ -218,6 +218,7 @@ def _connection_context() -> dict[str, Any]:
         "create_url": url_for("pages.create"),
         "messages_url": url_for("pages.post", uuid=any_id).replace(str(any_id), "{id}"),
         "sign_in_url": url_for("pages.sign_in"),
+        "worker_url": url_for("worker"),
     }
     return {
         "epoch": parts.epoch,

@@ -33,7 +33,7 @@ ROWS: list[set[str]] = [
     {"connection"},
     {"transports", "assistant", "monitoring", "knowledge"},
     {"house"},
-    {"pages", "probing", "security", "proxies"},
+    {"pages", "probing", "security", "proxies", "offline"},
     {"client"},
     {"doctor"},
     {"cli", "server", "factory", ""},

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("chatapp.websocket")
 
 NORMAL, NO_BINARY, ABNORMAL, POLICY, SERVER_ERROR, RESTART, SIGNED_OUT = 1000, 1003, 1006, 1008, 1011, 1012, 4401
+REPLACED = 4409
 OPENED, CLOSED = (1, "server-open"), (2, "server-close")  # number and type of the server's own events
 MOST_WAITING = 64  # answers to be written and frames to be done; beyond, a client floods and is not read
 MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
@@ -51,7 +52,6 @@ class WebSocketConnection(WatchedSocket):
         "_is_doubtful",
         "_is_flushing",
         "_is_working",
-        "_name",
         "_next_ping",
         "_opened_at",
         "_parser",
@@ -61,6 +61,7 @@ class WebSocketConnection(WatchedSocket):
         "_session",
         "_token_hash",
         "feeds",
+        "name",
         "slot",
     )
 
@@ -69,7 +70,7 @@ class WebSocketConnection(WatchedSocket):
         self.slot = 0
         self.feeds = 0  # how many were followed at the end
         self._house = house
-        self._name = str(uuid4())
+        self.name = str(uuid4())
         self._person = sign_in.person.uuid
         self._session = sign_in.id
         self._expires_at = sign_in.expires_at
@@ -93,7 +94,7 @@ class WebSocketConnection(WatchedSocket):
         house.bus.subscribe(session_topic(self._session), self.doubt)
         self._note(OPENED, {"address": self._address})
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
-        self._peer.replies.append(frames.hello(house.epoch, self._person, self._name, *limits))
+        self._peer.replies.append(frames.hello(house.epoch, self._person, self.name, *limits))
         self.read_on()
         self.flush()
         if not self.is_over:
@@ -354,6 +355,10 @@ class WebSocketConnection(WatchedSocket):
         """The worker closes: come back when the advice says so."""
         self.close(RESTART, advice)
 
+    def replace(self) -> None:
+        """The browser has opened another one."""
+        self.close(REPLACED, "replaced")
+
     def _say_goodbye(self) -> None:
         assert self._close is not None
         code, reason = self._close
@@ -389,5 +394,5 @@ class WebSocketConnection(WatchedSocket):
 
     def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
         text = (now_ms(), json.dumps(data))
-        event = ConnectionEvent(self._name, what[0], self._person, what[1], "websocket", None, None, None, *text)
+        event = ConnectionEvent(self.name, what[0], self._person, what[1], "websocket", None, None, None, *text)
         self._house.live.note(event, line)

@@ -26,6 +26,7 @@ log = logging.getLogger("chatapp.websocket")
 class Connection(Protocol):
     """What is looked after here."""
 
+    name: str  # as the hello says it
     slot: int  # where the timer keeps it
     is_mute: bool  # for drills
     delay_s: float
@@ -46,6 +47,9 @@ class Connection(Protocol):
 
     def restart(self, advice: str) -> None:
         """Close, and say when to come back."""
+
+    def replace(self) -> None:
+        """Close: the browser has opened another one."""
 
     def cut(self) -> None:
         """Close now."""
@@ -104,7 +108,7 @@ class Live:
         self.is_draining = False
         self.timer = Timer(min(0.5, shortest_timeout_s / 20))
         self._store = store
-        self._connections: dict[Connection, None] = {}
+        self._connections: dict[str, Connection] = {}  # by name
         self._awake: list[Connection] = []
         self._is_sweeping = False
         self._events: list[ConnectionEvent] = []
@@ -116,9 +120,15 @@ class Live:
     def __len__(self) -> int:
         return len(self._connections)
 
+    def replace(self, name: str, person: int) -> None:
+        """Close this person's connection of that name, if it lives here: its browser has opened another one."""
+        connection = self._connections.get(name)
+        if connection is not None and connection.person == person:
+            connection.replace()
+
     def sockets(self, person: int | None) -> list[Connection]:
         """For drills: a person's, or all."""
-        return [one for one in self._connections if person in (None, one.person)]
+        return [one for one in self._connections.values() if person in (None, one.person)]
 
     def is_full(self) -> bool:
         """Whether another one would leave too few descriptors for anything else."""
@@ -126,13 +136,13 @@ class Live:
 
     def add(self, connection: Connection) -> None:
         """Note a connection; one that comes during a drain is sent on at once."""
-        self._connections[connection] = None
+        self._connections[connection.name] = connection
         if self.is_draining:
             connection.restart(_advice(0))
 
     def remove(self, connection: Connection) -> None:
         """Forget it."""
-        self._connections.pop(connection, None)
+        self._connections.pop(connection.name, None)
         self.timer.clear(connection)
 
     # Writing: a change is news for thousands at once, hence no greenlet for each
@@ -182,7 +192,7 @@ class Live:
     def drain(self) -> None:
         """Close all with 1012 and say when to come back, spread so that they do not come at once."""
         self.is_draining = True
-        for number, connection in enumerate(tuple(self._connections)):
+        for number, connection in enumerate(tuple(self._connections.values())):
             connection.restart(_advice(number))
 
     def finish(self) -> None:
@@ -190,7 +200,7 @@ class Live:
         end = time.monotonic() + FINISH_S
         while self._connections and time.monotonic() < end:
             gevent.sleep(0.02)
-        for connection in tuple(self._connections):
+        for connection in tuple(self._connections.values()):
             connection.cut()
         while self._is_storing and time.monotonic() < end + FINISH_S:
             gevent.sleep(0.01)

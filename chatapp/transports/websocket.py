@@ -73,6 +73,7 @@ def register(app: Flask, house: House) -> None:
         sign_in = house.auth.current()
         ws.connected = False  # else flask-sock closes it when we return
         if sign_in is not None:
+            live.replace(request.args.get("replaces", ""), sign_in.person.id)
             # The descriptor changes hands: gunicorn keeps an empty object that it may close.
             fd = ws.sock.detach()
             WebSocketConnection(fd, house, sign_in, house.auth.token_hash(), request.remote_addr or "").start()

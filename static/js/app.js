@@ -1,9 +1,10 @@
 // Starts the page's parts and joins them; each also works where another is missing.
 
 import { Composer } from "./composer.js"
-import { Connection } from "./connection.js"
 import { ConversationView } from "./conversation.js"
+import { readOffline } from "./offline/offline.js"
 import { Outbox, Reports, uuid } from "./outbox.js"
+import { connectionFor } from "./sharing/sharing.js"
 import { isConnected } from "./states.js"
 import { StatusView, words } from "./status.js"
 
@@ -14,7 +15,7 @@ function start() {
   const config = JSON.parse(meta("chat-config"))
   const { conversation, instance, person } = body.dataset
   const prefix = `${instance}:${person}`
-  const connection = new Connection(config, JSON.parse(meta("chat-states")), prefix)
+  const connection = connectionFor(prefix, config, JSON.parse(meta("chat-states")))
   connection.reports = new Reports(prefix, uuid(), config.events_url, () => connection.mayAsk)
   const outbox = new Outbox(prefix, (entry) => connection.deliver(entry))
   const view = new ConversationView(conversation)
@@ -46,6 +47,7 @@ function start() {
   guard(() => listenToButtons(outbox, config))
   guard(() => loadOlder(view, config))
   guard(() => closeDialogs())
+  guard(() => readOffline(config, () => view.isAwaiting()))
   connection.start()
 }
 

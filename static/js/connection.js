@@ -2,10 +2,10 @@
 // transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless.
 
 import { proof } from "./delays.js"
-import { QualityWatch } from "./quality.js"
+import { QualityWatch, delivery } from "./quality.js"
 import { isConnected, newRecord, step } from "./states.js"
 import { publish } from "./status.js"
-import { NetworkMemory, Presence, latency, onNetworkChange } from "./surroundings.js"
+import { NetworkMemory, Presence, latency, listen } from "./surroundings.js"
 import { PollingTransport } from "./transports/polling.js"
 import { ackOf, refusalOf } from "./transports/posts.js"
 import { WebSocketTransport } from "./transports/websocket.js"
@@ -19,6 +19,8 @@ export class Connection {
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
+  onChange = publish // (record)
+  replaces = "" // the name of the socket that the next one takes the place of: the server closes it
 
   // prefix: of what is kept in localStorage
   constructor(config, states, prefix) {
@@ -40,12 +42,16 @@ export class Connection {
     let maxMessage = config.ws_max_message
     const socketUrl = new URL(config.ws_url, location.href)
     socketUrl.protocol = socketUrl.protocol.replace("http", "ws")
-    this.#websocket = new WebSocketTransport(socketUrl.href, { ...world, maxMessage: () => maxMessage })
+    const address = () => socketUrl.href + (this.replaces && `?replaces=${this.replaces}`)
+    this.#websocket = new WebSocketTransport(address, { ...world, maxMessage: () => maxMessage })
     this.#polling = new PollingTransport(config, world)
     this.#quality = new QualityWatch({
-      on: world.on, read: () => this.#delivery(), report: (type, facts) => this.#report(type, facts),
+      on: world.on, read: () => delivery(this.#record, this.pace), report: (type, facts) => this.#report(type, facts),
     })
-    this.onHello = (element) => { maxMessage = Number(element.getAttribute("max-message")) || maxMessage }
+    this.onHello = (element) => {
+      maxMessage = Number(element.getAttribute("max-message")) || maxMessage
+      this.replaces = element.getAttribute("connection") ?? ""
+    }
   }
 
   get record() { return { ...this.#record } }
@@ -57,7 +63,7 @@ export class Connection {
   get pace() { return this.#polling.pace }
 
   start() {
-    this.#listen()
+    listen((type) => this.dispatch({ type }), () => this.#reborn(), this.#config.predict.includes("network"))
     if (!navigator.onLine) this.dispatch({ type: "offline" })
     this.dispatch({ type: document.hidden ? "hidden" : "wake" })
     this.dispatch({ type: "start" })
@@ -68,6 +74,18 @@ export class Connection {
   follow(feed, cursor) {
     this.#feeds.set(feed, cursor)
     if (this.#record.status !== "disconnected") this.#subscribe({ [feed]: cursor })
+  }
+
+  unfollow(feed) {
+    if (!this.#feeds.delete(feed) || this.#record.status === "disconnected") return
+    this.#websocket.unsubscribe(feed)
+    this.#polling.subscribe()
+  }
+
+  // Another tab's connection carries on: this one ends without a word. What is in flight goes by POST.
+  pause() {
+    this.dispatch({ type: "stop" })
+    this.#feeds.clear()
   }
 
   // → {ok, ack} | {refused: code, words} | {retry: reason, advice_ms}, by whatever transport carries.
@@ -106,6 +124,7 @@ export class Connection {
     for (const action of actions) {
       try { this.#do(action) } catch (error) { console.error(error) }
     }
+    if (event.type === "stop") return this.#publish()
     if (after.status !== before.status) this.#report("state", { from: before.status, to: after.status })
     else if (event.type === "ws_suspect") this.#report("suspect", { reason: event.trigger })
     const { foretold, killGap } = after
@@ -241,15 +260,6 @@ export class Connection {
     this.#polling.hasten()
   }
 
-  #listen() {
-    document.addEventListener("visibilitychange", () => this.dispatch({ type: document.hidden ? "hidden" : "wake" }))
-    addEventListener("online", () => this.dispatch({ type: "online" }))
-    addEventListener("offline", () => this.dispatch({ type: "offline" }))
-    if (this.#config.predict.includes("network")) onNetworkChange(() => this.dispatch({ type: "online" }))
-    document.addEventListener("resume", () => this.dispatch({ type: "wake" })) // thawed by the browser
-    addEventListener("pageshow", (event) => { if (event.persisted) this.#reborn() })
-  }
-
   // Back from the browser's cache of pages: whatever the old socket seems to be, it is of another time.
   #reborn() {
     this.#websocket.close()
@@ -271,15 +281,7 @@ export class Connection {
     }, Math.max(0, due - Date.now()))
   }
 
-  #publish() { publish(this.record) }
-
-  // What the quality is judged by: does anything get through, and how much later than the round trip says?
-  #delivery() {
-    const { status } = this.#record
-    const { held, every } = this.pace
-    const isLive = status !== "reconnecting" && status !== "error"
-    return { isLive, isHidden: document.hidden, extra: status === "polling" && !held ? every / 2 : 0 }
-  }
+  #publish() { this.onChange(this.record) }
 
   // What the server's statistics learn of this.
   #report(type, { data, ...facts }) {

@@ -31,7 +31,7 @@ export function latency() {
 }
 
 // Where the browser tells: another kind of network. It also tells of mere figures, which do not matter here.
-export function onNetworkChange(act) {
+function onNetworkChange(act) {
   const network = navigator.connection
   let kind = network?.type
   network?.addEventListener?.("change", () => {
@@ -103,4 +103,14 @@ export class NetworkMemory {
   #read() {
     try { return JSON.parse(localStorage.getItem(this.#key)) ?? {} } catch { return {} }
   }
+}
+
+// What the browser tells of itself: on(event's name), and onReborn() where its cache of pages gave the page back.
+export function listen(on, onReborn, watchesNetwork) {
+  document.addEventListener("visibilitychange", () => on(document.hidden ? "hidden" : "wake"))
+  document.addEventListener("resume", () => on("wake")) // thawed by the browser
+  addEventListener("online", () => on("online"))
+  addEventListener("offline", () => on("offline"))
+  addEventListener("pageshow", (event) => { if (event.persisted) onReborn() })
+  if (watchesNetwork) onNetworkChange(() => on("online"))
 }

@@ -104,7 +104,8 @@ class FaultProxy:
     strip (the server sees a plain GET); mute (101 passes, then nothing does); cut (101 passes, closed 300 ms later).
     hang_paths: requests to paths that begin so are never answered; hang_polls: nor are those of a polling transport.
     http_error: (status, headers) instead of the server's answer for paths that begin with http_error_on.
-    lose_replies: how many answers to POSTs get lost after the server gave them. blackhole_all: every connection
+    filter_for: requests whose body holds this get a filter's page with 403. lose_replies: how many answers to POSTs
+    get lost after the server gave them. blackhole_all: every connection
     swallows bytes (True: of both directions; "up" or "down": of one), and one that did never recovers. longest_life:
     connections that begin now are cut after so many seconds. buffer_bytes: what the server says is held until so much
     has come or an answer is complete. cache_polls: a poll is answered with what the same URL got in the last minute.
@@ -135,6 +136,7 @@ class FaultProxy:
         self.longest_life = 0.0
         self.buffer_bytes = 0
         self.cache_polls = False
+        self.filter_for = b""
         self.requests: list[Seen] = []
         self.frames: list[Frame] = []
         self.accepted = 0
@@ -232,6 +234,7 @@ class FaultProxy:
         """Everything passes again; connections that were swallowed stay so."""
         self.upgrade, self.hang_paths, self.http_error = "pass", (), None
         self.lose_replies, self.blackhole_all, self.hang_polls = 0, False, False
+        self.filter_for = b""
         self.longest_life, self.buffer_bytes, self.cache_polls = 0.0, 0, False
         self.accept_connections()
 
@@ -328,6 +331,8 @@ class FaultProxy:
         elif self._is_to_hang(seen):
             seen.done_to_it = "hang"
             self._hang(connection)
+        elif self.filter_for and self.filter_for in body:
+            self._answer(connection, seen, 403, {})
         elif self.http_error and seen.head.target.startswith(self.http_error_on):
             self._answer(connection, seen, *self.http_error)
         elif self.cache_polls and (cached := self._cached(seen)):

@@ -8,12 +8,13 @@ const SLEPT = 3000 // a timer that comes so late says that this machine slept, n
 const ECHOES_OF_PROOF = 3
 
 export class WebSocketTransport {
-  #url; #world; #socket = null; #timer = null
+  #address; #world; #socket = null; #timer = null
   #estimate = null
 
   // world: {on, receive, plan() → {epoch, feeds}, activity(awaiting) (see detector.js), maxMessage(), heartbeat, triggers}
-  constructor(url, world) {
-    this.#url = url
+  // address() → the URL to open
+  constructor(address, world) {
+    this.#address = address
     this.#world = world
   }
 
@@ -24,7 +25,7 @@ export class WebSocketTransport {
     this.close(1000)
     let socket
     try {
-      socket = new WebSocket(this.#url)
+      socket = new WebSocket(this.#address())
     } catch (error) {
       console.error(error)
       setTimeout(() => this.#world.on({ type: "ws_closed", reason: "upgrade-refused" }), 50)

@@ -1,0 +1,299 @@
+// One connection for all tabs of a person in one browser, whichever transport it is: the tab that holds runs it and
+// serves the others. Each tab keeps its own feeds and cursors, so what gets lost, doubled or late between tabs is put
+// right as it is between transports. Same interface as Connection.
+
+import { Connection } from "../connection.js"
+import { isConnected, newRecord } from "../states.js"
+import { publish } from "../status.js"
+import { Tabs } from "./tabs.js"
+
+const GRACE = 1000 // a take-over that ends within this is not shown
+const HANDOVER = 1000 // so long a holder stays hidden before it hands over: a glance at another tab costs nothing
+const CANDIDATE = 3000 // and so long the next one has to connect before it takes over anyway
+
+// Plain http hosts and old browsers have no Web Locks: there each tab has a connection of its own.
+export function connectionFor(prefix, config, states) {
+  const connection = new Connection(config, states, prefix)
+  return navigator.locks && window.BroadcastChannel ? new SharedConnection(prefix, connection, config) : connection
+}
+
+class SharedConnection {
+  #own; #tabs; #record; #pace = null; #queued = 0
+  #feeds = new Map(); #resyncs = new Map(); #pending = new Map(); #n = 0; #awaiting = false
+  #reign = 0; #socket = ""; #isFresh = true; #isCandidate = false; #hasStarted = false; #graceUntil = 0; #timer = null
+  #served = new Map(); #heads = new Map(); #flights = new Map(); #watching = null // while this tab holds
+  view = null; outbox = null
+
+  constructor(prefix, connection, config) {
+    this.#own = connection
+    this.#record = newRecord(config)
+    this.#tabs = new Tabs(prefix, {
+      onJoin: () => this.#greet(),
+      onMessage: (message) => this.#on(message),
+      onQuestion: (message) => this.#answer(message),
+      onHold: () => this.#onHold(),
+      onLost: () => this.#onLost(),
+      isWaiting: () => this.#pending.size > 0 || Boolean(this.view?.isAwaiting()),
+    })
+    const both = (message) => [this.#tabs.tell(message), this.#on(message)]
+    connection.onChange = (record) => this.#onOwn(record)
+    connection.outbox = { settled: (id, outcome) => both({ type: "settled", id, outcome }) }
+    connection.view = {
+      apply: (feed, element) => this.#spread(feed, element),
+      forget: (feed) => both({ type: "forget", feed, epoch: document.body.dataset.epoch }),
+      gone: (feed) => both({ type: "gone", feed }),
+      isAwaiting: () => Boolean(this.view?.isAwaiting()) || [...this.#served.values()].some((tab) => tab.awaiting),
+    }
+  }
+
+  set reports(reports) { this.#own.reports = reports }
+  get record() { return { ...this.#record, queued: this.#queued } }
+  get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= Date.now() }
+  get pace() { return this.#tabs.isHolder ? this.#own.pace : this.#pace ?? this.#own.pace }
+
+  start() {
+    document.addEventListener("visibilitychange", () => {
+      if (!this.#tabs.isHolder) this.#greet(new Map())
+      else if (document.hidden) this.#offer()
+    })
+    this.#tabs.join()
+  }
+
+  retry() {
+    if (this.#tabs.isHolder) this.#own.retry()
+    else this.#tabs.ask({ type: "retry" })
+  }
+
+  dispatch(event) {
+    if (event.type === "queue") this.#queued = event.queued
+    if (this.#tabs.isHolder) this.#own.dispatch(event)
+    else if (this.#reign) publish(this.record)
+  }
+
+  follow(feed, cursor) {
+    this.#feeds.set(feed, cursor)
+    this.#subscribe(feed)
+  }
+
+  // Kept until an outcome is there, and sent again to each new holder: the server knows a message by its id.
+  deliver(entry) {
+    return new Promise((resolve) => {
+      const n = ++this.#n
+      this.#pending.set(n, { entry, resolve })
+      this.#pass(n, entry)
+    })
+  }
+
+  #pass(n, entry) {
+    if (this.#tabs.isHolder) this.#carry(entry).then((outcome) => this.#land(n, outcome))
+    else this.#tabs.ask({ type: "deliver", n, entry })
+  }
+
+  #land(n, outcome) {
+    this.#pending.get(n)?.resolve(outcome)
+    this.#pending.delete(n)
+  }
+
+  // --- holding ---
+
+  #onHold() {
+    const isRunning = this.#isCandidate
+    this.#isCandidate = this.#isFresh = false
+    this.#reign = Math.max(Date.now(), this.#reign + 1)
+    this.#served.clear()
+    this.#watching = new AbortController()
+    this.#graceUntil = performance.now() + GRACE
+    if (!isRunning) this.#run(this.#socket)
+    this.#onOwn(this.#own.record)
+    for (const [n, { entry }] of this.#pending) this.#pass(n, entry)
+    if (document.hidden) this.#offer()
+  }
+
+  #onLost() {
+    clearTimeout(this.#timer)
+    this.#watching?.abort()
+    this.#heads.clear()
+    this.#isCandidate = false
+    this.#isFresh = true
+    this.#own.pause()
+  }
+
+  // replaced: the name of a socket that nobody minds any more, for the server to close
+  #run(replaced) {
+    if (replaced) this.#own.replaces = replaced
+    for (const [feed, cursor] of this.#feeds) this.#pursue(feed, cursor)
+    if (this.#hasStarted) return this.#own.dispatch({ type: "start" })
+    this.#hasStarted = true
+    this.#own.start()
+  }
+
+  #onOwn(record) {
+    if (this.#isCandidate && isConnected(record.status)) this.#tabs.rob()
+    if (!this.#tabs.isHolder) return
+    clearTimeout(this.#timer)
+    const isStarting = record.status === "connecting" || (record.status === "disconnected" && !record.reason)
+    const grace = this.#graceUntil - performance.now()
+    if (isStarting && isConnected(this.#record.status) && grace > 0) {
+      this.#timer = setTimeout(() => this.#onOwn(this.#own.record), grace)
+    } else this.#record = record
+    this.#announce()
+    publish(this.record)
+  }
+
+  #announce(to) {
+    const { record, pace } = this
+    this.#tabs.tell({ type: "record", to, reign: this.#reign, record, pace, socket: this.#own.replaces })
+  }
+
+  // Written out before this page takes the element's children into its own.
+  #spread(feed, element) {
+    this.#heads.set(feed, Number(element.getAttribute("to")))
+    if (this.#isServed(feed)) this.#tabs.tell({ type: "feed", feed, html: element.outerHTML })
+    this.#apply(feed, element)
+    return true
+  }
+
+  #isServed(feed) { return [...this.#served.values()].some((tab) => tab.feeds.has(feed)) }
+
+  #serve({ from, feeds, epoch, visible, awaiting, isFresh }) {
+    if (!this.#served.has(from)) {
+      this.#served.set(from, { feeds: new Set() })
+      this.#tabs.whenGone(from, this.#watching.signal, () => this.#forgetTab(from))
+    }
+    const tab = Object.assign(this.#served.get(from), { visible, awaiting })
+    const own = document.body.dataset.epoch
+    for (const [feed, cursor] of Object.entries(feeds)) {
+      tab.feeds.add(feed)
+      if (epoch !== own) this.#tabs.tell({ type: "forget", to: from, feed, epoch: own })
+      this.#pursue(feed, epoch === own ? cursor : 0)
+    }
+    // Signed out here, but that page has just been served to somebody who is not.
+    if (isFresh && this.#own.record.status === "disconnected") this.#own.retry()
+    this.#announce(from)
+    if (visible && document.hidden) this.#offer()
+  }
+
+  // From the cursor of whoever is behind; the others have that already, and its revisions say so.
+  #pursue(feed, cursor) {
+    if (cursor >= this.#heads.get(feed)) return
+    this.#heads.set(feed, cursor)
+    this.#own.follow(feed, cursor)
+  }
+
+  #forgetTab(id) {
+    const { feeds } = this.#served.get(id)
+    this.#served.delete(id)
+    for (const feed of feeds) {
+      if (this.#feeds.has(feed) || this.#isServed(feed)) continue
+      this.#heads.delete(feed)
+      this.#own.unfollow(feed)
+    }
+  }
+
+  // One flight for each message, whichever tabs took it up.
+  #carry(entry) {
+    const flight = this.#flights.get(entry.id) ?? this.#own.deliver(entry).finally(() => this.#flights.delete(entry.id))
+    this.#flights.set(entry.id, flight)
+    return flight
+  }
+
+  // A visible tab connects first and then takes the lock, so there is no gap.
+  #offer() {
+    setTimeout(() => {
+      const [to] = [...this.#served].find(([, tab]) => tab.visible) ?? []
+      if (this.#tabs.isHolder && document.hidden && to) this.#tabs.tell({ type: "yours", to })
+    }, HANDOVER)
+  }
+
+  #accept() {
+    if (document.hidden || this.#tabs.isHolder || this.#isCandidate) return
+    this.#isCandidate = true
+    this.#timer = setTimeout(() => { if (this.#isCandidate) this.#tabs.rob() }, CANDIDATE)
+    this.#run("")
+  }
+
+  // --- between tabs ---
+
+  #greet(feeds = this.#feeds) {
+    this.#awaiting = Boolean(this.view?.isAwaiting())
+    const { epoch } = document.body.dataset
+    const state = { epoch, visible: !document.hidden, awaiting: this.#awaiting, isFresh: this.#isFresh }
+    this.#tabs.ask({ type: "tab", feeds: Object.fromEntries(feeds), ...state })
+  }
+
+  #answer({ type, n, entry, ...message }) {
+    if (type === "tab") this.#serve(message)
+    else if (type === "retry") this.#own.retry()
+    else this.#carry(entry).then((outcome) => this.#tabs.tell({ type: "outcome", to: message.from, n, outcome }))
+  }
+
+  #on(message) {
+    const { type, feed } = message
+    if (type === "record") this.#onRecord(message)
+    else if (type === "feed" && !this.#tabs.isHolder) this.#apply(feed, parsed(message.html))
+    else if (type === "outcome") this.#land(message.n, message.outcome)
+    else if (type === "settled") this.outbox?.settled(message.id, message.outcome)
+    else if (type === "yours") this.#accept()
+    else if (type === "forget") this.#onForget(message)
+    else if (type === "gone") this.#onGone(feed)
+  }
+
+  #onForget({ feed, epoch }) {
+    if (this.#heads.has(feed)) this.#heads.set(feed, 0)
+    if (!this.#feeds.has(feed)) return
+    document.body.dataset.epoch = epoch
+    this.#forget(feed)
+  }
+
+  #onGone(feed) {
+    this.#heads.delete(feed)
+    if (this.#feeds.delete(feed)) this.view?.gone(feed)
+  }
+
+  #onRecord({ reign, record, pace, socket }) {
+    if (this.#tabs.isHolder || reign < this.#reign) return
+    const isAnother = reign !== this.#reign || this.#isFresh
+    this.#isFresh = false
+    ;[this.#record, this.#pace, this.#socket, this.#reign] = [record, pace, socket, reign]
+    publish(this.record)
+    if (!isAnother) return
+    this.#greet()
+    for (const [n, { entry }] of this.#pending) this.#pass(n, entry)
+  }
+
+  // --- this tab's feeds ---
+
+  #subscribe(feed) {
+    const cursor = this.#feeds.get(feed)
+    if (this.#tabs.isHolder || this.#isCandidate) this.#pursue(feed, cursor)
+    if (!this.#tabs.isHolder && this.#tabs.isThere) this.#greet([[feed, cursor]])
+  }
+
+  #forget(feed) { this.#feeds.set(feed, 0) && this.view?.forget(feed) }
+
+  // As Connection does it; but a reset that another tab asked for is a gap to one that has more.
+  #apply(feed, element) {
+    const cursor = this.#feeds.get(feed)
+    const to = Number(element.getAttribute("to"))
+    const isGap = element.hasAttribute("reset") ? cursor > 0 : Number(element.getAttribute("from")) > cursor
+    if (cursor === undefined || to <= cursor) return
+    if (isGap) return this.#resync(feed)
+    const fits = this.view?.apply(feed, element) !== false
+    if (!fits) this.#forget(feed)
+    if (!fits) return this.#resync(feed)
+    this.#feeds.set(feed, to)
+    if (!this.#tabs.isHolder && this.#awaiting !== Boolean(this.view?.isAwaiting())) this.#greet(new Map())
+  }
+
+  // Ask again from the cursor: at once, but never more than once a second for a feed.
+  #resync(feed) {
+    const now = performance.now()
+    const last = this.#resyncs.get(feed) ?? -1000
+    if (last > now) return
+    const wait = Math.max(0, last + 1000 - now)
+    this.#resyncs.set(feed, now + wait)
+    setTimeout(() => { if (this.#feeds.has(feed)) this.#subscribe(feed) }, wait)
+  }
+}
+
+const parsed = (html) => Object.assign(document.createElement("template"), { innerHTML: html }).content.firstElementChild
