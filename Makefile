@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover defaults simulate system-packages
+.PHONY: help run test check fix lock failover defaults simulate bench churn system-packages
 
 help:
 	@echo "make run       install what is missing, then serve in the foreground (PORT, HOST, DATA_DIR)"
@@ -15,6 +15,8 @@ help:
 	@echo "make failover  1,000 messages under 50 faults in the browser, 200 kill -9 (half an hour)"
 	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
 	@echo "make defaults  the long time-outs as they are, and what must not hold the event loop (four minutes)"
+	@echo "make bench     beside Flask-SocketIO, Node socket.io and picows (2 h; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
+	@echo "make churn     clients come and go for an hour (MINUTES=n): memory and descriptors must be back afterwards"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
 	@echo "make lock      write deploy/*.lock anew from pyproject.toml"
@@ -37,6 +39,13 @@ simulate: $(VENV)/installed-dev
 
 defaults: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m bench --rows "$(ROWS)" --who "$(WHO)" --runs "$(or $(RUNS),3)" --seconds "$(SECONDS)" \
+		--out "$(or $(OUT),test-results/bench)" --keep "$(KEEP)" --set "$(SET)"
+
+churn: $(VENV)/installed-dev
+	$(BIN)/python -m bench.churn --minutes "$(or $(MINUTES),60)"
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
