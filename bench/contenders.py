@@ -86,7 +86,10 @@ KINDS = {
     "socketio-full": Peer(_gunicorn("flask_socketio_full"), SocketIOSocket, SOCKETIO, is_signed_in=True),
     "view": Peer(_gunicorn("flask_view"), SocketIOSocket, is_signed_in=True),
     "node": Peer(
-        lambda environment, port: ["node", str(PEERS / "node_socketio.mjs"), str(port)], SocketIOSocket, SOCKETIO, ready=""
+        lambda environment, port: ["node", str(PEERS / "node_socketio.mjs"), str(port)],
+        SocketIOSocket,
+        SOCKETIO,
+        ready="",
     ),
     "picows": Peer(
         lambda environment, port: [str(environment.python), str(PEERS / "picows_server.py"), str(port)],
