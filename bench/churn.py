@@ -16,20 +16,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.load.dialects import HeldPoll, ProductPoll, ProductSocket, Seat, Site, body_of
+from bench.load.dialects import Asker, HeldPoll, ProductPoll, ProductSocket, Seat, Site, body_of
 from bench.load.loop import Connection, Loop
 from bench.load.wire import CLOSE, Answers, encode, get, upgrade
 from bench.machine import ROOT, Server, cores, raise_descriptors
 from bench.product import Product, Sizes
 
 PEOPLE = 300
+PAGE = 60  # messages in each conversation: more than a first frame holds, so that cached frames grow no further
 MOST = 150  # sockets at once
 ACTIONS_PER_S = 60.0
 SETTLE_S = 8.0  # after the last client: handlers see the cut, events are written
 WARM_SHARE, LONGEST_WARM_S = 0.25, 300.0
 MEMORY_KIB = 8 * 1024  # what the allocator and SQLite's page caches may keep; a leak of 1 kB a client is 100 MB an hour
 FILES = 20  # descriptors of the pools' SQLite connections, whose number goes up and down
-LONGEST_QUIET_S = 60.0
+STABLE_S, LONGEST_QUIET_S = 10, 90.0
+SHOWN_LINES = 24  # of a traceback
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,16 @@ class Crowd:
                 self.drop()
             while len(self.polls) + len(self.others) > MOST:
                 (self.polls or self.others).pop(0).close()
+
+    def fill_caches(self) -> None:
+        """Everybody reads their conversation from nothing: what the server caches of renderings and frames is full."""
+        for number in range(PEOPLE):
+            seat = self.site.seats(number)
+            request = get(self.site.poll_path(Seat(seat.cookie, seat.room, 0)), self.site.port, seat.cookie)
+            asker = Asker(self.loop, self.site.port, request, 200)
+            asker.is_asking = False
+            self.loop.wait(lambda asker=asker: asker.answers > 0, LONGEST_QUIET_S, "a page")  # type: ignore[misc]
+            asker.connection.close()
 
     def connect(self) -> None:
         """A WebSocket, resumed from the newest revision or, one in ten, from nothing."""
@@ -153,15 +165,14 @@ class Crowd:
 
 
 def quiet(server: Server, loop: Loop) -> State:
-    """The server's state once nobody is there and its sockets are closed, or a minute later."""
+    """The server's state once nobody is there and the number of its sockets no longer changes."""
     loop.run(SETTLE_S)
     end = time.monotonic() + LONGEST_QUIET_S
-    sockets = server.descriptors()[0]
-    while time.monotonic() < end:
+    sockets, stable = server.descriptors()[0], 0
+    while stable < STABLE_S and time.monotonic() < end:
         loop.run(1.0)
         now = server.descriptors()[0]
-        if now == sockets:
-            break
+        stable = stable + 1 if now == sockets else 0
         sockets = now
     sockets, files = server.descriptors()
     return State(server.memory_kib(), sockets, files)
@@ -179,16 +190,28 @@ def verdict(before: State, after: State) -> list[str]:
     return wrong
 
 
+def tracebacks(log: str) -> list[str]:
+    """The errors that the server logged with a traceback: how often, and the first lines of one each."""
+    found: dict[str, list[str]] = {}
+    lines = log.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("Traceback"):
+            end = next((at for at in range(number + 1, len(lines)) if not lines[at].startswith(" ")), number)
+            found.setdefault(lines[end], []).append("\n".join(lines[max(0, number - 1) : end + 1][:SHOWN_LINES]))
+    return [f"{len(examples)} times in the server's log: {error}\n{examples[0]}" for error, examples in found.items()]
+
+
 def churn(folder: Path, seconds: float, seed: int) -> list[str]:
     """Run it; returns what is wrong afterwards."""
     where = cores()
     os.sched_setaffinity(0, {where.load})
-    product = Product(folder, Sizes(PEOPLE, 1))
+    product = Product(folder, Sizes(PEOPLE, 1, messages=PAGE))
     product.fill()
     server, site = product.start(where.server)
     with server:
         loop = Loop()
         crowd = Crowd(site, loop, random.Random(seed))
+        crowd.fill_caches()
         crowd.run(min(seconds * WARM_SHARE, LONGEST_WARM_S))
         crowd.go()
         before = quiet(server, loop)
@@ -199,8 +222,9 @@ def churn(folder: Path, seconds: float, seed: int) -> list[str]:
         after = quiet(server, loop)
         print(f"after {seconds / 60:.1f} minutes: {after}\nclients: {dict(sorted(crowd.did.items()))}")
         loop.close()
-        problems = [line for line in server.log_text(1 << 20).splitlines() if "Traceback" in line]
-        return verdict(before, after) + ([f"{len(problems)} tracebacks in the server's log"] if problems else [])
+        for line in tracebacks(server.log_text(1 << 24)):
+            print(line)
+        return verdict(before, after)
 
 
 def main() -> int:

@@ -42,6 +42,7 @@ class Sizes:
     people: int  # each with a session and a conversation of their own
     crowd: int  # sessions of the first person, who read one conversation together
     history: tuple[int, ...] = ()  # further conversations of the first person, with so many messages
+    messages: int = 0  # in everybody's own conversation
 
 
 def name_of(kind: str, number: int) -> str:
@@ -193,7 +194,8 @@ def _fill_people(database: sqlite3.Connection, sizes: Sizes) -> None:
             (person, name_of("person", number), f"Person {number}", f"p{number}@example.org", list_feed, now),
         )
         _session(database, person, f"person-{number}", now)
-        _conversation(database, person, name_of("room", number), 1, now)
+        conversation = _conversation(database, person, name_of("room", number), 1, now)
+        _fill_messages(database, person, conversation, sizes.messages, f"own-{number}")
     for number in range(sizes.crowd):
         _session(database, first, f"crowd-{number}", now)
 
@@ -201,11 +203,16 @@ def _fill_people(database: sqlite3.Connection, sizes: Sizes) -> None:
 def _fill_history(database: sqlite3.Connection, size: int) -> None:
     now = time.time_ns() // 1_000_000
     person = database.execute("SELECT id FROM people WHERE uuid = ?", (name_of("person", 0),)).fetchone()[0]
-    conversation = _conversation(database, person, name_of("history", size), size + 1, now)
+    conversation = _conversation(database, person, name_of("history", size), 1, now)
+    _fill_messages(database, person, conversation, size, f"history-{size}")
+
+
+def _fill_messages(database: sqlite3.Connection, person: int, conversation: int, size: int, names: str) -> None:
+    now = time.time_ns() // 1_000_000
 
     def rows() -> Iterator[tuple[object, ...]]:
         for number in range(size):
-            uuid, at = name_of(f"message-{size}", number), number + 2
+            uuid, at = name_of(names, number), number + 2
             yield uuid, conversation, person, uuid, at, at, at, f"Message {number} ".ljust(200, "x"), now
 
     insert = (

@@ -114,21 +114,28 @@ class Socket:
                 self._bytes(rest)
 
     def _bytes(self, data: bytes) -> None:
+        text_only = self._frames.whole(data)
+        if text_only is not None:
+            self._text(text_only)
+            return
         for opcode, payload in self._frames.feed(data):
             if opcode == TEXT:
-                self.on_text(payload)
-                count = payload.count(MARK)
-                if count and self.is_ready:
-                    self.deliveries += count
-                    self.on_message(self, payload, count)
-                else:
-                    self.control(payload)
+                self._text(payload)
             elif opcode == PING:
                 self.connection.send(encode(PONG, payload))
             elif opcode == CLOSE:
                 self.refused = f"closed by the server: {payload!r}"
                 self.connection.ended()
                 return
+
+    def _text(self, payload: bytes) -> None:
+        self.on_text(payload)
+        count = payload.count(MARK)
+        if count and self.is_ready:
+            self.deliveries += count
+            self.on_message(self, payload, count)
+        else:
+            self.control(payload)
 
     def _ended(self) -> None:
         self.refused = self.refused or "the connection was cut"

@@ -68,6 +68,15 @@ class Frames:
             at = body + size
         self._rest = data[at:] if at else data
 
+    def whole(self, data: bytes) -> bytes | None:
+        """The payload, where these bytes are exactly one plain text frame: nearly always, hence this short way."""
+        if self._rest or len(data) < 2 or data[0] != FINAL | TEXT or data[1] > 126:
+            return None
+        size, body = data[1], 2
+        if size == 126 and len(data) >= 4:
+            size, body = data[2] << 8 | data[3], 4
+        return data[body:] if len(data) == body + size else None
+
     def _frame(self, first: int, payload: bytes) -> Frame:
         if not first & FINAL or first & 0x0F == 0:
             raise WireError("a frame in fragments: this client reads whole ones")
