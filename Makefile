@@ -15,7 +15,7 @@ help:
 	@echo "make failover  1,000 messages under 50 faults in the browser, 200 kill -9 (half an hour)"
 	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
 	@echo "make defaults  the long time-outs as they are, and what must not hold the event loop (four minutes)"
-	@echo "make bench     beside Flask-SocketIO, Node socket.io and picows (2 h; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
+	@echo "make bench     beside Flask-SocketIO, Node socket.io and picows (an hour; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
 	@echo "make churn     clients come and go for an hour (MINUTES=n): memory and descriptors must be back afterwards"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"

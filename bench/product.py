@@ -74,18 +74,24 @@ class Product:
         with sqlite3.connect(self._template / "chat.db") as database:
             database.execute("PRAGMA synchronous=OFF")
             _fill_people(database, self.sizes)
-            for size in self.sizes.history:
-                _fill_history(database, size)
             self._epoch = database.execute("SELECT value FROM instance WHERE name = 'epoch'").fetchone()[0]
             database.commit()
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._cookie_of = _signer((self._template / "secret-key").read_text().strip())
 
-    def start(self, core: int, **settings: object) -> tuple[Server, Site]:
-        """A server on a fresh copy of what was filled in. `settings` are CHATAPP_ names without the prefix."""
+    def start(self, core: int, history: bool = False, **settings: object) -> tuple[Server, Site]:
+        """A server on a fresh copy of what was filled in. `settings` are CHATAPP_ names without the prefix.
+
+        Only with `history` does it hold the long conversations: a million messages are some 600 MB.
+        """
         self._copies += 1
-        data = self.folder / f"product-{self._copies}"
+        data = self.data
         shutil.copytree(self._template, data)
+        if history:
+            with sqlite3.connect(data / "chat.db") as database:
+                database.execute("PRAGMA synchronous=OFF")
+                for size in self.sizes.history:
+                    _fill_history(database, size)
         port = free_port()
         given = {f"CHATAPP_{name.upper()}": str(value) for name, value in settings.items()}
         environment = self._environment(data, port) | self._limits_off() | {"CHATAPP_ASSISTANT": "off"} | given

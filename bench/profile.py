@@ -15,12 +15,13 @@ from bench.machine import Server
 from bench.rows import Rig
 
 RATE = 250  # samples a second
-TOP = 10
+TOP = 12
+WAITING = ("acquire_with_timeout",)  # threads of the pool with nothing to do, which py-spy takes for busy
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Samples of one kind of work: by function on top, and by the product's (or a library's) file below it."""
+    """Samples of one kind of work: by function on top, and by the product's file (and the package) below it."""
 
     title: str
     samples: int
@@ -49,16 +50,29 @@ def _one(rig: Rig, title: str, seconds: float, do: Callable[[Server, Site], work
     server, site = rig.start("product", ws_ping_interval=rig.scale.ping_s)
     out = rig.folder / f"profile-{len(list(rig.folder.glob('profile-*')))}.txt"
     with server:
-        before = {"a poll", "a post", "a delivery"}
-        spy = _spy(rig, server, out, seconds if title in before else seconds + 5)
-        numbers = do(server, site)
-        spy.wait(60)
+        spies: list[subprocess.Popen[bytes]] = []
+        work.Meter.on_restart = lambda server: spies.append(_spy(rig, server, out, seconds))
+        try:
+            numbers = do(server, site)
+        finally:
+            work.Meter.on_restart = lambda server: None
+            for spy in spies:
+                spy.wait(60)
     cost = numbers.get("cpu_us", 10_000 * numbers.get("idle_server_cpu_percent", 0.0))
     return _read(title, out, cost)
 
 
 def _spy(rig: Rig, server: Server, out: Path, seconds: float) -> subprocess.Popen[bytes]:
-    options = ["--format", "raw", "--rate", str(RATE), "--duration", str(max(1, round(seconds))), "--output", str(out)]
+    options = [
+        "--format",
+        "raw",
+        "--rate",
+        str(RATE),
+        "--duration",
+        str(max(1, round(seconds) - 1)),
+        "--output",
+        str(out),
+    ]
     command = [str(rig.environment.py_spy), "record", *options, "--pid", str(server.pids[-1])]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -69,10 +83,21 @@ def _read(title: str, out: Path, cost: float) -> Profile:
     for line in out.read_text().splitlines() if out.exists() else []:
         stack, _, count = line.rpartition(" ")
         frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
+        if frames[-1].startswith(WAITING):
+            continue
         functions[frames[-1]] += int(count)
-        own = [frame for frame in frames if "chatapp/" in frame]
-        rooms[re.sub(r".*\((?:.*/)?(chatapp/.*)\)", r"\1", own[-1]) if own else "outside the product"] += int(count)
+        rooms[_room(frames)] += int(count)
     return Profile(title, sum(functions.values()), cost, functions.most_common(TOP), rooms.most_common(TOP))
+
+
+def _room(frames: list[str]) -> str:
+    """The product's deepest file on the stack, and the package that it is in at the moment."""
+    own = [found[1] for frame in frames if (found := re.search(r"(chatapp/[^)]*)\)", frame))]
+    top = re.search(r"\(([^/)]*)", frames[-1])
+    package = top[1] if top else frames[-1]
+    if not own:
+        return package
+    return own[-1] if "chatapp/" in frames[-1] else f"{own[-1]} → {package}"
 
 
 def markdown(profiles: list[Profile]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ class Rig:
     def start(self, name: str, **settings: object) -> tuple[Server, Site]:
         """A fresh server of a contender."""
         if name == "product":
-            return self.product.start(self.cores.server, **settings)
+            return self.product.start(self.cores.server, **settings)  # type: ignore[arg-type]
         planted = {key: os.environ[key] for key in ("BENCH_SLEEP_S", "BENCH_BURN_S") if key in os.environ}
         pings = {"BENCH_PING_S": f"{self.scale.ping_s:g}"}
         return contenders.start(name, self.environment, self.folder, self.cores.server, **(planted | pings))
@@ -222,10 +223,11 @@ def _crowds(rig: Rig, who: str) -> Numbers:
 
 
 def _history(rig: Rig, who: str) -> Numbers:
-    server, site = rig.start(who)
+    server, site = rig.start(who, history=True)
     sizes = rig.scale.history
     with server:
         found = answers.history(server, rig.product, site, sizes, rig.scale.times)
+    shutil.rmtree(rig.product.data)
     posts = _growth("post_us", {size: found[f"post_us_{size}"] for size in sizes})
     return {**posts, **_growth("changes_us", {size: found[f"changes_us_{size}"] for size in sizes})}
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from bench.load.dialects import MESSAGE_BYTES, Asker, HeldPoll, Seat, Site, Socket, body_of, deliveries, sent_at
 from bench.load.loop import Loop, TimedOut
@@ -23,12 +24,20 @@ LOAD_BOUND = 0.9  # of the load's core: above, the load generator may be what li
 class Meter:
     """What a stretch of time cost: the server's CPU, the load's, and what else ran on the machine."""
 
+    on_restart: ClassVar[Callable[[Server], None]] = lambda server: (
+        None
+    )  # the profile begins where the measurement does
+
     def __init__(self, server: Server) -> None:
         self._server = server
-        self.restart()
+        self._mark()
 
     def restart(self) -> None:
         """Measure from here."""
+        type(self).on_restart(self._server)
+        self._mark()
+
+    def _mark(self) -> None:
         self._cpu, self._load, self._machine = self._server.cpu_s(), time.process_time(), foreign_cpu()
         self._began = time.monotonic()
 
@@ -219,6 +228,7 @@ def idle(server: Server, site: Site, steps: Sequence[int], window_s: float, watc
         found[f"kib_{step}"] = (server.memory_kib() - empty) / step
         if step == watched:
             meter = Meter(server)
+            meter.restart()
             loop.run(window_s)
             numbers = meter.stop(step)
             found |= {f"idle_{key}": value for key, value in numbers.items()}
