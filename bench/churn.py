@@ -217,7 +217,10 @@ def churn(folder: Path, seconds: float, seed: int) -> list[str]:
         before = quiet(server, loop)
         print(f"after the warm-up: {before}", flush=True)
         crowd.did.clear()
-        crowd.run(seconds)
+        crowd.run(seconds / 2)
+        crowd.go()
+        print(f"half-way: {quiet(server, loop)}", flush=True)  # what still grows after that is a leak
+        crowd.run(seconds / 2)
         crowd.go()
         after = quiet(server, loop)
         print(f"after {seconds / 60:.1f} minutes: {after}\nclients: {dict(sorted(crowd.did.items()))}")
