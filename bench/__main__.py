@@ -101,7 +101,7 @@ def main(given: Sequence[str]) -> int:
         disk = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True).stdout.strip()
         facts = report.facts((where.server, where.load), descriptors, contenders.versions(environment), disk)
         results = report.Results(scale, int(options.runs or 3), facts)
-        results.failures += [f"{TITLES[name]}: {why}" for name, why in environment.missing.items() if name in who]
+        facts |= {f"left out: {TITLES[name]}": why for name, why in environment.missing.items() if name in who}
         run(rig, rows, who, results.runs, results)
         profiles = profile.take(rig) if PROFILE in keys and "product" in who else []
         return write(results, rows, profiles, Path(options.out))
