@@ -140,7 +140,7 @@ def _equalled(rig: Rig, server: Server, site: Site, who: str) -> None:
     """Have a peer's message as long as makes its delivery as long as the product's."""
     if who in ("product", RENDERED) or not rig.bytes_a_delivery:
         return
-    own = work.fan_out(server, site, 2, 0.1)["bytes_a_delivery"]
+    own = work.fan_out(server, site, 2, 0.3)["bytes_a_delivery"]
     site.message_bytes = work.padded(rig.bytes_a_delivery, own)
 
 
