@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover failover-packages delivery defaults simulate traffic conformance system-packages
+.PHONY: help run test check fix lock failover failover-packages delivery defaults simulate traffic conformance bench churn
+.PHONY: system-packages
 
 help:
 	@echo "make run       install what is missing, then serve in the foreground (PORT, HOST, DATA_DIR)"
@@ -19,6 +20,8 @@ help:
 	@echo "make defaults  the long time-outs as they are, and what must not hold the event loop (four minutes)"
 	@echo "make conformance  WebSocket framing against RFC 6455 and two other implementations (two minutes)"
 	@echo "make traffic   what a page costs the network, measured for the sheet in docs/operations.md (six minutes)"
+	@echo "make bench     beside Flask-SocketIO, Node socket.io and picows (an hour; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
+	@echo "make churn     clients come and go for an hour (MINUTES=n): memory and descriptors must be back afterwards"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
 	@echo "make lock      write deploy/*.lock anew from pyproject.toml"
@@ -64,6 +67,12 @@ defaults: $(VENV)/installed-dev system-packages
 
 traffic: $(VENV)/installed-dev system-packages
 	PYTHONPATH=tests $(BIN)/python bench/traffic.py --seconds $(or $(SECONDS),240)
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m bench --rows "$(ROWS)" --who "$(WHO)" --runs "$(or $(RUNS),3)" --seconds "$(SECONDS)" \
+		--out "$(or $(OUT),test-results/bench)" --keep "$(KEEP)" --set "$(SET)"
+
+churn: $(VENV)/installed-dev
+	$(BIN)/python -m bench.churn --minutes "$(or $(MINUTES),60)"
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -1,0 +1,137 @@
+"""The rig of `make bench`, at tiny sizes and without the network: its numbers hang together, and planted costs show."""
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab.processes import marked_environment
+
+from bench.load.wire import TEXT, Answers, Frames, WireError, encode
+from bench.report import Results, table, verdict
+from bench.rows import ROWS, SHORT
+
+ROOT = Path(__file__).resolve().parents[1]
+PLANTED_S = 0.05  # far above what the null server needs, far below what makes a test slow
+
+
+def bench(out: Path, rows: str, who: str, **planted: str) -> dict[str, Any]:
+    """The report of a run at tiny sizes."""
+    command = [sys.executable, "-m", "bench", "--short", "--runs", "1", "--rows", rows, "--who", who, "--out", str(out)]
+    environment = marked_environment() | planted
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads((out / "report.json").read_text()))
+
+
+def test_deliveries_of_the_product_are_exact(tmp_path: Path) -> None:
+    """Every message reaches every reader once, in a frame of its own; every post is acknowledged and seen."""
+    report = bench(tmp_path, "posts,delivery", "product,null")
+    for who in ("product", "null"):
+        (numbers,) = report["rows"]["delivery"][who]
+        assert numbers["messages"] > 0
+        assert numbers["operations"] == numbers["expected"] == numbers["messages"] * SHORT.readers
+        assert numbers["frames"] == numbers["operations"], "a delivery that shares a frame is cheaper than it looks"
+        assert numbers["extra"] == 0
+        assert numbers["cpu_us"] > 0
+        assert 0 < numbers["p50_ms"] <= numbers["p99_ms"]
+    (posts,) = report["rows"]["posts"]["product"]
+    assert posts["lost"] == 0
+    assert posts["operations"] > 0
+    assert report["rows"]["delivery"]["product"][0]["bytes_a_delivery"] > 400, "the product sends HTML"
+    assert [found["bar_met"] for found in report["verdicts"]] == [None] * 5, "without peers nothing is met"
+    text = (tmp_path / "report.md").read_text()
+    assert f"| {SHORT.clients} clients, own conversations: durable posts, posts/s |" in text
+    assert report["failures"] == []
+
+
+def test_planted_costs_show(tmp_path: Path) -> None:
+    """A sleep in the server shows in the round trip and not in its CPU; computing shows in both."""
+    (plain,) = bench(tmp_path / "plain", "posts", "null")["rows"]["posts"]["null"]
+    (slept,) = bench(tmp_path / "slept", "posts", "null", BENCH_SLEEP_S=str(PLANTED_S))["rows"]["posts"]["null"]
+    (burnt,) = bench(tmp_path / "burnt", "posts", "null", BENCH_BURN_S=str(PLANTED_S / 2))["rows"]["posts"]["null"]
+    # One thread serves all clients in turn, so each waits for the others' sleep, too.
+    assert slept["p50_ms"] >= (SHORT.clients - 1) * PLANTED_S * 1000
+    assert slept["per_s"] < plain["per_s"] / 3
+    assert slept["cpu_us"] < PLANTED_S * 1e6 / 5
+    assert burnt["cpu_us"] > 5 * plain["cpu_us"]
+    assert burnt["p50_ms"] > plain["p50_ms"]
+
+
+def test_frames_in_any_pieces() -> None:
+    """Frames of every length come out whole, however the stream is cut; a server's frame must not be masked."""
+    payloads = [b"", b"a", b"b" * 125, b"c" * 126, b"d" * 65_535, b"e" * 65_536]
+    stream = b"".join(b"\x81" + _length(len(payload)) + payload for payload in payloads)
+    chance = random.Random(1)
+    for _ in range(20):
+        frames, found, at = Frames(), [], 0
+        while at < len(stream):
+            size = chance.choice((1, 2, 3, 7, 1000, 70_000))
+            found += list(frames.feed(stream[at : at + size]))
+            at += size
+        assert found == [(TEXT, payload) for payload in payloads]
+    with pytest.raises(WireError):
+        list(Frames().feed(encode(TEXT, b"hello")))
+
+
+def test_compressed_frames_are_inflated() -> None:
+    """With no_context_takeover each message stands alone."""
+    text = b"<chat-feed>" * 20
+    packed = zlib.compressobj(wbits=-15)
+    payload = packed.compress(text) + packed.flush(zlib.Z_SYNC_FLUSH)
+    frame = b"\xc1" + _length(len(payload) - 4) + payload[:-4]
+    assert list(Frames(compressed=True).feed(frame + frame)) == [(TEXT, text)] * 2
+    with pytest.raises(WireError):
+        list(Frames().feed(frame))
+
+
+def test_answers_in_any_pieces() -> None:
+    """With a length, in chunks, and without a body; after a 101 the rest is left for the frames."""
+    stream = (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
+        b"HTTP/1.1 204 No Content\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nde\r\n1\r\nf\r\n0\r\n\r\n"
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x01x"
+    )
+    for size in (1, 5, len(stream)):
+        answers = Answers()
+        found = []
+        for at in range(0, len(stream), size):
+            found += [(status, body) for status, _, body in answers.feed(stream[at : at + size])]
+        assert found == [(200, b"abc"), (204, b""), (200, b"def"), (101, b"")]
+        assert answers.take() == b"\x81\x01x"
+
+
+def test_verdicts_are_ratios_of_medians() -> None:
+    """A bar is met, or not, by the medians of all runs; a stretch is judged apart; a missing peer is no verdict."""
+    results = Results(SHORT, 3, {})
+    row = next(row for row in ROWS if row.key == "posts")
+    for own, bare in ((100, 90), (300, 100), (150, 5000)):
+        results.add("posts", "product", {"per_s": own, "load_bound": 0.0})
+        results.add("posts", "socketio", {"per_s": bare, "load_bound": 1.0})
+    bare, full = (verdict(results, row, bar) for bar in row.bars)
+    assert (bare["ratio"], bare["bar_met"], bare["stretch_met"]) == (1.5, True, False)
+    assert (full["ratio"], full["bar_met"], full["stretch_met"]) == (None, None, None)
+    text = table(results, [row])
+    assert "150 (100–300)" in text
+    assert "100† (90–5,000)" in text
+    assert "1.5 × Flask-SocketIO, bare (≥ 1 met, stretch ≥ 2 not met)" in text
+
+
+def test_every_bar_of_the_issue_has_its_row() -> None:
+    """Eleven kinds of work and three of growth, and a contender for each peer that a bar names."""
+    assert len(ROWS) == 13
+    assert all(bar.peer in row.who for row in ROWS for bar in row.bars if bar.peer)
+    assert os.path.exists(ROOT / "bench/peers/requirements.lock")
+
+
+def _length(size: int) -> bytes:
+    if size < 126:
+        return bytes([size])
+    return b"\x7e" + struct.pack("!H", size) if size < 1 << 16 else b"\x7f" + struct.pack("!Q", size)
