@@ -4,10 +4,9 @@ import os
 import signal
 from typing import Any
 
+from failover.lines import orders, say
 from lab.browser import launched, messages, new_page, record, sign_in
 from playwright.sync_api import Browser, Error, Page
-
-from failover.lines import orders, say
 
 # What Chromium tells a page when its tab goes into the background and comes back after a freeze.
 HIDE = """() => {

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from failover.drivers import Driver, Happened
 from lab.faultproxy import FaultProxy
 from lab.server import EMAIL, Server
-
-from failover.drivers import Driver, Happened
 
 ADVISED_PER_S = 100
 """What a draining server asks for: chatapp/transports/websocket.py, RECONNECTS_PER_S."""

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
-from lab.faultproxy import Seen
-
 from failover.cells import Cell
 from failover.trial import Trial
+from lab.faultproxy import Seen
 
 SETTLING_S = 0.05
 NOT_OF_THE_CONNECTION = re.compile(r"^/(sign-in|static|peer|connection/events|$)|^/c/[^/]+$")

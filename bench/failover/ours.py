@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from failover.lines import orders, say
 from lab.server import PASSWORD
 
 from chatapp.client import Client
 from chatapp.connection.record import Record
-from failover.lines import orders, say
 
 SIGN_INS_AT_ONCE = 8
 IS_UP = ("connected", "polling")

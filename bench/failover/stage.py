@@ -13,12 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from failover.drivers import Driver
+from failover.helper import Helper
 from lab.faultproxy import FaultProxy
 from lab.processes import free_port
 from lab.server import Server
-
-from failover.drivers import Driver
-from failover.helper import Helper
 
 OURS = "ours"
 PEERS = ("sio", "sio-recovery", "sio-first")

@@ -9,14 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.faultproxy import Seen
-
 from failover.cells import Cell
 from failover.drivers import Driver, Happened
 from failover.faults import FAULTS
 from failover.people import email
 from failover.proxies import front
 from failover.stage import OURS, Servers, Stage
+from lab.faultproxy import Seen
 
 UP_S = 25.0
 SETTLE_S = {"chat": 8.0, "outstanding": 8.0, "awaiting": 12.0, "idle": 14.0, "quiet": 14.0}

@@ -2,10 +2,10 @@
 // transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless.
 
 import { proof } from "./delays.js"
-import { QualityWatch, delivery } from "./quality.js"
+import { QualityWatch } from "./quality.js"
 import { isConnected, newRecord, step } from "./states.js"
 import { publish } from "./status.js"
-import { NetworkMemory, Presence, latency, listen } from "./surroundings.js"
+import { NetworkMemory, Presence, delivery, latency, listen } from "./surroundings.js"
 import { PollingTransport } from "./transports/polling.js"
 import { ackOf, refusalOf } from "./transports/posts.js"
 import { WebSocketTransport } from "./transports/websocket.js"

@@ -110,9 +110,3 @@ export class QualityWatch {
     this.#world.report("quality", { data: verdict })
   }
 }
-
-// What it is judged by: does anything get through, and how much later than the round trip says?
-export function delivery({ status }, { held, every }) {
-  const isLive = status !== "reconnecting" && status !== "error"
-  return { isLive, isHidden: document.hidden, extra: status === "polling" && !held ? every / 2 : 0 }
-}

@@ -114,3 +114,9 @@ export function listen(on, onReborn, watchesNetwork) {
   addEventListener("pageshow", (event) => { if (event.persisted) onReborn() })
   if (watchesNetwork) onNetworkChange(() => on("online"))
 }
+
+// What the quality is judged by: does anything get through, and how much later than the round trip says?
+export function delivery({ status }, { held, every }) {
+  const isLive = status !== "reconnecting" && status !== "error"
+  return { isLive, isHidden: document.hidden, extra: status === "polling" && !held ? every / 2 : 0 }
+}
