@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from lab.browser import messages, new_page, record, sign_in, wait_for, wait_state
 from lab.faultproxy import FaultProxy
-from lab.server import Server
+from lab.http import Client
+from lab.peer import WebSocketPeer
+from lab.server import PASSWORD, Server, run_chatapp
 from playwright.sync_api import Browser, BrowserContext, Page
 
 pytestmark = pytest.mark.browser
@@ -332,3 +334,18 @@ def test_without_web_locks_each_tab_has_its_own(start_server: StartServer, conte
     say(tabs[0], "to both")
     for tab in tabs:
         wait_for(tab, lambda tab=tab: texts(tab)[-1] == "to both", 5, "it arrives")
+
+
+def test_the_server_closes_what_is_replaced_and_only_ones_own(start_server: StartServer) -> None:
+    server = start_server(assistant="off")
+    person = ("--name", "Bo", "--email", "bo@example.org", "--password", PASSWORD)
+    assert run_chatapp(server, "admin", "create", *person).returncode == 0
+    ada, bo = Client(server.url).sign_in(), Client(server.url).sign_in("bo@example.org")
+    with WebSocketPeer(ada) as old:
+        path = f"/ws?replaces={old.hello.get('connection')}"
+        with WebSocketPeer(bo, path) as foreign:
+            foreign.echo()
+            old.echo()
+        with WebSocketPeer(ada, path) as new:
+            assert old.wait_closed(5)[0] == 4409
+            new.echo()

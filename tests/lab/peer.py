@@ -242,9 +242,9 @@ class WebSocketPeer(Peer):
 
     transport = "websocket"
 
-    def __init__(self, client: Client, **options: Any) -> None:
+    def __init__(self, client: Client, path: str = "/ws", **options: Any) -> None:
         super().__init__(client)
-        address = client.url.replace("http", "ws", 1) + "/ws"
+        address = client.url.replace("http", "ws", 1) + path
         options = {"compression": None, "proxy": None, "ping_interval": None, "open_timeout": 10} | options
         headers = {"Cookie": client.cookie_header}
         self._open = ExitStack()
