@@ -244,6 +244,8 @@ class WebSocketConnection(WatchedSocket):
     def flush(self) -> None:
         """Write answers and news if there is room; a slow reader gets what is newest when it has room again."""
         self._is_awake = False
+        if self._is_flushing:
+            return  # another sweep is at it, waits for something, and looks again afterwards
         if not (self._close or self.blocked_at or self._is_doubtful or self.is_paused):
             news = self._peer.shared_news()
             if news is not None and news.encoded is not None:
@@ -255,7 +257,7 @@ class WebSocketConnection(WatchedSocket):
                 self.close(SIGNED_OUT, "signed out")
             if self._may_flush() and (data := self._output()) and self._may_flush():
                 self.write(data)
-            if self._may_flush() and (self._peer.dirty or self._peer.replies):
+            if self._may_flush() and (self._peer.dirty or self._peer.replies or self._is_doubtful):
                 self.wake()  # the rest in another turn: a reader with much to catch up with must not hold others
         except Exception:  # the sweep must go on for all others
             log.exception("writing a WebSocket failed")

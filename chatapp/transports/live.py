@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -17,6 +18,8 @@ FIRST_RETRY_S = 0.2  # the successor needs a moment to listen
 SLICE_S = 0.002  # of writing before others get a turn
 MOST_FILES = 1 << 20  # where the system names no limit
 RESERVED_FILES = 200  # descriptors for databases, logs and plain requests
+MOST_SWEEPS = 8  # at once; each but the last waits for something
+RELIEF_S = 0.005  # how long a sweep may wait before the next one takes over
 FINISH_S = 3.0  # how long a worker that closes waits for its goodbyes
 
 access = logging.getLogger("gunicorn.access")
@@ -109,8 +112,8 @@ class Live:
         self.timer = Timer(min(0.5, shortest_timeout_s / 20))
         self._store = store
         self._connections: dict[str, Connection] = {}  # by name
-        self._awake: list[Connection] = []
-        self._is_sweeping = False
+        self._awake: deque[Connection] = deque()
+        self._sweeps = 0
         self._events: list[ConnectionEvent] = []
         self._lines: list[str] = []
         self._is_storing = False
@@ -150,20 +153,28 @@ class Live:
     def wake(self, connection: Connection) -> None:
         """Have it flushed by the next sweep."""
         self._awake.append(connection)
-        if not self._is_sweeping:
-            self._is_sweeping = True
-            gevent.spawn(self._sweep)
+        if not self._sweeps:
+            self._begin_sweep()
+
+    def _begin_sweep(self) -> None:
+        self._sweeps += 1
+        gevent.spawn(self._sweep)
+        if self._sweeps < MOST_SWEEPS:
+            gevent.spawn_later(RELIEF_S, self._relieve)
+
+    def _relieve(self) -> None:
+        """A sweep that waits, for a long rendering or the disk, must not hold up everybody behind it."""
+        if self._awake:
+            self._begin_sweep()
 
     def _sweep(self) -> None:
         until = time.monotonic() + SLICE_S
         while self._awake:
-            batch, self._awake = self._awake, []
-            for connection in batch:
-                connection.flush()
-                if time.monotonic() > until:
-                    gevent.sleep(0)
-                    until = time.monotonic() + SLICE_S
-        self._is_sweeping = False
+            self._awake.popleft().flush()
+            if time.monotonic() > until:
+                gevent.sleep(0)
+                until = time.monotonic() + SLICE_S
+        self._sweeps -= 1
 
     # Events: stored together, beside what they are about
 
