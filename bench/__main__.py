@@ -68,7 +68,13 @@ def run(rig: Rig, rows: Sequence[Row], who: Sequence[str], runs: int, results: r
                 if name not in who or name in rig.environment.missing:
                     continue
                 try:
-                    results.add(row.key, name, row.measure(rig, name))
+                    numbers = row.measure(rig, name)
+                    results.add(row.key, name, numbers)
+                    results.failures += [
+                        f"{row.key}, {TITLES[name]}, run {number + 1}: of {key[8:]} sockets {value:,.0f} were reached"
+                        for key, value in numbers.items()
+                        if key.startswith("reached_")
+                    ]
                 except (Failed, TimedOut, WireError, OSError) as problem:
                     results.failures.append(f"{row.key}, {TITLES[name]}, run {number + 1}: {problem}"[:600])
                 gc.collect()
