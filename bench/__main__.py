@@ -18,7 +18,7 @@ from bench import contenders, profile, report
 from bench.contenders import TITLES, Environment
 from bench.load.loop import TimedOut
 from bench.load.wire import WireError
-from bench.machine import ROOT, Failed, cores, raise_descriptors
+from bench.machine import ROOT, Failed, cores, end_on_term, raise_descriptors
 from bench.product import Product
 from bench.rows import ROWS, SHORT, Rig, Row, Scale
 
@@ -68,7 +68,13 @@ def run(rig: Rig, rows: Sequence[Row], who: Sequence[str], runs: int, results: r
                 if name not in who or name in rig.environment.missing:
                     continue
                 try:
-                    results.add(row.key, name, row.measure(rig, name))
+                    numbers = row.measure(rig, name)
+                    results.add(row.key, name, numbers)
+                    results.failures += [
+                        f"{row.key}, {TITLES[name]}, run {number + 1}: of {key[8:]} sockets {value:,.0f} were reached"
+                        for key, value in numbers.items()
+                        if key.startswith("reached_")
+                    ]
                 except (Failed, TimedOut, WireError, OSError) as problem:
                     results.failures.append(f"{row.key}, {TITLES[name]}, run {number + 1}: {problem}"[:600])
                 gc.collect()
@@ -81,6 +87,7 @@ def run(rig: Rig, rows: Sequence[Row], who: Sequence[str], runs: int, results: r
 def main(given: Sequence[str]) -> int:
     """Measure and report; 1 where something could not be measured."""
     options = arguments(given)
+    end_on_term()
     scale, names = scale_of(options), [*(row.key for row in ROWS), PROFILE]
     keys, who = chosen(options.rows, names), chosen(options.who, list(TITLES))
     rows = [row for row in ROWS if row.key in keys]

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.load.dialects import Asker, HeldPoll, ProductPoll, ProductSocket, Seat, Site, body_of
 from bench.load.loop import Connection, Loop
 from bench.load.wire import CLOSE, Answers, encode, get, upgrade
-from bench.machine import ROOT, Server, cores, raise_descriptors
+from bench.machine import ROOT, Server, cores, end_on_term, raise_descriptors
 from bench.product import Product, Sizes
 
 PEOPLE = 300
@@ -236,6 +236,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    end_on_term()
     raise_descriptors()
     folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
     try:
