@@ -423,7 +423,7 @@ def test_a_data_directory_that_the_start_makes_is_for_the_owner_only(tmp_path) -
 
 
 def test_the_admin_from_the_environment_is_made_once(start_server: StartServer) -> None:
-    server = start_server(assistant="off")
+    server = start_server(assistant="off", from_scratch=True)
     assert "/first-run" not in server.log_text()
     Client(server.url).sign_in()
     server.settings["CHATAPP_ADMIN_PASSWORD"] = "another one entirely"

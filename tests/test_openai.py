@@ -29,7 +29,7 @@ from chatapp.config import SYSTEM_PROMPT, ConfigError, Settings, describe, load
 from chatapp.store import Turn
 
 QUESTION = "What is the capital of France?"
-LONGER = "What is the capital of France? Tell me its history in ten sentences."  # it must come in pieces
+LONGER = "What is the capital of France? Describe it in six sentences."  # it must come in pieces
 WHOLE = ("Hel", "lo ", "there.")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 

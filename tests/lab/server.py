@@ -1,11 +1,17 @@
 """The real server as a subprocess, with a data directory and a port of its own."""
 
+import atexit
 import http.client
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
+import uuid
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -17,10 +23,14 @@ EMAIL = "ada@example.org"
 PASSWORD = "correct horse battery staple"
 START_SECONDS = 30.0
 STOP_SECONDS = 25.0
+DATABASES = ("chat.db", "metrics.db")
 
 
 class Server:
-    """`chatapp serve` on 127.0.0.1; `settings` are CHATAPP_ names without the prefix, in any case."""
+    """`chatapp serve` on 127.0.0.1; `settings` are CHATAPP_ names without the prefix, in any case.
+
+    seeded: with an admin, whose database is a copy (`furnished`) unless `from_scratch` asks for a real first start.
+    """
 
     def __init__(
         self,
@@ -28,6 +38,7 @@ class Server:
         *,
         port: int | None = None,
         seeded: bool = True,
+        from_scratch: bool = False,
         prefix: Sequence[str] = (),
         **settings: object,
     ) -> None:
@@ -40,6 +51,7 @@ class Server:
         if seeded:
             seed = {"CHATAPP_ADMIN_NAME": NAME, "CHATAPP_ADMIN_EMAIL": EMAIL, "CHATAPP_ADMIN_PASSWORD": PASSWORD}
             self.settings = seed | self.settings
+        self.is_furnished = seeded and not from_scratch
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -55,6 +67,8 @@ class Server:
     def start(self, timeout: float = START_SECONDS) -> "Server":
         """Starts it and waits until /readyz answers 200; AssertionError with the log if it does not."""
         self.data.mkdir(parents=True, exist_ok=True)
+        if self.is_furnished and not (self.data / "chat.db").exists():
+            furnish(self.data)
         command = [*self.prefix, str(chatapp_command()), "serve"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -123,6 +137,41 @@ class Server:
             self.kill9()
         else:
             self.stop()
+
+
+@cache
+def furnished() -> Path:
+    """A data directory with migrated databases and the admin, made once: that takes longer than many copies."""
+    directory = Path(tempfile.mkdtemp(prefix="lab-furnished-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    command = [
+        os.fspath(chatapp_command()),
+        "admin",
+        "create",
+        "--name",
+        NAME,
+        "--email",
+        EMAIL,
+        "--password",
+        PASSWORD,
+    ]
+    environment = marked_environment() | {"DATA_DIR": str(directory)}
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=True)
+    for name in DATABASES:
+        database = sqlite3.connect(directory / name)
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.close()
+    return directory
+
+
+def furnish(data: Path) -> None:
+    """The databases of `furnished`, under an epoch of their own; secrets are made by the start."""
+    for name in DATABASES:
+        shutil.copyfile(furnished() / name, data / name)
+    database = sqlite3.connect(data / "chat.db")
+    database.execute("UPDATE instance SET value = ? WHERE name = 'epoch'", (str(uuid.uuid4()),))
+    database.commit()
+    database.close()
 
 
 def chatapp_command() -> Path:
