@@ -35,7 +35,7 @@ def harm(proxy: FaultProxy, kind: str) -> int:
 def live_socket(page: Page, proxy: FaultProxy) -> int:
     """How many there are. After so many deaths the page leaves WebSocket alone for minutes: a person ends that."""
     if not proxy.sockets and page.locator("#connection-status[data-reason=unstable]").count():
-        page.locator("#connection-status [data-action=retry]").click()
+        page.evaluate("document.querySelector('#connection-status [data-action=retry]')?.click()")
     return proxy.sockets
 
 
