@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover failover-packages delivery defaults simulate traffic conformance bench churn
+.PHONY: help run test check fix lock failover failover-packages delivery defaults loop simulate traffic conformance bench churn
 .PHONY: system-packages
 
 help:
@@ -17,7 +17,8 @@ help:
 	@echo "               hours; TRIALS=n for fewer trials of each, CELLS=name,... for some of them, without the delivery)"
 	@echo "make delivery  1,000 messages under 50 faults in the browser, 200 kill -9 (half an hour)"
 	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
-	@echo "make defaults  the long time-outs as they are, and what must not hold the event loop (four minutes)"
+	@echo "make defaults  the long time-outs as they are, and what else takes long to watch (eight minutes)"
+	@echo "make loop      how late echoes are while the disk is slow and large things are rendered (half a minute)"
 	@echo "make conformance  WebSocket framing against RFC 6455 and two other implementations (two minutes)"
 	@echo "make traffic   what a page costs the network, measured for the sheet in docs/operations.md (six minutes)"
 	@echo "make bench     beside Flask-SocketIO, Node socket.io and picows (an hour; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
@@ -63,7 +64,10 @@ conformance: $(VENV)/installed-dev
 	CONFORMANCE_ROUNDS=30 $(BIN)/python -m pytest tests/test_conformance.py --timeout 900 $(ARGS)
 
 defaults: $(VENV)/installed-dev system-packages
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 --ignore tests/test_loop.py $(ARGS)
+
+loop: $(VENV)/installed-dev system-packages
+	$(BIN)/python -m pytest -m slow -s tests/test_loop.py $(ARGS)
 
 traffic: $(VENV)/installed-dev system-packages
 	PYTHONPATH=tests $(BIN)/python bench/traffic.py --seconds $(or $(SECONDS),240)

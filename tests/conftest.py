@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 StartServer = Callable[..., Server]
+# Begun first: else one of them is what everybody waits for at the end of a parallel run.
+LONGEST = {
+    "test_delivery",
+    "test_durability",
+    "test_slow_readers",
+    "test_failover",
+    "test_kill",
+    "test_client_defaults",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; all else stays in order."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(autouse=True)

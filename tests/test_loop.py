@@ -108,7 +108,7 @@ def p99_of_echoes(peer: WebSocketPeer) -> float:
     return sorted(took)[int(len(took) * 0.99)]
 
 
-@pytest.mark.slow  # a measurement: `make defaults` takes it, on a machine that does nothing else
+@pytest.mark.slow  # a measurement: `make loop` takes it, on a machine that does nothing else
 @pytest.mark.usefixtures("busy")
 def test_other_peoples_echoes_go_on(server: Server) -> None:
     with WebSocketPeer(Client(server.url).sign_in()) as peer:
