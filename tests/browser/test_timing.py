@@ -152,6 +152,7 @@ def test_hung_polls_are_noticed_and_websocket_is_tried_at_once(page: Page, proxy
     """From the moment polls hang (the held one, too, brings nothing) to an upgrade tried because of it: bar 8 s."""
     proxy.upgrade = "refuse"
     sign_in(page, proxy.url)
+    wait_state(page, "polling", timeout=20)  # else the reset below may hit the page's own scripts
 
     def held() -> bool:
         return any("wait=25" in seen.head.target and not seen.ended_at for seen in proxy.seen("/changes"))
