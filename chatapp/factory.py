@@ -39,24 +39,50 @@ def create_app(settings: Settings | None = None) -> Flask:
     key = secret_key(settings.data_dir)
     instance = hashlib.sha256(key.encode()).hexdigest()[:8]
     app.config.update(_flask_settings(settings, key, instance))
+    house = app.extensions["chatapp"] = _build(app, settings, instance)
+    Babel(app)
+    CSRFProtect(app)
+    app.register_blueprint(pages.pages)
+    app.register_blueprint(probing.probing)
+    drilled.register(app, house.drills, house.auth)  # before what it spoils
+    if "websocket" in settings.transports:
+        websocket.register(app, house)
+    polling.register(app, house.polls, house.auth, settings)
+    security.register(app)
+    _register_plain(app, house)
+    offline.register(app, house)
+    door = polling.Door(
+        app.wsgi_app,
+        house.polls,
+        house.auth,
+        Cookies(app),
+        settings,
+        security.answer_headers,
+        lambda: house.drills.is_running,
+    )
+    app.wsgi_app = InFront(door, settings)  # type: ignore[method-assign]
+    return app
+
+
+def _build(app: Flask, settings: Settings, instance: str) -> House:
+    """The rooms, each given what it needs of the others."""
     bus = Bus()
     store = Store(app, settings.data_dir, bus, settings.workers)
     knowledge = make_knowledge(settings)
     provider = make_provider(settings, knowledge)
     chat = Chat(store, assistant_answers=provider is not None)
-    auth = Auth(store, settings, bus)
     renderer = Renderer(app, f"{settings.url_prefix}/")
     reader = Reader(store, chat, renderer)
     epoch = store.people.epoch()
     live = websocket.make_live(settings, store)
-    house = House(
+    return House(
         settings=settings,
         instance=instance,
         epoch=epoch,
         bus=bus,
         store=store,
         chat=chat,
-        auth=auth,
+        auth=Auth(store, settings, bus),
         knowledge=knowledge,
         renderer=renderer,
         reader=reader,
@@ -65,29 +91,6 @@ def create_app(settings: Settings | None = None) -> Flask:
         drills=Drills(store, bus, live.sockets, settings.drill_schedule),
         runner=Runner(store.runs, bus, provider) if provider is not None else None,
     )
-    app.extensions["chatapp"] = house
-    Babel(app)
-    CSRFProtect(app)
-    app.register_blueprint(pages.pages)
-    app.register_blueprint(probing.probing)
-    drilled.register(app, house.drills, auth)
-    if "websocket" in settings.transports:
-        websocket.register(app, house)
-    polling.register(app, house.polls, auth, settings)
-    security.register(app)
-    _register_plain(app, house)
-    offline.register(app, house)
-    door = polling.Door(
-        app.wsgi_app,
-        house.polls,
-        auth,
-        Cookies(app),
-        settings,
-        security.answer_headers,
-        lambda: house.drills.is_running,
-    )
-    app.wsgi_app = InFront(door, settings)  # type: ignore[method-assign]
-    return app
 
 
 def _flask_settings(settings: Settings, key: str, instance: str) -> dict[str, Any]:

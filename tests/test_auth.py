@@ -284,8 +284,7 @@ def test_behind_https_the_cookie_is_secure(start_server: StartServer) -> None:
 
 def test_signing_out_ends_polls_at_once_and_the_socket_by_its_next_ping(shared: Server) -> None:
     me = Client(shared.url).sign_in()
-    copy = Client(shared.url)
-    copy.cookies, copy.epoch, copy.token = dict(me.cookies), me.epoch, me.token
+    copy = me.clone()
     assert copy.poll({"list": 0}).status == 200
     with WebSocketPeer(me) as peer:
         peer.echo()
@@ -302,7 +301,7 @@ def test_signing_out_ends_polls_at_once_and_the_socket_by_its_next_ping(shared: 
 def test_after_signing_out_a_held_poll_brings_nothing_more(shared: Server) -> None:
     me, other = Client(shared.url).sign_in(), Client(shared.url).sign_in()
     conversation = me.create("hello").json["conversation"]
-    peer = PollingPeer(clone(me))
+    peer = PollingPeer(me.clone())
     peer.subscribe({conversation: 0})
     peer.poll()
     answers: list[Answer] = []
@@ -314,13 +313,6 @@ def test_after_signing_out_a_held_poll_brings_nothing_more(shared: Server) -> No
     thread.join(10)
     assert "a secret" not in answers[0].text
     assert answers[0].status in (204, 401)
-
-
-def clone(client: Client) -> Client:
-    """The same session in another thread's hands."""
-    copy = Client(client.url)
-    copy.cookies, copy.epoch, copy.token = dict(client.cookies), client.epoch, client.token
-    return copy
 
 
 def test_one_session_ends_and_the_others_stay(shared: Server) -> None:

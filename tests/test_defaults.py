@@ -284,45 +284,38 @@ def test_the_defaults_as_they_are(plain: Server) -> None:
             problems.append(f"{name}: {value:.2f} s is not from {low} to {high}")
 
     def silent() -> None:
-        with opened(own(me)) as raw:
+        with opened(me.clone()) as raw:
             pings = watch(raw, 70)
             check("the first ping", 29.5, pings[0], 31)
             check("silent", 59, lasted(raw), 62)
             problems.extend([] if raw.closed(1) == (1008, "nothing received") else [f"silent: {raw.closed(1)}"])
 
     def mute() -> None:
-        with opened(own(me)) as raw:
+        with opened(me.clone()) as raw:
             pings = watch(raw, 97, says={"type": "echo", "n": 1})
             check("a second ping", 59.5, pings[1], 61.5)
             check("mute, after its ping", 59, lasted(raw) - pings[0], 62)
             problems.extend([] if raw.closed(1) == (1008, "no pong") else [f"mute: {raw.closed(1)}"])
 
     def good() -> None:
-        with opened(own(me)) as raw:
+        with opened(me.clone()) as raw:
             pings = watch(raw, 93, pongs=True)
             for number, at in enumerate(pings, 1):
                 check(f"ping {number}", 30 * number - 0.5, at, 30 * number + 1)
             problems.extend([] if len(pings) == 3 else [f"{len(pings)} pings in 93 s"])
 
     def unread() -> None:
-        raw, start = stop_reading(own(me), heavy)
+        raw, start = stop_reading(me.clone(), heavy)
         with raw:
             check("a write", 9.5, cut_after(plain, raw, start, 20), 12.5)
 
     def held() -> None:
-        status, seconds = held_for(own(me), 60)
+        status, seconds = held_for(me.clone(), 60)
         check("a held poll", 24.8, seconds, 26)
         problems.extend([] if status == 204 else [f"the poll answered {status}"])
 
     run_together(problems, silent, mute, good, unread, held)
     assert problems == []
-
-
-def own(client: Client) -> Client:
-    """The same person in another thread."""
-    copy = Client(client.url)
-    copy.cookies, copy.epoch, copy.token = dict(client.cookies), client.epoch, client.token
-    return copy
 
 
 def run_together(problems: list[str], *parts: Callable[[], None]) -> None:

@@ -106,9 +106,7 @@ class Watcher(threading.Thread):
 
 def connected(transport: str, client: Client) -> Peer:
     """A peer of its own that uses a session that exists already."""
-    own = Client(client.url, timeout=5)
-    own.cookies, own.token, own.epoch = dict(client.cookies), client.token, client.epoch
-    return PEERS[transport](own)
+    return PEERS[transport](client.clone(timeout=5))
 
 
 def hung_up(peer: Peer | None) -> None:

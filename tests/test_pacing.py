@@ -38,8 +38,9 @@ def test_a_pause_that_is_asked_for_is_kept(
     with client_of(proxy.url, *transports) as client:
         states(client, "polling")
         conversation = client.create("hello")
+        client.wait(lambda: held(proxy), 5, "a poll that nothing ends but the reset")
         proxy.http_error, proxy.http_error_on = (429, {"Retry-After": "7"}), "/"
-        proxy.reset_all()  # the poll that is held just now
+        proxy.reset_all()
         client.wait(lambda: client.record["reason"] == "rate-limited", 5, "the pause is known")
         asked = [seen for seen in proxy.requests if seen.status == 429]
         waiting = client.send(conversation, "during the pause")
@@ -52,6 +53,12 @@ def test_a_pause_that_is_asked_for_is_kept(
         print(f"after {pause[0]:.2f} s")
         assert len(asked) == 1, "one answer was enough"
         assert 7 <= pause[0] <= 9
+
+
+def held(proxy: FaultProxy) -> bool:
+    """The newest poll has waited half a second: what was new is answered, and a reset can hit no answer underway."""
+    newest = proxy.seen("/changes")[-1:]
+    return bool(newest) and not newest[0].ended_at and time.time() - newest[0].at > 0.5
 
 
 def test_holds_that_a_proxy_cuts_become_shorter(start_server: StartServer, start_proxy: StartProxy) -> None:

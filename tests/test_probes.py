@@ -1,9 +1,6 @@
 """How a test of the connection is judged: the vectors in both languages, and words and settings for all there is."""
 
 import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +72,3 @@ def test_settings_of_the_recognised_proxy_only() -> None:
     assert list(advice.settings_for(["upgrade", "buffering"], "nginx")) == ["nginx"]
     assert "apache" in advice.settings_for(["upgrade"], "") and "apache" in advice.settings_for(["upgrade"], "caddy")
     assert advice.settings_for(["reach"], "nginx") == {}
-
-
-def test_the_page_judges_alike() -> None:
-    """The same vectors through static/js/check/verdicts.js, where Node is there (`node --test tests/js`)."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("Node is not there; tests/browser/test_check.py runs them in Chromium")
-    run = subprocess.run(
-        [node, "--test", "tests/js/verdicts.test.js"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert run.returncode == 0, run.stdout
-    assert re.search(r"pass [1-9]", run.stdout)

@@ -35,12 +35,6 @@ def me(shared: Server) -> Client:
     return Client(shared.url).sign_in()
 
 
-def clone(client: Client) -> Client:
-    copy = Client(client.url)
-    copy.cookies, copy.epoch, copy.token = dict(client.cookies), client.epoch, client.token
-    return copy
-
-
 def test_its_headers_are_those_of_every_answer(me: Client) -> None:
     page = me.get("/connection").headers
     cursor = int(me.poll({"list": 0}).page.one("chat-feed").get("to"))
@@ -57,10 +51,10 @@ def test_a_forged_or_foreign_cookie_opens_nothing(me: Client) -> None:
     payload, time_, signature = value.rsplit(".", 2)
     forged = [f"{payload}.{time_}.{signature[:-2]}AA", f"{payload[:-2]}AA.{time_}.{signature}", payload, "", "x.y.z"]
     for cookie in forged:
-        copy = clone(me)
+        copy = me.clone()
         copy.cookies = {name: cookie}
         assert copy.poll({"list": 0}).status == 401, cookie
-    copy = clone(me)
+    copy = me.clone()
     copy.cookies = {f"{name}x": value}
     assert copy.poll({"list": 0}).status == 401
 
@@ -75,7 +69,7 @@ def test_wrong_queries_are_refused_in_words_and_other_people_are_not_answered(me
 
 def test_a_session_that_ended_is_not_answered_from_memory(shared: Server) -> None:
     me = Client(shared.url).sign_in()
-    copy = clone(me)
+    copy = me.clone()
     cursor = int(copy.poll({"list": 0}).page.one("chat-feed").get("to"))
     assert copy.poll({"list": cursor}).status == 204
     me.post("/sign-out")
@@ -89,7 +83,7 @@ def test_one_post_wakes_all_held_polls_at_once(me: Client) -> None:
     answers: list[tuple[int, float]] = []
 
     def hold() -> None:
-        answer = clone(me).poll({conversation: cursor}, wait=20)
+        answer = me.clone().poll({conversation: cursor}, wait=20)
         answers.append((answer.status if "news" in answer.text else 0, time.monotonic()))
 
     threads = [threading.Thread(target=hold) for _ in range(HELD)]

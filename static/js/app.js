@@ -1,5 +1,6 @@
 // Starts the page's parts and joins them; each also works where another is missing.
 
+import { copy } from "./clipboard.js"
 import { Composer } from "./composer.js"
 import { ConversationView } from "./conversation.js"
 import { readOffline } from "./offline/offline.js"
@@ -78,34 +79,15 @@ function listenToButtons(outbox, config) {
   const actions = {
     stop: (button) => post(button, "stop"),
     again: (button) => post(button, "again"),
-    "copy-code": (button) => copy(button, button.closest("figure")?.querySelector("code")?.textContent),
+    "copy-code": (button) => copy(button, button.closest("figure")?.querySelector("code")?.textContent ?? "", words("copied")),
     "retry-message": (button) => outbox.retry(ownEntry(button)?.id),
-    "copy-message": (button) => copy(button, ownEntry(button)?.body),
+    "copy-message": (button) => copy(button, ownEntry(button)?.body ?? "", words("copied")),
     "discard-message": (button) => outbox.discard(ownEntry(button)?.id),
   }
   document.getElementById("messages")?.addEventListener("click", (event) => {
     const button = event.target.closest?.("[data-action]")
     if (button) guard(() => actions[button.dataset.action]?.(button))
   })
-}
-
-async function copy(button, text = "") {
-  try {
-    if (navigator.clipboard) await navigator.clipboard.writeText(text)
-    else copyBySelection(text)
-  } catch { copyBySelection(text) }
-  const label = button.textContent
-  button.textContent = words("copied") || label
-  setTimeout(() => { button.textContent = label }, 1500)
-}
-
-// The clipboard API is missing on plain http hosts.
-function copyBySelection(text) {
-  const field = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" })
-  document.body.append(field)
-  field.select()
-  document.execCommand("copy")
-  field.remove()
 }
 
 // Older messages when the top comes into view, by htmx into a holder of their own; only an answer of ours is swapped.

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 from lab.browser import (
-    NARROW,
-    WIDE,
     ask,
     assert_clean,
     messages,
+    pictures,
     record,
     say,
-    screenshot,
     sign_in,
     wait_for,
     wait_state,
@@ -78,17 +76,6 @@ def ask_and_keep(page: Page, question: str) -> str:
 
 def users(page: Page) -> list[tuple[str, str]]:
     return [(m["text"], m["state"]) for m in messages(page) if m["author"] == "user"]
-
-
-def pictures(page: Page, name: str) -> None:
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        for size, (width, height) in (("wide", WIDE), ("390", NARROW)):
-            page.set_viewport_size({"width": width, "height": height})
-            page.wait_for_timeout(60)
-            screenshot(page, f"{name}-{scheme}-{size}")
-    page.emulate_media(color_scheme="light")
-    page.set_viewport_size({"width": WIDE[0], "height": WIDE[1]})
 
 
 def test_offline_it_opens_with_the_last_conversations_and_sends_later(server: Server, page: Page) -> None:

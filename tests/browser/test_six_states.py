@@ -10,6 +10,7 @@ from lab.browser import (
     assert_clean,
     messages,
     new_page,
+    pictures,
     say,
     screenshot,
     sign_in,
@@ -63,18 +64,6 @@ def measure(page: Page) -> dict[str, dict[str, float]]:
     return found
 
 
-def pictures(page: Page, name: str) -> None:
-    """Light and dark, wide and 390 px."""
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        for size, (width, height) in (("wide", WIDE), ("390", NARROW)):
-            page.set_viewport_size({"width": width, "height": height})
-            page.wait_for_timeout(60)
-            screenshot(page, f"state-{name}-{scheme}-{size}")
-    page.emulate_media(color_scheme="light")
-    page.set_viewport_size({"width": WIDE[0], "height": WIDE[1]})
-
-
 def assert_steady(before: dict[str, dict[str, float]], page: Page, name: str) -> None:
     """The header keeps its height, the composer its place and size, the log its frame; nothing runs off sideways."""
     after = measure(page)
@@ -104,7 +93,7 @@ def test_connected_and_polling(chat: Page, proxy: FaultProxy) -> None:
     assert (shown(chat, "data-state"), shown(chat, "data-transport")) == ("connected", "websocket")
     assert shown(chat, "data-last-connected")
     assert composer_enabled(chat)
-    pictures(chat, "connected")
+    pictures(chat, "state-connected")
     proxy.upgrade = "refuse"
     proxy.reset_sockets()
     wait_state(chat, "polling")
@@ -113,7 +102,7 @@ def test_connected_and_polling(chat: Page, proxy: FaultProxy) -> None:
     assert composer_enabled(chat)
     chat.locator("#connection-status").get_by_text("Polling").first.wait_for()
     assert_steady(before, chat, "polling")
-    pictures(chat, "polling")
+    pictures(chat, "state-polling")
     assert ask(chat, "What is a dead letter queue?")["state"] == "completed"
     assert_clean(chat)
 
@@ -177,7 +166,7 @@ def test_reconnecting_counts_down_and_tries_now(
     assert state(page) == "reconnecting"
     assert 1 <= int(shown(page, "data-attempts")) <= 10
     assert page.evaluate(LAYOUT)["composerTop"] == pytest.approx(before_composer, abs=1)
-    pictures(page, "reconnecting")
+    pictures(page, "state-reconnecting")
     if state(page) == "reconnecting":
         assert_steady(before, page, "reconnecting")
     proxy.heal()
@@ -197,7 +186,7 @@ def test_error_and_retry(chat: Page, proxy: FaultProxy) -> None:
     retry = chat.locator("#banner [data-action=retry]")
     assert retry.is_visible()
     assert_steady(before, chat, "error")
-    pictures(chat, "error")
+    pictures(chat, "state-error")
     assert state(chat) == "error", "the state stays while it goes on trying quietly"
     proxy.heal()
     retry.click()
@@ -221,7 +210,7 @@ def test_disconnected(chat: Page, proxy: FaultProxy) -> None:
     assert chat.locator("#banner a", has_text="Sign in").is_visible()
     chat.locator("#composer textarea[name=body]").evaluate("box => box.value === 'a draft'")
     assert_steady_except_draft(before, chat)
-    pictures(chat, "disconnected")
+    pictures(chat, "state-disconnected")
 
 
 def assert_steady_except_draft(before: dict[str, dict[str, float]], page: Page) -> None:

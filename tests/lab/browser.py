@@ -198,6 +198,18 @@ def screenshot(page: Page, name: str) -> None:
     page.screenshot(path=str(PICTURES / f"{name}.png"))
 
 
+def pictures(page: Page, name: str) -> None:
+    """For people: light and dark, wide and 390 px."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        for size, (width, height) in (("wide", WIDE), ("390", NARROW)):
+            page.set_viewport_size({"width": width, "height": height})
+            page.wait_for_timeout(60)
+            screenshot(page, f"{name}-{scheme}-{size}")
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": WIDE[0], "height": WIDE[1]})
+
+
 def assert_clean(page: Page) -> None:
     """No script error and no breach of the Content-Security-Policy so far on this page."""
     assert record(page, "violations") == []

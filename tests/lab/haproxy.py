@@ -1,14 +1,8 @@
 """A real HAProxy in front of the server, in the configurations that people meet."""
 
-import shutil
-import socket
-import subprocess
-import tempfile
 from pathlib import Path
 
-from lab.processes import free_port, kill_group, marked_environment, wait_for
-
-HAPROXY = "/usr/sbin/haproxy"
+from lab.program import Program
 
 MAIN = """
 defaults
@@ -33,50 +27,25 @@ KINDS = {
     "server": ("75s", "3s", "1h", ""),  # cuts held polls
     "deny": ("75s", "75s", "1h", "http-request deny if { hdr(Upgrade) -m found }"),  # no upgrades here
     "strip": ("75s", "75s", "1h", "http-request del-header Upgrade"),
+    "ten": ("10s", "10s", "10s", ""),  # everything that is quiet for 10 s
 }
 
 
-class HAProxy:
-    """`kind` is one of KINDS; `target` the port of the server behind it."""
+class HAProxy(Program):
+    """`kind` is one of KINDS."""
+
+    name = "haproxy"
 
     def __init__(self, kind: str, target: int) -> None:
-        client, server, tunnel, rules = KINDS[kind]
-        self.port = free_port()
+        super().__init__(target)
+        self.kind = kind
+
+    def configuration(self) -> str:
+        """The kind's time-outs and rules."""
+        client, server, tunnel, rules = KINDS[self.kind]
         text = MAIN.replace("CLIENT", client).replace("SERVER", server).replace("TUNNEL", tunnel)
-        self.text = text.replace("RULES", rules).replace("LISTEN", str(self.port)).replace("TARGET", str(target))
-        self.directory = Path(tempfile.mkdtemp(prefix="chatapp-haproxy-"))
-        self.process: subprocess.Popen[bytes] | None = None
+        return text.replace("RULES", rules)
 
-    @property
-    def url(self) -> str:
-        """Where clients reach the server through it."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> "HAProxy":
-        """Starts it and waits until it listens."""
-        config = self.directory / "haproxy.cfg"
-        config.write_text(self.text)
-        log = (self.directory / "log").open("wb")
-        command = [HAPROXY, "-db", "-f", str(config)]
-        self.process = subprocess.Popen(
-            command, env=marked_environment(), stdout=log, stderr=log, start_new_session=True
-        )
-        log.close()
-        try:
-            wait_for(self._listens, 10, "haproxy listens")
-        except AssertionError as problem:
-            said = (self.directory / "log").read_text()
-            self.__exit__()
-            raise AssertionError(f"{problem}\n{said}") from None
-        return self
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def __exit__(self, *_: object) -> None:
-        process, self.process = self.process, None
-        if process is not None:
-            kill_group(process.pid)
-            process.wait(10)
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def arguments(self, file: Path) -> list[str]:
+        """In the foreground."""
+        return ["-db", "-f", str(file)]

@@ -45,6 +45,12 @@ class Client:
         self.token = ""
         self.epoch = ""
 
+    def clone(self, timeout: float | None = None) -> "Client":
+        """The same session in another thread's hands."""
+        copy = Client(self.url, self.timeout if timeout is None else timeout)
+        copy.cookies, copy.epoch, copy.token = dict(self.cookies), self.epoch, self.token
+        return copy
+
     @property
     def cookie_header(self) -> str:
         """The Cookie header it sends."""

@@ -2,16 +2,10 @@
 
 import os
 import re
-import shutil
-import socket
-import subprocess
-import tempfile
 from pathlib import Path
 
-from lab.processes import free_port, kill_group, marked_environment, wait_for
+from lab.program import Program
 from lab.server import ROOT
-
-NGINX = "/usr/sbin/nginx"
 
 # Nothing but proxy_pass: HTTP/1.0 to the product, Host rewritten, Upgrade gone, answers buffered.
 STRIP = """
@@ -57,17 +51,17 @@ server {
 MAIN = """
 daemon off;
 worker_processes 1;
-pid PREFIX/nginx.pid;
-error_log PREFIX/error.log;
+pid DIR/nginx.pid;
+error_log DIR/error.log;
 USER
 events { worker_connections 512; }
 http {
-    access_log PREFIX/access.log;
-    client_body_temp_path PREFIX/body;
-    proxy_temp_path PREFIX/proxy;
-    fastcgi_temp_path PREFIX/fastcgi;
-    uwsgi_temp_path PREFIX/uwsgi;
-    scgi_temp_path PREFIX/scgi;
+    access_log DIR/access.log;
+    client_body_temp_path DIR/body;
+    proxy_temp_path DIR/proxy;
+    fastcgi_temp_path DIR/fastcgi;
+    uwsgi_temp_path DIR/uwsgi;
+    scgi_temp_path DIR/scgi;
     SITE
 }
 """
@@ -94,58 +88,24 @@ SITES = {
 }
 
 
-class Nginx:
-    """`kind` is one of SITES; `target` the port of the server behind it."""
+class Nginx(Program):
+    """`kind` is one of SITES."""
+
+    name = "nginx"
 
     def __init__(self, kind: str, target: int) -> None:
+        super().__init__(target)
         self.site = SITES[kind]()
-        self.target = target
-        self.port = free_port()
-        self.prefix = Path(tempfile.mkdtemp(prefix="chatapp-nginx-"))
-        self.process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def url(self) -> str:
-        """Where clients reach the server through it."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> "Nginx":
-        """Starts it and waits until it listens; AssertionError with its error log if it does not."""
+    def configuration(self) -> str:
+        """The site, within what every nginx needs."""
         user = "user root;" if os.geteuid() == 0 else ""
-        site = self.site.replace("LISTEN", str(self.port)).replace("TARGET", str(self.target))
-        text = MAIN.replace("SITE", site).replace("USER", user).replace("PREFIX", str(self.prefix))
-        (self.prefix / "nginx.conf").write_text(text)
-        command = [NGINX, "-p", str(self.prefix), "-e", f"{self.prefix}/error.log", "-c", "nginx.conf"]
-        self.process = subprocess.Popen(
-            command, env=marked_environment(), stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            wait_for(self._listens, 10, "nginx listens")
-        except AssertionError as problem:
-            errors = self.prefix / "error.log"
-            log = errors.read_text() if errors.exists() else ""
-            self.stop()
-            raise AssertionError(f"{problem}\n{log}") from None
-        return self
+        return MAIN.replace("SITE", self.site).replace("USER", user)
 
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+    def arguments(self, file: Path) -> list[str]:
+        """All its files lie in our directory."""
+        return ["-p", str(self.directory), "-e", str(self.directory / "error.log"), "-c", str(file)]
 
     def access_log(self) -> str:
         """One line a finished request."""
-        return (self.prefix / "access.log").read_text()
-
-    def stop(self) -> None:
-        """Ends it and removes its directory."""
-        process, self.process = self.process, None
-        if process is not None:
-            kill_group(process.pid)
-            process.wait(10)
-        shutil.rmtree(self.prefix, ignore_errors=True)
-
-    def __enter__(self) -> "Nginx":
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        return (self.directory / "access.log").read_text()

@@ -3,27 +3,20 @@
 import os
 import pwd
 import shutil
-import socket
-import subprocess
-import tempfile
 from pathlib import Path
 
-from lab.processes import free_port, kill_group, marked_environment, wait_for
-
-SQUID = "/usr/sbin/squid"
+from lab.program import Program
 
 COMMON = """
 visible_hostname lab
 pid_filename none
 cache_log DIR/cache.log
 access_log stdio:DIR/access.log
-cache deny all
-cache_mem 8 MB
+cache_mem 16 MB
 coredump_dir DIR
 shutdown_lifetime 0 seconds
-max_filedescriptors 1024
+max_filedescriptors 4096
 pinger_enable off
-EXTRA
 """
 
 REVERSE = """
@@ -35,67 +28,49 @@ cache_peer_access chat allow all
 UPGRADES = "http_upgrade_request_protocols websocket allow all\n"
 FORWARD = "http_port 127.0.0.1:LISTEN\nhttp_access allow all\n"
 
+# Keeps answers to polls, which must not be kept.
+KEEPS_POLLS = """
+acl polls urlpath_regex /changes\\? transport=polling
+cache allow polls
+cache deny all
+refresh_pattern . 1 100% 1 override-expire override-lastmod ignore-no-store ignore-private ignore-reload
+"""
+
 KINDS = {
     "good": REVERSE + UPGRADES,  # as docs/operations.md has it
     "plain": REVERSE,  # squid's own default: upgrades are dropped
+    "keeps-polls": REVERSE + KEEPS_POLLS,
     "short": REVERSE + UPGRADES + "read_timeout 4 seconds\n",
     "forward": FORWARD,
     "forward-no-connect": "acl tunnel method CONNECT\nhttp_access deny tunnel\n" + FORWARD,
 }
 
 
-class Squid:
-    """`kind` is one of KINDS; `target` the port of the server (a forward proxy goes wherever it is asked to)."""
+class Squid(Program):
+    """`kind` is one of KINDS. As a forward proxy it goes wherever it is asked to, whatever the target."""
+
+    name = "squid"
 
     def __init__(self, kind: str, target: int) -> None:
-        self.port = free_port()
-        self.directory = Path(tempfile.mkdtemp(prefix="chatapp-squid-"))
-        extra = ""
+        super().__init__(target)
+        self.text = KINDS[kind] + COMMON
+        if kind != "keeps-polls":
+            self.text += "cache deny all\n"
         if os.geteuid() == 0:  # squid refuses to run as root
             users = {entry.pw_name for entry in pwd.getpwall()}
             user = next(name for name in ("proxy", "squid", "nobody") if name in users)
-            extra = f"cache_effective_user {user}\n"
+            self.text += f"cache_effective_user {user}\n"
             shutil.chown(self.directory, user)
-        text = KINDS[kind] + COMMON.replace("EXTRA", extra).replace("DIR", str(self.directory))
-        self.text = text.replace("LISTEN", str(self.port)).replace("TARGET", str(target))
-        self.process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def url(self) -> str:
-        """Where clients reach the server through it, where it is a reverse proxy."""
-        return f"http://127.0.0.1:{self.port}"
+    def configuration(self) -> str:
+        """The kind, and what every squid needs to run beside others."""
+        return self.text
+
+    def arguments(self, file: Path) -> list[str]:
+        """In the foreground, under a name of its own: several run at once."""
+        return ["-N", "-n", f"lab{self.port}", "-f", str(file)]
 
     @property
     def address(self) -> str:
         """host:port of a forward proxy."""
         return f"127.0.0.1:{self.port}"
-
-    def __enter__(self) -> "Squid":
-        """Starts it and waits until it listens."""
-        config = self.directory / "squid.conf"
-        config.write_text(self.text)
-        said = (self.directory / "said").open("wb")
-        command = [SQUID, "-N", "-n", f"lab{self.port}", "-f", str(config)]
-        self.process = subprocess.Popen(
-            command, env=marked_environment(), stdout=said, stderr=said, start_new_session=True
-        )
-        said.close()
-        try:
-            wait_for(self._listens, 15, "squid listens")
-        except AssertionError as problem:
-            logs = [self.directory / name for name in ("said", "cache.log")]
-            text = "\n".join(log.read_text() for log in logs if log.exists())
-            self.__exit__()
-            raise AssertionError(f"{problem}\n{text}") from None
-        return self
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def __exit__(self, *_: object) -> None:
-        process, self.process = self.process, None
-        if process is not None:
-            kill_group(process.pid)
-            process.wait(10)
-        shutil.rmtree(self.directory, ignore_errors=True)

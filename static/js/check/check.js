@@ -1,6 +1,7 @@
 // Run test on the page /connection: makes the probes in turn, shows each as it ends, judges them by the page's rules
 // (verdicts.js) and words the rest for the network's admin. Needs nothing of the chat's own connection.
 
+import { copy } from "../clipboard.js"
 import { ask, Line } from "./probes.js"
 import { words as commonWords } from "../status.js"
 import { level, outcome, proxyOf, verdict } from "./verdicts.js"
@@ -181,7 +182,7 @@ class CheckView {
   constructor() {
     section.addEventListener("click", ({ target }) => {
       const button = target.closest("[data-check]")
-      if (button?.dataset.check === "copy") this.#copy(button)
+      if (button?.dataset.check === "copy") copy(button, this.#letter, word("copied"))
       else if (button) this.#run(1000 * Number(button.dataset.check === "long" ? section.dataset.longS : section.dataset.idleS))
     })
   }
@@ -221,22 +222,6 @@ class CheckView {
     this.#box.querySelector("[data-part=help]").hidden = found.fixes.length === 0
     this.#box.hidden = false
   }
-
-  async #copy(button) {
-    const label = button.textContent
-    try { await navigator.clipboard.writeText(this.#letter) } catch { copyBySelection(this.#letter) }
-    button.textContent = word("copied")
-    setTimeout(() => { button.textContent = label }, 1500)
-  }
-}
-
-// The clipboard API is missing on plain http hosts.
-function copyBySelection(text) {
-  const field = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" })
-  document.body.append(field)
-  field.select()
-  document.execCommand("copy")
-  field.remove()
 }
 
 // What happened lately came with the page; what happens now is put before it.
