@@ -68,6 +68,27 @@ BEFORE = Hot(
     .order_by(messages.c.position.desc())
     .limit(bindparam("most"))
 )
+_ENTRIES = (
+    select(
+        conversations.c.uuid,
+        memberships.c.list_revision,
+        conversations.c.title,
+        conversations.c.updated_at,
+        or_(conversations.c.deleted_at.is_not(None), memberships.c.left_at.is_not(None)),
+    )
+    .join(memberships)
+    .where(memberships.c.person_id == bindparam("person"))
+)
+ENTRIES = Hot(
+    _ENTRIES.where(conversations.c.deleted_at.is_(None), memberships.c.left_at.is_(None))
+    .order_by(conversations.c.updated_at.desc())
+    .limit(MOST_CHANGES)
+)
+CHANGED_ENTRIES = Hot(
+    _ENTRIES.where(memberships.c.list_revision > bindparam("cursor"))
+    .order_by(memberships.c.list_revision)
+    .limit(MOST_CHANGES + 1)
+)
 
 
 class Conversations:
@@ -137,28 +158,13 @@ class Conversations:
     def entries(self, person: int, cursor: int) -> Changes[Entry]:
         """What changed in a person's list of conversations."""
         feed = self.list_feed(person)
-        columns = conversations.c
         with self.database.read() as connection:
             end = self._revision(connection, feed)
             if cursor >= end:
                 return Changes(cursor, cursor, ())
-            query = (
-                select(
-                    columns.uuid,
-                    memberships.c.list_revision,
-                    columns.title,
-                    columns.updated_at,
-                    or_(columns.deleted_at.is_not(None), memberships.c.left_at.is_not(None)),
-                )
-                .join(memberships)
-                .where(memberships.c.person_id == person, memberships.c.list_revision > cursor)
-            )
             if cursor <= 0:
-                query = query.where(columns.deleted_at.is_(None), memberships.c.left_at.is_(None))
-                rows = connection.execute(query.order_by(columns.updated_at.desc()).limit(MOST_CHANGES)).all()
-                return Changes(0, end, _entries(rows), reset=True)
-            query = query.order_by(memberships.c.list_revision).limit(MOST_CHANGES + 1)
-            found = _entries(connection.execute(query).all())
+                return Changes(0, end, _entries(ENTRIES.all(connection, person=person)), reset=True)
+            found = _entries(CHANGED_ENTRIES.all(connection, person=person, cursor=cursor))
         if len(found) > MOST_CHANGES:
             found = found[:MOST_CHANGES]
             return Changes(cursor, found[-1].revision, found, more=True)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import Row, Select, bindparam, exists, select, update
+from sqlalchemy import bindparam, exists, or_, select, update
 
 from chatapp.bus import RUNS
 from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, Write, now_ms
-from chatapp.store.hot import Hot
+from chatapp.store.hot import Hot, Value
 from chatapp.store.shapes import Place
 from chatapp.store.tables import blocks, conversations, messages, people, runs
 
-HISTORY = 20  # messages of the conversation that an assistant gets to see
+MOST_TURNS = 20  # messages of the conversation that an assistant gets to see
 MOST_STEPS = 20  # changes of the open block that a reader may be behind and still get only the rest
 
 Verdict = Literal["go", "stop", "lost"]
@@ -43,7 +43,7 @@ class ClaimedRun:
 
 # Statements that run with every message or piece of an answer are built once: building costs more than running.
 _other = runs.alias("other")
-CLAIMABLE: Select[tuple[int, str, int]] = (
+CLAIMABLE = Hot(
     select(runs.c.id, runs.c.uuid, runs.c.conversation_id)
     .where(
         runs.c.state == "queued",
@@ -52,17 +52,62 @@ CLAIMABLE: Select[tuple[int, str, int]] = (
     .order_by(runs.c.id)
     .limit(1)
 )
+QUEUE = Hot(runs.insert(), ("uuid", "conversation_id", "state", "created_at"))
 WAITING = Hot(select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), runs.c.state == "queued"))
-VERDICT = select(runs.c.state, runs.c.lease, runs.c.stop_asked).where(runs.c.id == bindparam("run"))
+ANSWERING = Hot(
+    select(runs.c.id)
+    .where(
+        runs.c.conversation_id == bindparam("conversation"),
+        or_(runs.c.state == "queued", runs.c.state == "running"),
+    )
+    .limit(1)
+)
+PLACE = Hot(select(conversations).where(conversations.c.id == bindparam("conversation")))
+HISTORY = Hot(
+    select(people.c.kind, messages.c.body)
+    .join(people, people.c.id == messages.c.author_id)
+    .where(messages.c.conversation_id == bindparam("conversation"), messages.c.deleted_at.is_(None))
+    .order_by(messages.c.position.desc())
+    .limit(MOST_TURNS)
+)
 ASSISTANT = select(people.c.id).where(people.c.kind == "assistant")
-FEED = select(conversations.c.feed_id).where(conversations.c.id == bindparam("conversation"))
-BEAT = update(runs).where(runs.c.id == bindparam("run")).values(heartbeat_at=bindparam("now"))
-GROW = (
+START = Hot(
+    update(runs)
+    .where(runs.c.id == bindparam("run"))
+    .values(
+        state="running",
+        lease=bindparam("by"),
+        message_id=bindparam("message"),
+        heartbeat_at=bindparam("now"),
+        started_at=bindparam("now"),
+    )
+)
+VERDICT = Hot(select(runs.c.state, runs.c.lease, runs.c.stop_asked).where(runs.c.id == bindparam("run")))
+FEED = Hot(select(conversations.c.feed_id).where(conversations.c.id == bindparam("conversation")))
+BEAT = Hot(update(runs).where(runs.c.id == bindparam("run")).values(heartbeat_at=bindparam("now")))
+GROW = Hot(
     update(messages)
     .where(messages.c.id == bindparam("message"))
     .values(body=bindparam("text"), revision=bindparam("at"))
 )
-BLOCK = select(blocks).where(blocks.c.message_id == bindparam("message"), blocks.c.ordinal == bindparam("index"))
+BLOCK = Hot(select(blocks).where(blocks.c.message_id == bindparam("message"), blocks.c.ordinal == bindparam("index")))
+ADD_BLOCK = Hot(blocks.insert(), ("message_id", "ordinal", "revision", "html"))
+CHANGE_BLOCK = Hot(
+    update(blocks)
+    .where(blocks.c.message_id == bindparam("message"), blocks.c.ordinal == bindparam("index"))
+    .values(revision=bindparam("at"), html=bindparam("text"), steps=bindparam("by"))
+)
+GONE = Hot(select(runs).where(runs.c.state == "running", runs.c.heartbeat_at < bindparam("before")))
+END = Hot(
+    update(runs)
+    .where(runs.c.id == bindparam("run"))
+    .values(state=bindparam("word"), ended_at=bindparam("now"), error=bindparam("why"))
+)
+END_MESSAGE = Hot(
+    update(messages)
+    .where(messages.c.id == bindparam("message"))
+    .values(state=bindparam("word"), revision=bindparam("at"), state_revision=bindparam("at"), error=bindparam("why"))
+)
 
 
 class Runs:
@@ -76,23 +121,22 @@ class Runs:
     def queue(self, tx: Write, place: Place) -> None:
         """Have the assistant answer. One run waits at most: it answers all that is posted before it starts."""
         if WAITING.first(tx.connection, conversation=place.conversation) is None:
-            row = {"uuid": str(uuid4()), "conversation_id": place.conversation, "state": "queued"}
-            tx.connection.execute(runs.insert().values(**row, created_at=now_ms()))
+            where, uuid = place.conversation, str(uuid4())
+            QUEUE.run(tx.connection, uuid=uuid, conversation_id=where, state="queued", created_at=now_ms())
         tx.bump(RUNS)
 
     def is_answering(self, conversation: int) -> bool:
         """Whether an answer is queued or running."""
-        query = select(runs.c.id).where(runs.c.conversation_id == conversation, runs.c.state.in_(("queued", "running")))
         with self.database.read() as connection:
-            return connection.execute(query.limit(1)).first() is not None
+            return ANSWERING.first(connection, conversation=conversation) is not None
 
     def claim_run(self, lease: str) -> ClaimedRun | None:
         """Take the oldest queued run of a conversation in which none is running; None when there is none."""
         with self.database.read() as connection:
-            if connection.execute(CLAIMABLE).first() is None:
+            if CLAIMABLE.first(connection) is None:
                 return None
         with self.database.write() as tx:
-            row = tx.connection.execute(CLAIMABLE).first()
+            row = CLAIMABLE.first(tx.connection)
             return self._claim(tx, row, lease) if row is not None else None
 
     def write_answer(self, run: ClaimedRun, lease: str, body: str, changed: Sequence[tuple[int, str]]) -> Verdict:
@@ -100,11 +144,11 @@ class Runs:
         with self.database.write() as tx:
             verdict = self._verdict(tx, run, lease)
             if verdict == "go":
-                tx.connection.execute(BEAT, {"run": run.id, "now": now_ms()})
+                BEAT.run(tx.connection, run=run.id, now=now_ms())
                 if changed:
                     revision = self._bump(tx, run.conversation_id)
                     self._write_blocks(tx, run, revision, changed)
-                    tx.connection.execute(GROW, {"message": run.message_id, "text": body, "at": revision})
+                    GROW.run(tx.connection, message=run.message_id, text=body, at=revision)
         return verdict
 
     def end_run(
@@ -120,11 +164,9 @@ class Runs:
         with self.database.write() as tx:
             if self._verdict(tx, run, lease) == "lost":
                 return
-            self._end(tx, run.id, run.conversation_id, run.message_id, state, error)
-            if changed:
-                revision = tx.heads[self._feed(tx, run.conversation_id)]
-                self._write_blocks(tx, run, revision, changed)
-            tx.connection.execute(update(messages).where(messages.c.id == run.message_id).values(body=body))
+            revision = self._end(tx, run.id, run.conversation_id, run.message_id, state, error)
+            self._write_blocks(tx, run, revision, changed)
+            GROW.run(tx.connection, message=run.message_id, text=body, at=revision)
 
     def stop(self, tx: Write, place: Place) -> None:
         """Ask whoever writes the answer to stop, and forget what is queued."""
@@ -137,77 +179,64 @@ class Runs:
 
     def reap_runs(self, older_than_s: float) -> int:
         """Mark answers interrupted whose writer is gone; what was written stays. Returns how many."""
-        limit = now_ms() - round(older_than_s * 1000)
-        gone = select(runs).where(runs.c.state == "running", runs.c.heartbeat_at < limit)
+        before = now_ms() - round(older_than_s * 1000)
         with self.database.read() as connection:
-            if connection.execute(gone.limit(1)).first() is None:
+            if GONE.first(connection, before=before) is None:
                 return 0
         with self.database.write() as tx:
-            rows = tx.connection.execute(gone).all()
+            rows = GONE.all(tx.connection, before=before)
             for row in rows:
                 self._end(tx, row.id, row.conversation_id, row.message_id, "interrupted", None)
         return len(rows)
 
-    def _claim(self, tx: Write, row: Row[tuple[int, str, int]], lease: str) -> ClaimedRun:
+    def _claim(self, tx: Write, row: Any, lease: str) -> ClaimedRun:
         place = self._whereabouts(tx, row.conversation_id)
         turns = self._history(tx, row.conversation_id)
         if self._assistant is None:
             self._assistant = tx.connection.execute(ASSISTANT).scalar_one()
         assistant = self._assistant
         message, _ = self._conversations.insert_message(tx, place, assistant, row.uuid, "", "running")
-        now = now_ms()
-        change = {"state": "running", "lease": lease, "message_id": message, "heartbeat_at": now}
-        tx.connection.execute(update(runs).where(runs.c.id == row.id).values(**change, started_at=now))
+        START.run(tx.connection, run=row.id, by=lease, message=message, now=now_ms())
         return ClaimedRun(row.id, row.conversation_id, message, turns)
 
     def _verdict(self, tx: Write, run: ClaimedRun, lease: str) -> Verdict:
-        row = tx.connection.execute(VERDICT, {"run": run.id}).one()
+        row = VERDICT.first(tx.connection, run=run.id)
         if row.state != "running" or row.lease != lease:
             return "lost"
         return "stop" if row.stop_asked else "go"
 
-    def _end(self, tx: Write, run: int, conversation: int, message: int, state: str, error: str | None) -> None:
+    def _end(self, tx: Write, run: int, conversation: int, message: int, state: str, error: str | None) -> int:
+        """Returns the revision at which the message ended."""
         revision = self._bump(tx, conversation)
-        change = {"state": state, "revision": revision, "state_revision": revision, "error": error}
-        tx.connection.execute(update(messages).where(messages.c.id == message).values(**change))
-        ended = {"state": state, "ended_at": now_ms(), "error": error}
-        tx.connection.execute(update(runs).where(runs.c.id == run).values(**ended))
+        END_MESSAGE.run(tx.connection, message=message, word=state, at=revision, why=error)
+        END.run(tx.connection, run=run, word=state, now=now_ms(), why=error)
         self._conversations.touch(tx, conversation)
         tx.bump(RUNS)  # the next question of this conversation may wait
+        return revision
 
     def _write_blocks(self, tx: Write, run: ClaimedRun, revision: int, changed: Sequence[tuple[int, str]]) -> None:
-        for ordinal, html in changed:
-            mine = (blocks.c.message_id == run.message_id, blocks.c.ordinal == ordinal)
-            old = tx.connection.execute(BLOCK, {"message": run.message_id, "index": ordinal}).first()
+        for index, html in changed:
+            old = BLOCK.first(tx.connection, message=run.message_id, index=index)
             if old is None:
-                row = {"message_id": run.message_id, "ordinal": ordinal, "revision": revision, "html": html}
-                tx.connection.execute(blocks.insert().values(**row))
+                ADD_BLOCK.run(tx.connection, message_id=run.message_id, ordinal=index, revision=revision, html=html)
             elif old.html != html:
                 step = [old.revision, revision, common_start(old.html, html)]
                 steps = json.dumps([*json.loads(old.steps), step][-MOST_STEPS:], separators=(",", ":"))
-                change = {"revision": revision, "html": html, "steps": steps}
-                tx.connection.execute(update(blocks).where(*mine).values(**change))
+                values: dict[str, Value] = {"at": revision, "text": html, "by": steps}
+                CHANGE_BLOCK.run(tx.connection, message=run.message_id, index=index, **values)
 
     def _bump(self, tx: Write, conversation: int) -> int:
         return tx.bump(self._feed(tx, conversation))
 
     def _feed(self, tx: Write, conversation: int) -> int:
-        return int(tx.connection.execute(FEED, {"conversation": conversation}).scalar_one())
+        return FEED.one(tx.connection, conversation=conversation)
 
     def _whereabouts(self, tx: Write, conversation: int) -> Place:
-        query = select(conversations).where(conversations.c.id == conversation)
-        row = tx.connection.execute(query).one()
+        row = PLACE.first(tx.connection, conversation=conversation)
         return Place(row.id, row.feed_id, row.uuid, row.title, row.created_by)
 
     def _history(self, tx: Write, conversation: int) -> tuple[Turn, ...]:
-        query = (
-            select(people.c.kind, messages.c.body)
-            .join(people, people.c.id == messages.c.author_id)
-            .where(messages.c.conversation_id == conversation, messages.c.deleted_at.is_(None))
-            .order_by(messages.c.position.desc())
-            .limit(HISTORY)
-        )
-        rows = reversed(tx.connection.execute(query).all())
+        rows = reversed(HISTORY.all(tx.connection, conversation=conversation))
         return tuple(Turn("assistant" if kind == "assistant" else "user", body) for kind, body in rows)
 
 
