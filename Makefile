@@ -32,7 +32,7 @@ run: $(VENV)/installed-run
 	@exec $(BIN)/chatapp serve
 
 test: $(VENV)/installed-dev $(VENV)/installed-model system-packages
-	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@if command -v node >/dev/null; then node --test tests/js; else \
 		echo "Node is not there: the browser's half of the state table's vectors was not run"; fi
 

@@ -16,20 +16,48 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 StartServer = Callable[..., Server]
-# Begun first: else one of them is what everybody waits for at the end of a parallel run.
-LONGEST = {
-    "test_delivery",
-    "test_durability",
-    "test_slow_readers",
-    "test_failover",
-    "test_kill",
+# Begun first, the longest before the shorter: else one of them is what everybody waits for at the end of a parallel
+# run. By turns one with a browser and one without, so that never four browsers share two cores.
+LONGEST = [
+    "test_simulation",
+    "test_offline",
+    "test_auth",
+    "test_sharing",
+    "test_drills",
+    "test_six_states",
+    "test_doctor",
     "test_client_defaults",
-}
+    "test_client",
+    "test_timing",
+    "test_openai",
+    "test_paths",
+    "test_durability",
+    "test_check",
+    "test_transports",
+    "test_conversations",
+    "test_detector",
+    "test_poll_pace",
+    "test_example_client",
+    "test_first_run",
+    "test_websocket",
+    "test_damping",
+    "test_defaults",
+    "test_delivery",
+    "test_pacing",
+    "test_network_memory",
+    "test_sockets",
+    "test_nojs",
+    "test_slow_readers",
+    "test_reports",
+    "test_workers",
+    "test_failover",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; all else stays in order."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from simulation.bugs import BUGS
 from simulation.many import run_many
 from simulation.schedule import FAULTS, Lab
 
-SCHEDULES = int(os.environ.get("LAB_SCHEDULES", "1000"))
-PARTS = 5  # of these schedules, so that parallel tests can share them
+SCHEDULES = int(os.environ.get("LAB_SCHEDULES", "5000"))
+PARTS = 5  # of these schedules, so that a failure names its part soon
 FOUND_WITHIN = 400
 TESTS = Path(__file__).parent
 
