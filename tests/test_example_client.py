@@ -120,13 +120,17 @@ def sent(proxy: FaultProxy) -> list[str]:
 
 
 def reset(proxy: FaultProxy, transport: str) -> bool:
-    """Resets what the client reads by; False where there was nothing to reset, or the answer was quicker."""
+    """Resets what the client reads by, and waits until it goes on; False where there was nothing to reset."""
     if transport == "websocket":
         return proxy.reset_sockets() > 0
     before = time.time()
     proxy.reset_all()
     time.sleep(0.1)
-    return any(seen.status == 0 and seen.ended_at > before for seen in proxy.seen("/changes"))
+    if not any(seen.status == 0 and seen.ended_at > before for seen in proxy.seen("/changes")):
+        return False  # the answer was quicker
+    # Only after an answer is it polling again, and a second reset a second loss.
+    wait_for(lambda: any(seen.status and seen.at > before for seen in proxy.seen("/changes")), 20, "it polls again")
+    return True
 
 
 @pytest.mark.parametrize("transport", sorted(CONNECTED))

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
+from werkzeug.security import generate_password_hash
+
 from lab.processes import free_port, kill_group, marked_environment, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +143,10 @@ class Server:
 
 @cache
 def furnished() -> Path:
-    """A data directory with migrated databases and the admin, made once: that takes longer than many copies."""
+    """A data directory with migrated databases and the admin, made once: that takes longer than many copies.
+
+    The password's hash is a cheap one, as tests sign in hundreds of times; `from_scratch` has the product's own.
+    """
     directory = Path(tempfile.mkdtemp(prefix="lab-furnished-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     command = [
@@ -159,6 +164,10 @@ def furnished() -> Path:
     subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=True)
     for name in DATABASES:
         database = sqlite3.connect(directory / name)
+        if name == "chat.db":
+            cheap = generate_password_hash(PASSWORD, "scrypt:1024:8:1")
+            database.execute("UPDATE people SET password_hash = ? WHERE email = ?", (cheap, EMAIL))
+            database.commit()
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.close()
     return directory

@@ -1,0 +1,66 @@
+"""A start brings the databases up to date, and leaves alone what is."""
+
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from chatapp.assets import asset_dir
+from chatapp.store.migrate import migrate
+
+NAMES = ("chat", "metrics")
+LOADED = "import sys; from pathlib import Path; from chatapp.store.migrate import migrate; migrate(Path(sys.argv[1]));"
+
+
+def version(file: Path) -> str:
+    """What Alembic wrote into a database."""
+    with closing(sqlite3.connect(file)) as database:
+        return str(database.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_newest_file_is_the_newest_migration(name: str) -> None:
+    """Files are named by their numbers, which stand in one line: a start asks the names only."""
+    config = Config()
+    config.set_main_option("script_location", str(asset_dir("migrations")))
+    config.set_main_option("version_locations", str(asset_dir("migrations") / name))
+    config.set_main_option("path_separator", "os")
+    migrations = list(ScriptDirectory.from_config(config).walk_revisions())
+    assert [Path(one.path).name.partition("_")[0] for one in migrations] == [one.revision for one in migrations]
+    assert [one.revision for one in migrations] == [f"{number:04}" for number in range(len(migrations), 0, -1)]
+
+
+def test_nothing_is_loaded_where_nothing_is_to_do(tmp_path: Path) -> None:
+    """The first start makes both databases, the second does not even load Alembic."""
+    for loads in (True, False):
+        script = f"{LOADED} print('alembic' in sys.modules)"
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        assert found.stdout.strip() == str(loads)
+    assert [version(tmp_path / f"{name}.db") for name in NAMES] == ["0003", "0001"]
+
+
+def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
+    """As it was before the newest migration."""
+    migrate(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
+        database.executescript("DROP TABLE drills; UPDATE alembic_version SET version_num = '0002'")
+    migrate(tmp_path)
+    assert version(tmp_path / "chat.db") == "0003"
+    with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
+        assert database.execute("SELECT count(*) FROM drills").fetchone() == (0,)
+
+
+def test_a_database_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    """Rather than used as if its tables were ours."""
+    migrate(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
+        database.executescript("UPDATE alembic_version SET version_num = '0099'")
+    with pytest.raises(CommandError, match="0099"):
+        migrate(tmp_path)
