@@ -106,8 +106,13 @@ def test_an_operators_file_is_found_after_it_was_added_changed_and_taken_away(
     assert knowledge.search("Where is the espresso machine?")[0].link == "../knowledge/our-office#espresso-machine"
     file.write_text("# Our office\n\n## Espresso machine\nIn the cellar, behind the boiler.\n")
     assert "cellar" in knowledge.search("Where is the espresso machine?")[0].text
+    shown = knowledge.document("our-office")
+    assert shown is not None and "cellar" in shown.html and knowledge.document("our-office") is shown, "rendered once"
+    file.write_text("# Our office\n\n## Espresso machine\nIt was sold.\n")
+    changed = knowledge.document("our-office")
+    assert changed is not None and "It was sold." in changed.html
     file.unlink()
-    assert knowledge.search("Where is the espresso machine?") == []
+    assert knowledge.search("Where is the espresso machine?") == [] and knowledge.document("our-office") is None
 
 
 def test_an_operators_file_replaces_a_shipped_one_of_its_name(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ class Knowledge:
         self._seen: dict[Path, tuple[int, int]] = {}
         self._passages: list[Passage] = []
         self._sources: dict[str, str] = {}
+        self._documents: dict[str, Document] = {}  # as rendered; forgotten when a file changes
         self._index = self._empty_index()
         self._refresh()
 
@@ -170,11 +171,11 @@ class Knowledge:
         """The document of that name, or None."""
         with self._lock:
             self._refresh()
-            source = self._sources.get(slug)
-        if source is None:
-            return None
-        marks = computed_beside(blocks.headings, source)
-        return Document(marks[0].text if marks else slug, computed_beside(blocks.render, source))
+            source, documents = self._sources.get(slug), self._documents
+        if source is not None and slug not in documents:
+            marks = computed_beside(blocks.headings, source)
+            documents[slug] = Document(marks[0].text if marks else slug, computed_beside(blocks.render, source))
+        return documents.get(slug)
 
     def search(self, question: str, limit: int = 3) -> list[Passage]:
         """The passages that answer a question, best first; empty where none holds enough of it."""
@@ -234,6 +235,7 @@ class Knowledge:
             self._rebuild()
 
     def _rebuild(self) -> None:
+        self._documents = {}
         sources = {_slug(path): _read(path) for path in self._seen}
         self._sources = {slug: text for slug, text in sources.items() if text.strip()}
         self._passages = [passage for slug, text in self._sources.items() for passage in split_document(slug, text)]
