@@ -154,7 +154,8 @@ export class Connection {
     const { entry } = flight
     const left = this.#record.notBefore - Date.now()
     if (left > 0) return this.#land(entry.id, { retry: "rate-limited", advice_ms: left })
-    this.#polling.send(entry).then((outcome) => this.#land(entry.id, outcome))
+    const sent = this.#polling.send(entry).catch((error) => console.error(error) ?? { retry: "error" })
+    sent.then((outcome) => this.#land(entry.id, outcome))
   }
 
   #land(id, outcome) {
