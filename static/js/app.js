@@ -14,19 +14,28 @@ const body = document.body
 
 function start() {
   const config = JSON.parse(meta("chat-config"))
-  const { conversation, instance, person } = body.dataset
+  const { instance, person } = body.dataset
   const prefix = `${instance}:${person}`
   const connection = connectionFor(prefix, config, JSON.parse(meta("chat-states")))
   connection.reports = new Reports(prefix, uuid(), config.events_url, () => connection.mayAsk)
   const outbox = new Outbox(prefix, (entry) => connection.deliver(entry))
+  guard(() => outbox.load())
+  if ("unsaved" in body.dataset) body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
+  const { conversation } = body.dataset
   const view = new ConversationView(conversation)
   connection.view = view
   connection.outbox = outbox
   guard(() => new StatusView(connection, config))
-  const composer = guard(() => new Composer(`${prefix}:draft:${conversation}`, (text) => send(outbox, conversation, text)))
+  // An unsaved page has another id each time: its draft must not go by that.
+  const isUnmade = "unsaved" in body.dataset || outbox.of(conversation).some((entry) => entry.create)
+  const draft = (name) => `${prefix}:draft:${name}`
+  const composer = guard(() => new Composer(draft(isUnmade ? "new" : conversation), (text) => send(outbox, conversation, text)))
 
   outbox.onChange = (entry, what) => {
-    if (what === "sent" && entry.create) adopt(connection, entry, config)
+    if (what === "sent" && entry.create && entry.conversation === conversation) {
+      composer?.moveTo(draft(conversation))
+      adopt(connection, conversation, config)
+    }
     view.onOutbox(entry, what)
     connection.dispatch({ type: "queue", queued: outbox.size })
   }
@@ -44,7 +53,7 @@ function start() {
   if (conversation && !("unsaved" in body.dataset)) {
     connection.follow(conversation, Number(document.getElementById("messages")?.dataset.cursor) || 0)
   }
-  guard(() => outbox.load())
+  guard(() => outbox.show())
   guard(() => listenToButtons(outbox, config))
   guard(() => loadOlder(view, config))
   guard(() => closeDialogs())
@@ -57,12 +66,12 @@ function send(outbox, conversation, text) {
 }
 
 // The first message made the conversation: from now on this page is its page.
-function adopt(connection, entry, config) {
-  if (entry.conversation !== body.dataset.conversation || !("unsaved" in body.dataset)) return
+function adopt(connection, conversation, config) {
+  if (!("unsaved" in body.dataset)) return
   delete body.dataset.unsaved
-  const base = config.messages_url.replace("{id}", entry.conversation).replace(/\/messages$/, "")
+  const base = config.messages_url.replace("{id}", conversation).replace(/\/messages$/, "")
   history.replaceState(history.state, "", base)
-  connection.follow(entry.conversation, 0)
+  connection.follow(conversation, 0)
 }
 
 function listenToButtons(outbox, config) {
