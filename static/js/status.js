@@ -32,15 +32,27 @@ export function wordTime(time) {
 }
 
 export function daySeparator(at) {
-  const date = new Date(at)
+  const separator = Object.assign(document.createElement("div"), { className: "day" })
+  separator.setAttribute("role", "separator")
+  separator.dataset.at = at
+  wordDay(separator)
+  return separator
+}
+
+function wordDay(separator) {
+  const date = new Date(separator.dataset.at)
   const yesterday = new Date()
   yesterday.setDate(yesterday.getDate() - 1)
   let text = dayFormat.format(date)
   if (date.toDateString() === new Date().toDateString()) text = words("today")
   else if (date.toDateString() === yesterday.toDateString()) text = words("yesterday")
-  const separator = Object.assign(document.createElement("div"), { className: "day", textContent: text })
-  separator.setAttribute("role", "separator")
-  return separator
+  if (separator.textContent !== text) separator.textContent = text
+}
+
+// Anew each minute: what was just now, or today, is not for long.
+export function wordTimes(holder) {
+  holder?.querySelectorAll("time[datetime]").forEach(wordTime)
+  holder?.querySelectorAll(".day").forEach(wordDay)
 }
 
 const seconds = (ms) => String(Math.round(ms / 100) / 10)

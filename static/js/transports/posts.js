@@ -1,4 +1,5 @@
-// Messages by POST, whatever transport reads: what the answer means, also where somebody else gave it.
+// Messages by POST, whatever transport reads, and what buttons ask for: what the answer means, also where somebody else
+// gave it.
 
 const token = () => document.querySelector('meta[name="csrf-token"]')?.content ?? ""
 
@@ -60,25 +61,36 @@ export class Posts {
   }
 
   // → {ok, ack} | {refused: code, words} | {retry: reason, advice_ms}
-  async send(entry) {
-    const body = new URLSearchParams({ csrf_token: token(), client_id: entry.id, body: entry.body })
-    if (entry.create) body.set("id", entry.conversation)
+  send(entry) {
+    const fields = { client_id: entry.id, body: entry.body, ...(entry.create && { id: entry.conversation }) }
     const { create_url: createUrl, messages_url: messagesUrl } = this.#config
     const url = entry.create ? createUrl : messagesUrl.replace("{id}", entry.conversation)
+    return this.#post(url, fields, (response, data) => response.ok && Boolean(data?.id))
+  }
+
+  // What a button asks for, at once or not at all; with a fresh token where the page's is too old. Outcomes as above.
+  async act(url, fields) {
+    const ask = () => this.#post(url, fields, (response) => response.status === 204)
+    const outcome = await ask()
+    return outcome.retry === "renewed" ? ask() : outcome
+  }
+
+  async #post(url, fields, isDone) {
+    const body = new URLSearchParams({ ...fields, csrf_token: token() })
     try {
       const headers = { Accept: "application/json" }
       const { response, text } = await fetchWithin(10000, url, { method: "POST", body, headers })
-      return await this.#outcome(response, text)
+      return await this.#outcome(response, text, isDone)
     } catch {
       return { retry: "server-unreachable" }
     }
   }
 
-  async #outcome(response, text) {
+  async #outcome(response, text, isDone) {
     const data = parsed(text)
     const code = codeOf(text)
     const { status, headers } = response
-    if (response.ok && data?.id) return { ok: true, ack: data }
+    if (isDone(response, data)) return { ok: true, ack: data }
     if (status === 401 || isSignIn(response, this.#config)) {
       this.#on({ type: "signed_out", reason: "signed-out" })
       return { retry: "signed-out" }
