@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover failover-packages delivery defaults loop simulate traffic conformance bench churn
+.PHONY: help run test check fix lock failover delivery defaults loop simulate traffic conformance bench churn
 .PHONY: system-packages
 
 help:
@@ -37,22 +37,9 @@ test: $(VENV)/installed-dev $(VENV)/installed-model system-packages
 	@if command -v node >/dev/null; then node --test tests/js/*.test.js; else \
 		echo "Node is not there: the browser's half of the state table's vectors was not run"; fi
 
-failover: $(VENV)/installed-dev system-packages failover-packages
+failover: $(VENV)/installed-dev system-packages
 	PYTHONPATH=bench:tests $(BIN)/python -m failover --trials $(or $(TRIALS),20) --cells "$(CELLS)" $(ARGS)
 	@test -n "$(CELLS)" || $(MAKE) delivery ARGS=
-
-# haproxy and squid are wanted, not needed: without them their two cells are left out, and the run says so.
-failover-packages:
-	@missing=""; \
-	test -x /usr/sbin/haproxy || missing="$$missing haproxy"; \
-	test -x /usr/sbin/squid || missing="$$missing squid"; \
-	test -z "$$missing" && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-			apt-get -qq install -y --no-install-recommends $$missing; \
-	else \
-		echo "Left out for want of:$$missing"; \
-	fi
 
 delivery: $(VENV)/installed-dev system-packages
 	LAB_MESSAGES=1000 LAB_FAULTS=50 $(BIN)/python -m pytest tests/browser/test_delivery.py $(ARGS)
@@ -71,7 +58,8 @@ loop: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest -m slow -s tests/test_loop.py $(ARGS)
 
 traffic: $(VENV)/installed-dev system-packages
-	PYTHONPATH=tests $(BIN)/python bench/traffic.py --seconds $(or $(SECONDS),240)
+	PYTHONPATH=tests $(BIN)/python bench/traffic.py --seconds $(or $(SECONDS),180)
+
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench --rows "$(ROWS)" --who "$(WHO)" --runs "$(or $(RUNS),3)" --seconds "$(SECONDS)" \
 		--out "$(or $(OUT),test-results/bench)" --keep "$(KEEP)" --set "$(SET)"

@@ -35,6 +35,7 @@ LONGEST = [
     "test_check",
     "test_transports",
     "test_conversations",
+    "test_foreign_answers",
     "test_detector",
     "test_poll_pace",
     "test_example_client",

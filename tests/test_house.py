@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import html
 import re
 import statistics
 import subprocess
@@ -243,6 +244,15 @@ def test_templates_have_no_inline_code(path: Path) -> None:
     assert not re.search(r"<[^>]*\son[a-z]+\s*=", text)
     assert not re.search(r"hx-on|javascript:|hx-vals=[\"']js:", text)
     assert not re.search(r"(src|href)=[\"'](https?:)?//", text)
+
+
+def test_the_proxy_settings_on_the_connection_page_are_those_of_the_manual() -> None:
+    """No copy of its own: each line of them stands in docs/operations.md, whose nginx the tests run."""
+    page = (ROOT / "templates/connection/_troubleshooting.html").read_text()
+    manual = {line.strip() for line in (ROOT / "docs/operations.md").read_text().splitlines()}
+    code = "\n".join(re.findall(r"<code>(.*?)</code>", page, flags=re.S))
+    lines = {html.unescape(line).strip() for line in code.splitlines()}
+    assert len(lines) > 15 and lines <= manual, lines - manual
 
 
 def test_message_is_neutral_to_who_looks() -> None:

@@ -23,7 +23,7 @@ STATES: tuple[State, ...] = ("disconnected", "connecting", "connected", "polling
 _RACE = "close_websocket stop_poll clear_timers open_websocket start_poll await_attempt"
 _GIVE_UP = "close_websocket stop_poll clear_timers"
 _FAIL = f"{_GIVE_UP} forget_blame"  # nothing got through: that says nothing about WebSocket itself
-_SETTLE = "stop_poll clear_timers flush"
+_SETTLE = "stop_poll clear_timers"
 _REPOLL = "close_websocket restart_poll clear_timers hasten_probe"
 _ENDS: Rows = {
     "refused": ("error", f"{_GIVE_UP} await_slow_retry"),
@@ -33,8 +33,8 @@ _ENDS: Rows = {
 _FIRST_USEFUL: Rows = {  # of a race: whichever transport is useful first carries
     "ws_ready": ("connected", _SETTLE),
     "ws_proved": ("connected", _SETTLE),
-    "poll_answered": ("polling", "clear_waits flush"),
-    "poll_answered_alone": ("polling", "clear_timers await_probe flush"),
+    "poll_answered": ("polling", "clear_waits"),
+    "poll_answered_alone": ("polling", "clear_timers await_probe"),
 }
 
 
@@ -67,7 +67,7 @@ TABLE: dict[State, Rows] = {
         "poll_due": ("connected", "start_poll"),
         "ws_lost": ("reconnecting", "close_websocket clear_timers start_poll await_retry"),
         "ws_lost_advised": ("reconnecting", f"{_GIVE_UP} await_retry"),
-        "ws_lost_poll_up": ("polling", "close_websocket clear_timers await_probe flush"),
+        "ws_lost_poll_up": ("polling", "close_websocket clear_timers await_probe"),
         "offline": ("connected", "verify"),
         **_on_hint("connected", "verify"),
         **_ENDS,

@@ -78,9 +78,9 @@ function apply(feeds, { name, attrs, children }, askAgain = () => {}) {  // a po
   if (name === "chat-gone") throw fatal("the conversation is gone");
   if (name === "chat-reload" && feed) return (epoch = attrs.epoch ?? epoch), forget(), askAgain();
   if (name !== "chat-feed" || !feed) return;
+  if (Number(attrs.to) <= feed.cursor) return;
   if ("reset" in attrs) forget();
   if (Number(attrs.from) > feed.cursor) return askAgain();
-  if (Number(attrs.to) <= feed.cursor) return;
   for (const child of children) try { applyChild(feed, child); } catch (error) {
     if (error instanceof RangeError) return forget(), askAgain();
   }

@@ -1,32 +1,45 @@
 // Starts the page's parts and joins them; each also works where another is missing.
 
 import { copy } from "./clipboard.js"
-import { Composer } from "./composer.js"
+import { Composer, focusComposer } from "./composer.js"
 import { ConversationView } from "./conversation.js"
 import { readOffline } from "./offline/offline.js"
 import { Outbox, Reports, uuid } from "./outbox.js"
 import { connectionFor } from "./sharing/sharing.js"
 import { isConnected } from "./states.js"
 import { StatusView, words } from "./status.js"
+import { Posts, advice } from "./transports/posts.js"
+
+const OLDER_WAIT = 300 // ms between pages of older messages; longer and longer where none comes
+const LONGEST_OLDER_WAIT = 60000
 
 const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? ""
 const body = document.body
 
 function start() {
   const config = JSON.parse(meta("chat-config"))
-  const { conversation, instance, person } = body.dataset
+  const { instance, person } = body.dataset
   const prefix = `${instance}:${person}`
   const connection = connectionFor(prefix, config, JSON.parse(meta("chat-states")))
   connection.reports = new Reports(prefix, uuid(), config.events_url, () => connection.mayAsk)
   const outbox = new Outbox(prefix, (entry) => connection.deliver(entry))
+  guard(() => outbox.load())
+  if ("unsaved" in body.dataset) body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
+  const { conversation } = body.dataset
   const view = new ConversationView(conversation)
   connection.view = view
   connection.outbox = outbox
   guard(() => new StatusView(connection, config))
-  const composer = guard(() => new Composer(`${prefix}:draft:${conversation}`, (text) => send(outbox, conversation, text)))
+  // An unsaved page has another id each time: its draft must not go by that.
+  const isUnmade = "unsaved" in body.dataset || outbox.of(conversation).some((entry) => entry.create)
+  const draft = (name) => `${prefix}:draft:${name}`
+  const composer = guard(() => new Composer(draft(isUnmade ? "new" : conversation), (text) => send(outbox, conversation, text)))
 
   outbox.onChange = (entry, what) => {
-    if (what === "sent" && entry.create) adopt(connection, entry, config)
+    if (what === "sent" && entry.create && entry.conversation === conversation) {
+      composer?.moveTo(draft(conversation))
+      adopt(connection, conversation, config)
+    }
     view.onOutbox(entry, what)
     connection.dispatch({ type: "queue", queued: outbox.size })
   }
@@ -44,10 +57,11 @@ function start() {
   if (conversation && !("unsaved" in body.dataset)) {
     connection.follow(conversation, Number(document.getElementById("messages")?.dataset.cursor) || 0)
   }
-  guard(() => outbox.load())
-  guard(() => listenToButtons(outbox, config))
+  guard(() => outbox.show())
+  const act = actor(new Posts(config, (event) => connection.dispatch(event)), config)
+  guard(() => listenToButtons(outbox, act))
   guard(() => loadOlder(view, config))
-  guard(() => closeDialogs())
+  guard(() => listenToDialogs(act))
   guard(() => readOffline(config, () => view.isAwaiting()))
   connection.start()
 }
@@ -57,28 +71,38 @@ function send(outbox, conversation, text) {
 }
 
 // The first message made the conversation: from now on this page is its page.
-function adopt(connection, entry, config) {
-  if (entry.conversation !== body.dataset.conversation || !("unsaved" in body.dataset)) return
+function adopt(connection, conversation, config) {
+  if (!("unsaved" in body.dataset)) return
   delete body.dataset.unsaved
-  const base = config.messages_url.replace("{id}", entry.conversation).replace(/\/messages$/, "")
+  const base = config.messages_url.replace("{id}", conversation).replace(/\/messages$/, "")
   history.replaceState(history.state, "", base)
-  connection.follow(entry.conversation, 0)
+  connection.follow(conversation, 0)
 }
 
-function listenToButtons(outbox, config) {
-  const post = async (button, what) => {
+// act(button, what, fields) → what went wrong, in words, or "". What it changes comes by the feed.
+function actor(posts, config) {
+  return async (button, what, fields = {}) => {
+    const hadFocus = document.activeElement === button
     button.disabled = true
     const url = config.messages_url.replace("{id}", body.dataset.conversation).replace(/messages$/, what)
-    try {
-      const form = new URLSearchParams({ csrf_token: meta("csrf-token") })
-      await fetch(url, { method: "POST", body: form, headers: { Accept: "application/json" } })
-    } catch (error) { console.error(error) }
+    const outcome = await posts.act(url, fields)
     button.disabled = false
+    if (hadFocus) button.isConnected ? button.focus() : focusComposer()
+    if (outcome.ok) return ""
+    return outcome.words || words(outcome.retry === "signed-out" ? "reason-signed-out" : "not-done")
+  }
+}
+
+function listenToButtons(outbox, act) {
+  const ask = async (button, what) => {
+    const problem = await act(button, what)
+    const state = button.parentElement?.querySelector(".state")
+    if (problem && state) state.textContent = document.getElementById("announcer").textContent = problem
   }
   const ownEntry = (button) => outbox.get(button.closest("article")?.dataset.clientId)
   const actions = {
-    stop: (button) => post(button, "stop"),
-    again: (button) => post(button, "again"),
+    stop: (button) => ask(button, "stop"),
+    again: (button) => ask(button, "again"),
     "copy-code": (button) => copy(button, button.closest("figure")?.querySelector("code")?.textContent ?? "", words("copied")),
     "retry-message": (button) => outbox.retry(ownEntry(button)?.id),
     "copy-message": (button) => copy(button, ownEntry(button)?.body ?? "", words("copied")),
@@ -86,37 +110,47 @@ function listenToButtons(outbox, config) {
   }
   document.getElementById("messages")?.addEventListener("click", (event) => {
     const button = event.target.closest?.("[data-action]")
-    if (button) guard(() => actions[button.dataset.action]?.(button))
+    if (!button) return
+    guard(() => actions[button.dataset.action]?.(button))
+    if (!button.isConnected) focusComposer() // it went with what it was about
   })
 }
 
 // Older messages when the top comes into view, by htmx into a holder of their own; only an answer of ours is swapped.
 function loadOlder(view, config) {
   const older = document.getElementById("older")
-  if (!older || older.hidden || !window.IntersectionObserver) return
+  if (!older || !window.IntersectionObserver) return
   const holder = Object.assign(document.createElement("div"), { hidden: true })
   older.append(holder)
   let isBusy = false
+  let wait = OLDER_WAIT
+  let timer = null
   const load = async () => {
     if (isBusy || older.hidden || !view.oldest) return
     isBusy = true
+    wait = Math.min(LONGEST_OLDER_WAIT, wait * 3)
     const url = `${config.messages_url.replace("{id}", body.dataset.conversation)}?before=${view.oldest}`
     try {
       await window.htmx.ajax("GET", url, { source: holder, target: holder, swap: "innerHTML" })
     } catch (error) { console.error(error) }
-    setTimeout(() => {
-      isBusy = false
+    isBusy = false
+    clearTimeout(timer)
+    timer = setTimeout(() => {
       observer.unobserve(older) // observing anew tells whether the top is still in view
       observer.observe(older)
-    }, 300)
+    }, wait)
   }
   holder.addEventListener("htmx:after:request", (event) => {
-    const { response, text } = event.detail.ctx
-    if (response.status !== 200 || !text.trimStart().startsWith("<chat-older")) event.preventDefault()
+    const { response: { status, headers }, text } = event.detail.ctx
+    const whole = text.trim()
+    if (status === 200 && whole.startsWith("<chat-older") && whole.endsWith("</chat-older>")) return
+    event.preventDefault()
+    wait = Math.max(wait, advice(headers, text))
   })
   holder.addEventListener("htmx:after:swap", () => {
     const answer = holder.querySelector("chat-older")
     if (!answer) return
+    wait = OLDER_WAIT
     older.hidden = !answer.hasAttribute("more")
     view.prepend([...answer.querySelectorAll("article.message")].reverse())
     holder.replaceChildren()
@@ -130,12 +164,18 @@ function loadOlder(view, config) {
   })
 }
 
-// A dialog's form went through htmx: what it changed comes by the feed, so the dialog only has to close.
-function closeDialogs() {
-  document.addEventListener("htmx:after:request", (event) => {
-    const dialog = event.target.closest?.("[popover]")
-    if (!dialog || event.detail.ctx.response.status >= 400) return
-    dialog.hidePopover()
+// A dialog closes only once our server has done what it asks for.
+function listenToDialogs(act) {
+  document.addEventListener("submit", async (event) => {
+    const form = event.target.closest?.("form[data-act]")
+    if (!form) return
+    event.preventDefault()
+    const problem = form.querySelector("[data-slot=problem]")
+    problem.hidden = true
+    problem.textContent = await act(form.querySelector("[type=submit]"), form.dataset.act, Object.fromEntries(new FormData(form)))
+    problem.hidden = !problem.textContent
+    if (!problem.hidden) return
+    form.closest("[popover]").hidePopover()
     document.getElementById("menu")?.hidePopover() // it opened the dialog, so it is still behind it
   })
 }

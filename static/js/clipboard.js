@@ -1,8 +1,12 @@
 // Copying by a button, which says that it was done.
 
+const labels = new WeakMap() // button → its own label, also while it says that it was done
+
 export async function copy(button, text, copied) {
   try { await navigator.clipboard.writeText(text) } catch { copyBySelection(text) }
-  const label = button.textContent
+  button.focus({ preventScroll: true }) // a selection takes it away
+  const label = labels.get(button) ?? button.textContent
+  labels.set(button, label)
   button.textContent = copied || label
   setTimeout(() => { button.textContent = label }, 1500)
 }

@@ -1,12 +1,17 @@
 // The composer: Enter sends, Shift+Enter breaks the line, drafts are kept per conversation. The text is cleared only
 // once the outbox has it. Nothing here knows how, or whether, a message travels.
 
-const TYPING = 65 // ms after a key until the draft is kept in memory
-const STORING = 850 // and until it is stored
+const STORING = 850 // ms after a key until the draft is stored
+
+// Where the keyboard goes when what had it vanishes; not on phones, where it would cover half of the page.
+export function focusComposer() {
+  if (!isTouch()) document.querySelector("#composer textarea[name=body]:enabled")?.focus({ preventScroll: true })
+}
 
 export class Composer {
   #form = document.getElementById("composer")
-  #text; #key; #draft = null; #typing = null; #storing = null
+  #text; #key; #storing = null; #hadFocus = false
+  #known = "" // what this tab last read or wrote: a draft that another tab changed meanwhile is not this one's
 
   // key: of the draft in localStorage; send(body) → true once it is stored in the outbox
   constructor(key, send) {
@@ -28,11 +33,20 @@ export class Composer {
   // Only a person who cannot send at all (signed out, refused) finds it disabled.
   setEnabled(isEnabled) {
     if (!this.#text || this.#text.disabled === !isEnabled) return
-    const hadFocus = document.activeElement === this.#text
+    if (!isEnabled) this.#hadFocus = document.activeElement === this.#text // a disabled field loses it
     this.#text.disabled = !isEnabled
     const button = this.#form.querySelector("button[type=submit]")
     if (button) button.disabled = !isEnabled
-    if (isEnabled && hadFocus) this.#text.focus()
+    const isFree = document.activeElement === document.body || document.activeElement === this.#text
+    if (isEnabled && this.#hadFocus && isFree) this.#text.focus()
+  }
+
+  // The page has become another conversation's: so has the draft.
+  moveTo(key) {
+    if (!this.#text) return
+    this.#write("")
+    this.#key = key
+    this.#store()
   }
 
   #submit(send) {
@@ -58,11 +72,7 @@ export class Composer {
   }
 
   #onInput() {
-    clearTimeout(this.#typing)
-    this.#typing = setTimeout(() => {
-      this.#draft = this.#text.value
-      this.#grow()
-    }, TYPING)
+    this.#grow()
     this.#storing ??= setTimeout(() => this.#store(), STORING)
   }
 
@@ -75,17 +85,22 @@ export class Composer {
   #store() {
     clearTimeout(this.#storing)
     this.#storing = null
-    this.#draft = this.#text.value
+    this.#write(this.#text.value)
+  }
+
+  #write(draft) {
+    if (draft === this.#known) return
+    this.#known = draft
     try {
-      if (this.#draft) localStorage.setItem(this.#key, this.#draft)
+      if (draft) localStorage.setItem(this.#key, draft)
       else localStorage.removeItem(this.#key)
     } catch (error) { console.error("draft not stored", error) }
   }
 
   #restore() {
     try {
-      const draft = localStorage.getItem(this.#key)
-      if (draft && !this.#text.value) this.#text.value = draft
+      this.#known = localStorage.getItem(this.#key) ?? ""
+      if (this.#known && !this.#text.value) this.#text.value = this.#known
     } catch (error) { console.error(error) }
   }
 }

@@ -15,7 +15,7 @@ const SLEPT = 3000
 export class Connection {
   #config; #states; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
-  #feeds = new Map(); #resyncs = new Map(); #flights = new Map(); #presence; #memory; #quality
+  #feeds = new Map(); #resyncs = new Map(); #resyncedAt = 0; #flights = new Map(); #presence; #memory; #quality
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
@@ -154,7 +154,8 @@ export class Connection {
     const { entry } = flight
     const left = this.#record.notBefore - Date.now()
     if (left > 0) return this.#land(entry.id, { retry: "rate-limited", advice_ms: left })
-    this.#polling.send(entry).then((outcome) => this.#land(entry.id, outcome))
+    const sent = this.#polling.send(entry).catch((error) => console.error(error) ?? { retry: "error" })
+    sent.then((outcome) => this.#land(entry.id, outcome))
   }
 
   #land(id, outcome) {
@@ -222,9 +223,8 @@ export class Connection {
   // Ask again from the cursor; at once, but never more than once a second for a feed.
   #resync(feed) {
     if (this.#resyncs.has(feed)) return false
-    const last = this.#resyncs.last ?? 0
-    const wait = Date.now() - last > 1000 ? 0 : 1000
-    this.#resyncs.last = Date.now() + wait
+    const wait = Date.now() - this.#resyncedAt > 1000 ? 0 : 1000
+    this.#resyncedAt = Date.now() + wait
     this.#resyncs.set(feed, setTimeout(() => {
       this.#resyncs.delete(feed)
       if (this.#feeds.has(feed)) this.#subscribe({ [feed]: this.#feeds.get(feed) })

@@ -1,7 +1,8 @@
 // The open conversation and the list of conversations in the DOM: applies what the server sends by revision, shows what
 // waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
 
-import { daySeparator, words, wordTime } from "./status.js"
+import { focusComposer } from "./composer.js"
+import { daySeparator, words, wordTime, wordTimes } from "./status.js"
 
 const NEAR_END = 100
 
@@ -19,14 +20,14 @@ export class ConversationView {
   constructor(conversation) {
     this.conversation = conversation
     this.#log?.addEventListener("scroll", () => this.#onScroll(), { passive: true })
-    this.#jump?.addEventListener("click", () => this.scrollToEnd())
+    this.#jump?.addEventListener("click", () => { this.scrollToEnd(); focusComposer() }) // the button vanishes
     // What grows without our doing (fonts, the composer, a phone's keyboard) must not leave the end either.
     if (this.#log && window.ResizeObserver) {
       const observer = new ResizeObserver(() => { if (this.#isAtEnd) this.scrollToEnd() })
       observer.observe(this.#log)
       if (this.#messages) observer.observe(this.#messages)
     }
-    setInterval(() => this.#messages?.querySelectorAll("time[datetime]").forEach(wordTime), 60000)
+    setInterval(() => wordTimes(this.#messages), 60000)
     this.#tidy()
     this.scrollToEnd()
   }
@@ -41,7 +42,7 @@ export class ConversationView {
     const container = feed === "list" ? this.#list : feed === this.conversation ? this.#messages : null
     if (!container) return true
     const children = [...element.children]
-    if (element.hasAttribute("reset")) this.#keepOnly(container, new Set(children.map((child) => child.dataset.id)))
+    const isCut = element.hasAttribute("reset") && keepOnly(container, new Set(children.map((child) => child.dataset.id)))
     let fits = true
     for (const child of children) {
       try {
@@ -49,7 +50,9 @@ export class ConversationView {
       } catch (error) { console.error(error) }
     }
     if (fits) container.dataset.cursor = element.getAttribute("to")
-    if (container === this.#messages) this.#afterChange()
+    if (container !== this.#messages) return fits
+    if (isCut && this.#older) this.#older.hidden = false // what went can be loaded again
+    this.#afterChange()
     return fits
   }
 
@@ -68,12 +71,6 @@ export class ConversationView {
 
   gone(feed) { if (feed === this.conversation) this.onGone(feed) }
 
-  #keepOnly(container, ids) {
-    for (const element of container.querySelectorAll("article.message[data-id], li.conversation")) {
-      if (!ids.has(element.dataset.id)) element.remove()
-    }
-  }
-
   // By their ids: a selector would walk through every element of every message.
   #find({ dataset: { id, clientId } }) {
     const shown = document.getElementById(`m-${clientId || id}`)
@@ -85,7 +82,7 @@ export class ConversationView {
     // A change of a message that is still to be loaded by scrolling up comes with its page.
     if (!shown && !isOlder && !this.#older?.hidden && Number(article.dataset.position) < this.oldest) return
     if (shown?.dataset.id && Number(shown.dataset.revision) >= Number(article.dataset.revision)) return
-    this.#announce(shown?.dataset.state, article)
+    if (!isOlder) this.#announce(shown?.dataset.state, article)
     if (shown && shown.dataset.position === article.dataset.position) shown.replaceWith(article)
     else {
       if (shown) take(shown)
@@ -274,6 +271,12 @@ function take(article) {
   if (article.previousElementSibling?.matches(".day")) article.previousElementSibling.remove()
   article.remove()
   separate(next)
+}
+
+// → whether anything had to go
+function keepOnly(container, ids) {
+  const shown = [...container.querySelectorAll("article.message[data-id], li.conversation")]
+  return shown.filter((element) => !ids.has(element.dataset.id)).map(take).length > 0
 }
 
 function separate(article) {

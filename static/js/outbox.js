@@ -36,8 +36,12 @@ export class Outbox {
       } catch (error) { console.error(error) }
     }
     this.#entries = new Map([...this.#entries].sort(([, a], [, b]) => a.at - b.at || a.order - b.order))
-    for (const entry of this.#entries.values()) this.#tell(entry, "added")
   }
+
+  show() { for (const entry of this.#entries.values()) this.#tell(entry, "added") }
+
+  // The conversation that waits to be made with its first message: what an unsaved page was before it was reloaded.
+  get unmade() { return [...this.#entries.values()].findLast((entry) => entry.create)?.conversation }
 
   get size() { return [...this.#entries.values()].filter((entry) => !entry.failed).length }
 

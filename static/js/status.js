@@ -1,6 +1,7 @@
 // The status in the header, the banner and the page /connection: clones the state's template and fills its slots. The
 // templates came with the page, so that every state shows with the server out of reach.
 
+import { focusComposer } from "./composer.js"
 import { isConnected } from "./states.js"
 
 const GRACE = 2500 // a trouble shorter than this needs no banner
@@ -16,6 +17,7 @@ export function words(key, n) {
 
 const language = document.documentElement.lang || undefined
 const clockFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" })
+const timeFormat = new Intl.DateTimeFormat(language, { timeStyle: "medium" })
 const dayFormat = new Intl.DateTimeFormat(language, { weekday: "long", day: "numeric", month: "long", year: "numeric" })
 const fullFormat = new Intl.DateTimeFormat(language, { dateStyle: "full", timeStyle: "medium" })
 
@@ -32,15 +34,27 @@ export function wordTime(time) {
 }
 
 export function daySeparator(at) {
-  const date = new Date(at)
+  const separator = Object.assign(document.createElement("div"), { className: "day" })
+  separator.setAttribute("role", "separator")
+  separator.dataset.at = at
+  wordDay(separator)
+  return separator
+}
+
+function wordDay(separator) {
+  const date = new Date(separator.dataset.at)
   const yesterday = new Date()
   yesterday.setDate(yesterday.getDate() - 1)
   let text = dayFormat.format(date)
   if (date.toDateString() === new Date().toDateString()) text = words("today")
   else if (date.toDateString() === yesterday.toDateString()) text = words("yesterday")
-  const separator = Object.assign(document.createElement("div"), { className: "day", textContent: text })
-  separator.setAttribute("role", "separator")
-  return separator
+  if (separator.textContent !== text) separator.textContent = text
+}
+
+// Anew each minute: what was just now, or today, is not for long.
+export function wordTimes(holder) {
+  holder?.querySelectorAll("time[datetime]").forEach(wordTime)
+  holder?.querySelectorAll(".day").forEach(wordDay)
 }
 
 const seconds = (ms) => String(Math.round(ms / 100) / 10)
@@ -61,12 +75,13 @@ export function publish(record) {
 }
 
 export class StatusView {
-  #connection; #mostAttempts; #record = null; #shown = {}; #slots = {}
+  #connection; #mostAttempts; #prefix; #record = null; #shown = {}; #slots = {}
   #since = 0; #wokeAt = -Infinity; #dismissed = null; #wait = 0; #timer = null
 
   constructor(connection, config) {
     this.#connection = connection
     this.#mostAttempts = config.max_attempts
+    this.#prefix = config.sign_in_url.replace(/\/sign-in$/, "")
     document.addEventListener("connection:changed", ({ detail }) => this.#onChange(detail))
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.#wokeAt = performance.now() })
     document.addEventListener("click", (event) => {
@@ -116,7 +131,10 @@ export class StatusView {
       this.#shown[kind] = state
       const hadFocus = holder.contains(document.activeElement) && document.activeElement.dataset.action
       holder.replaceChildren(...(template ? [template.content.cloneNode(true)] : []))
+      const door = holder.querySelector('a[data-action="sign-in"]')
+      if (door) door.search = new URLSearchParams({ next: this.#path })
       if (hadFocus) holder.querySelector(`[data-action="${hadFocus}"]`)?.focus()
+      if (hadFocus && !holder.contains(document.activeElement)) focusComposer()
     }
     fill(holder, this.#slots)
   }
@@ -147,13 +165,16 @@ export class StatusView {
       rtt: this.#slots.rtt || words("none"),
       quality: wordQuality(record),
       attempts: record.reconnectAttempts,
-      "last-connected": record.lastConnected ? new Date(record.lastConnected).toLocaleTimeString() : words("never"),
+      "last-connected": record.lastConnected ? timeFormat.format(new Date(record.lastConnected)) : words("never"),
       "next-retry": left ? words("in-seconds", Math.ceil(left / 1000)) : words("none"),
       queued: record.queued,
       pace: record.status === "polling" ? [this.#slots.interval, this.#slots.pace].filter(Boolean).join(": ") : words("none"),
       reason: this.#slots.reason || words("none"),
     }
   }
+
+  // Where to come back to after signing in, without the URL prefix.
+  get #path() { return location.pathname.slice(this.#prefix.length) }
 
   #dismiss() {
     this.#dismissed = this.#record?.status

@@ -93,8 +93,22 @@ def test_a_draft_and_what_waits_survive_a_reload_with_the_server_away(
     proxy = start_proxy(server)
     sign_in(page, proxy.url)
     wait_state(page, "connected")
+    unanswered = f"{proxy.url}/c"  # what makes the conversation
+    page.route(unanswered, lambda route: None)
     say(page, "one")
+    page.locator("#composer textarea").fill("begun on a page that was not saved")
+    page.reload()
+    assert page.locator("#composer textarea").input_value() == "begun on a page that was not saved"
+    wait_for(page, lambda: [m["text"] for m in messages(page)] == ["one"], 3, "what waits is shown")
+    page.unroute(unanswered)
+    page.reload()
     wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"], 5, "sent")
+    page.wait_for_url("**/c/*")
+    keys = "Object.keys(localStorage).filter(key => key.includes(':draft:')).map(key => key.split(':').at(-1))"
+    assert page.evaluate(keys) == [page.url.rsplit("/", 1)[1]]
+    page.reload()
+    assert page.locator("#composer textarea").input_value() == "begun on a page that was not saved"
+    page.locator("#composer textarea").fill("")
     proxy.hang_paths = (page.url.split(str(proxy.port))[1] + "/messages",)
     proxy.upgrade = "refuse"
     proxy.reset_sockets()
@@ -108,3 +122,21 @@ def test_a_draft_and_what_waits_survive_a_reload_with_the_server_away(
     proxy.heal()
     wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"] * 3, 20, "sent in order")
     assert [m["text"] for m in messages(page)] == ["one", "two", "three"]
+
+
+def test_two_tabs_leave_each_others_drafts_alone(start_server: Callable[..., Server], page: Page) -> None:
+    """One writes, the other goes: the draft stays. The one sends it, the other goes: it stays away."""
+    server = start_server(assistant="off")
+    Client(server.url).sign_in().create("Two tabs", str(uuid.uuid4()))
+    sign_in(page, server.url)
+    other = page.context.new_page()
+    other.goto(page.url)
+    page.locator("#composer textarea").fill("a draft")
+    stored = "Object.keys(localStorage).some(key => key.includes(':draft:'))"
+    wait_for(page, lambda: page.evaluate(stored), 3, "it is stored")
+    other.reload()
+    assert other.locator("#composer textarea").input_value() == "a draft"
+    page.locator("#composer textarea").press("Enter")
+    wait_for(page, lambda: messages(page)[-1]["state"] == "sent", 5, "sent")
+    other.reload()
+    assert other.locator("#composer textarea").input_value() == ""

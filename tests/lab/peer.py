@@ -85,15 +85,15 @@ class Applied:
     def _apply_feed(self, feed: Feed, element: Element) -> None:
         name, start, end = element.get("feed"), element.number("from"), element.number("to")
         assert start <= end, f"a feed that goes backwards: {start} to {end}"
+        if end <= feed.cursor:  # also a reset that is late
+            self.ignored += bool(element.elements)
+            return
         if element.has("reset"):
             feed.messages.clear()
             feed.conversations.clear()
         elif start > feed.cursor:
             self.gaps += 1
             self.must_resubscribe[name] = feed.cursor
-            return
-        elif end <= feed.cursor:
-            self.ignored += bool(element.elements)
             return
         for child in element.elements:
             if not self._apply_child(feed, child):

@@ -45,7 +45,7 @@ class Head:
         return int([*self.first.split(" "), "0"][1])
 
     def without(self, *names: str) -> bytes:
-        """The head again, without some headers; for a request without Upgrade also without Connection."""
+        """The head again, without some headers."""
         lines = self.raw.rstrip(b"\r\n").split(b"\r\n")
         kept = [lines[0]] + [ln for ln in lines[1:] if ln.split(b":")[0].strip().lower().decode() not in names]
         return b"\r\n".join(kept) + b"\r\n\r\n"

@@ -28,7 +28,10 @@ export function readOffline(config, isAwaiting) {
       installed ??= install()
       const { active } = await installed
       active.postMessage({ type: "keep", url: location.origin + location.pathname })
-    } catch (error) { console.warn("nothing is kept for reading offline:", error.message) }
+    } catch (error) {
+      installed = null // tried anew with the next change
+      console.warn("nothing is kept for reading offline:", error.message)
+    }
   }
   const keepSoon = (after) => {
     clearTimeout(timer)

@@ -7,6 +7,7 @@ import { Pacing } from "./pacing.js"
 import { Posts, advice, fetchWithin, isSignIn } from "./posts.js"
 
 const MARK = "<chat-answer"
+const END = "</chat-answer>"
 const GAP = 20
 const EARLY = 1000
 const BEATS = { awaiting: 2000, active: 5000, visible: 5000, idle: 15000 } // not while hidden or offline
@@ -108,19 +109,21 @@ export class PollingTransport {
     if (this.#request && !this.#request.ended) window.htmx?.trigger(this.#form, "htmx:abort")
   }
 
-  // Only a 200 that carries the mark goes on to be swapped; whatever else came gets a name.
+  // Only a 200 that carries the mark, whole, goes on to be swapped; whatever else came gets a name.
   #gate(event) {
     const { ctx } = event.detail
     const { status, headers, raw } = ctx.response
-    const ours = status === 200 && ctx.text.trimStart().startsWith(MARK)
+    const text = ctx.text.trim()
+    const begun = status === 200 && text.startsWith(MARK)
+    const ours = begun && text.endsWith(END)
     if (ours && this.#running) return
     event.preventDefault()
     ctx.hx = {} // a foreign answer's HX-* headers are not obeyed either
     if (ours || status === 204) this.#request.outcome = { ok: true, news: false }
     else if (status === 401 || isSignIn(raw, this.#config)) this.#request.outcome = { signedOut: true }
-    else if (status === 429) this.#request.outcome = { reason: "rate-limited", advice_ms: advice(headers) }
-    else if (status === 403 && ctx.text.startsWith("{")) this.#request.outcome = { refused: true }
-    else if (status >= 500) this.#request.outcome = { reason: "server-unreachable", advice_ms: advice(headers) }
+    else if (status === 429) this.#request.outcome = { reason: "rate-limited", advice_ms: advice(headers, text) }
+    else if (begun) this.#request.outcome = { reason: "server-unreachable" } // cut off on the way
+    else if (status >= 500) this.#request.outcome = { reason: "server-unreachable", advice_ms: advice(headers, text) }
     else this.#request.outcome = { reason: "foreign-page" }
   }
 
@@ -153,7 +156,6 @@ export class PollingTransport {
   #conclude(request, outcome) {
     const took = performance.now() - request.startedAt
     if (outcome.signedOut) return this.#stopFor({ type: "signed_out", reason: "signed-out" })
-    if (outcome.refused) return this.#stopFor({ type: "refused", reason: "refused" })
     if (!outcome.ok) {
       const cut = request.wait > 0 && took > EARLY && !outcome.advice_ms
       if (cut && !outcome.quick) this.#pacing.cut(Date.now(), took)
@@ -201,8 +203,8 @@ export class PollingTransport {
     const startedAt = performance.now()
     this.#beating = true
     try {
-      const { response } = await fetchWithin(this.rto, `${this.#config.changes_url}?${query}`)
-      const pause = [429, 503].includes(response.status) ? advice(response.headers) : 0
+      const { response, text } = await fetchWithin(this.rto, `${this.#config.changes_url}?${query}`)
+      const pause = [429, 503].includes(response.status) ? advice(response.headers, text) : 0
       if ((response.status === 401 || pause) && request === this.#request) {
         request.outcome = pause ? { reason: "rate-limited", advice_ms: pause } : { signedOut: true }
         this.#abort()

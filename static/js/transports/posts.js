@@ -1,13 +1,30 @@
-// Messages by POST, whatever transport reads: what the answer means, also where somebody else gave it.
+// Messages by POST, whatever transport reads, and what buttons ask for: what the answer means, also where somebody else
+// gave it.
 
 const token = () => document.querySelector('meta[name="csrf-token"]')?.content ?? ""
 
-// Milliseconds of a Retry-After header (seconds or a date), or 0.
-export function advice(headers) {
+const LONGEST_PAUSE = 600000 // asked for by the server
+const LONGEST_FOREIGN_PAUSE = 60000 // and by whoever answers in its place
+
+// How long to wait by a Retry-After header (seconds or a date), or 0.
+export function advice(headers, text) {
   const value = headers?.get("Retry-After")
   if (!value) return 0
   const seconds = Number(value)
-  return Math.max(0, Number.isFinite(seconds) ? seconds * 1000 : Date.parse(value) - Date.now() || 0)
+  const asked = Number.isFinite(seconds) ? seconds * 1000 : Date.parse(value) - Date.now() || 0
+  return within(asked, codeOf(text) ? LONGEST_PAUSE : LONGEST_FOREIGN_PAUSE)
+}
+
+export const within = (asked, most = LONGEST_PAUSE) => Math.min(Math.max(0, asked), most)
+
+// The code of a refusal in our words: {"error": {"code", "message"}}. Everything else comes from something on the way.
+function codeOf(text) {
+  const code = parsed(text)?.error?.code
+  return typeof code === "string" ? code : ""
+}
+
+function parsed(text) {
+  try { return JSON.parse(text) } catch { return null }
 }
 
 export async function fetchWithin(ms, url, options = {}) {
@@ -32,7 +49,7 @@ export const ackOf = (element) => Object.fromEntries(
 export function refusalOf(element) {
   const code = element.getAttribute("code")
   if (code !== "rate") return { refused: code, words: element.textContent }
-  return { retry: "rate-limited", advice_ms: 1000 * Number(element.getAttribute("retry-after") || 1) }
+  return { retry: "rate-limited", advice_ms: within(1000 * Number(element.getAttribute("retry-after") || 1)) }
 }
 
 export class Posts {
@@ -44,36 +61,46 @@ export class Posts {
   }
 
   // → {ok, ack} | {refused: code, words} | {retry: reason, advice_ms}
-  async send(entry) {
-    const body = new URLSearchParams({ csrf_token: token(), client_id: entry.id, body: entry.body })
-    if (entry.create) body.set("id", entry.conversation)
+  send(entry) {
+    const fields = { client_id: entry.id, body: entry.body, ...(entry.create && { id: entry.conversation }) }
     const { create_url: createUrl, messages_url: messagesUrl } = this.#config
     const url = entry.create ? createUrl : messagesUrl.replace("{id}", entry.conversation)
+    return this.#post(url, fields, (response, data) => response.ok && Boolean(data?.id))
+  }
+
+  // What a button asks for, at once or not at all; with a fresh token where the page's is too old. Outcomes as above.
+  async act(url, fields) {
+    const ask = () => this.#post(url, fields, (response) => response.status === 204)
+    const outcome = await ask()
+    return outcome.retry === "renewed" ? ask() : outcome
+  }
+
+  async #post(url, fields, isDone) {
+    const body = new URLSearchParams({ ...fields, csrf_token: token() })
     try {
       const headers = { Accept: "application/json" }
       const { response, text } = await fetchWithin(10000, url, { method: "POST", body, headers })
-      return this.#outcome(response, text)
+      return await this.#outcome(response, text, isDone)
     } catch {
       return { retry: "server-unreachable" }
     }
   }
 
-  #outcome(response, text) {
-    let data = null
-    try { data = JSON.parse(text) } catch { /* not ours: judged by its status below */ }
-    const { status } = response
-    if (response.ok && data?.id) return { ok: true, ack: data }
+  async #outcome(response, text, isDone) {
+    const data = parsed(text)
+    const code = codeOf(text)
+    const { status, headers } = response
+    if (isDone(response, data)) return { ok: true, ack: data }
     if (status === 401 || isSignIn(response, this.#config)) {
       this.#on({ type: "signed_out", reason: "signed-out" })
       return { retry: "signed-out" }
     }
-    if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: advice(response.headers) }
-    if (data?.error?.code === "csrf") return this.#renew()
-    if (data?.error) return { refused: data.error.code ?? "refused", words: data.error.message }
+    if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: advice(headers, text) }
+    if (code === "csrf") return this.#renew()
     if (status === 413) return { refused: "too-long" }
-    if (status === 404 || status === 410) return { refused: "gone" }
-    if (status >= 400 && status !== 407 && status !== 408) return { refused: "network-filter" }
-    return { retry: "foreign-page" }
+    if (code) return { refused: code, words: data.error.message }
+    // A filter that dislikes this one text would hold up all that come after it.
+    return status === 403 && !data ? { refused: "network-filter" } : { retry: "foreign-page" }
   }
 
   // Signed in anew from another tab: the page's token is the old session's. Another person's session is not for us.

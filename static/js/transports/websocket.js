@@ -3,6 +3,7 @@
 // server go to `receive(element)`.
 
 import { Detector } from "./detector.js"
+import { within } from "./posts.js"
 
 const SLEPT = 3000 // a timer that comes so late says that this machine slept, not that the network failed
 const ECHOES_OF_PROOF = 3
@@ -200,7 +201,7 @@ export class WebSocketTransport {
     const reason = facts.hello ? "socket-closed" : "upgrade-refused"
     const closed = { type: "ws_closed", reason, silent_ms: silence(facts) }
     if (event.code === 1012) closed.reason = "server-restart"
-    if (seconds >= 0) closed.advice_ms = Math.round(seconds * 1000)
+    if (seconds >= 0) closed.advice_ms = within(Math.round(seconds * 1000))
     this.#world.on(closed)
   }
 
