@@ -272,6 +272,7 @@ class Database:
         if known is None:
             with self.read() as connection:
                 row = REVISION.first(connection, feed=feed)
-            known = row.revision if row else 0
-            known = self.heads[feed] = max(known, self.heads.get(feed, 0))
+            # What was found here the watcher does not find any more: whoever waits for it must hear of it now.
+            self._bus.publish(self.learn({feed: row.revision if row else 0}))
+            known = self.heads[feed]
         return known
