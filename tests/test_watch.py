@@ -54,3 +54,31 @@ def test_news_that_a_poll_finds_before_the_watcher_wakes_the_others(
     assert here.store.database.head(place.feed, fresh=True) >= posted.revision
     watcher.look()
     assert other.count == 1, "woken by the poll that was quicker, and once"
+
+
+@pytest.mark.parametrize("fails", ["read", "_ended_sessions"])
+def test_what_could_not_be_read_is_looked_at_again(
+    houses: tuple[House, House], monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """The database is busy or full for a moment: nothing of it is forgotten."""
+    there, here = houses
+    people = there.store.people
+    ada = people.add_admin("Ada", "ada@example.org", "x").id
+    place = there.chat.create(ada, str(uuid.uuid4()))
+    people.add_session(ada, "hash", 3600, "127.0.0.1", "")
+    found = people.session("hash")
+    assert found is not None
+    watcher = quiet_watcher(here, monkeypatch)
+    heard = {topic: Listener(here.bus, topic) for topic in (place.feed, ACCESS, session_topic(found.id))}
+    there.chat.post(ada, place.uuid, str(uuid.uuid4()), "hello")
+    people.end_session("hash")
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(watcher if fails.startswith("_") else here.store.database, fails, fail)
+        with pytest.raises(OSError, match="away"):
+            watcher.look()
+    watcher.look()
+    assert {topic: listener.count for topic, listener in heard.items()} == dict.fromkeys(heard, 1)
