@@ -15,7 +15,7 @@ from chatapp.connection.delays import rtt_estimate
 from chatapp.connection.pacing import EARLY_MS, GAP_MS, Pacing
 from chatapp.connection.record import Event
 
-MARK = "<chat-answer"
+MARK, END = "<chat-answer", "</chat-answer>"
 ALLOWANCE_MS = 6000  # beyond the hold
 POST_MS = 10_000
 BEATS_MS = {"awaiting": 2000, "active": 5000, "visible": 5000, "idle": 15_000}  # not while hidden or offline
@@ -257,7 +257,7 @@ class PollingTransport:
 def failure(answer: Answer) -> Event | None:
     """What is wrong with the answer to a poll; None where it is ours and good."""
     status, advice = answer.status, answer.retry_after_ms
-    if status == 204 or (status == 200 and answer.text.lstrip().startswith(MARK)):
+    if status == 204 or (status == 200 and is_whole(answer.text)):
         return None
     if status == 401:
         return {"type": "signed_out", "reason": "signed-out"}
@@ -268,6 +268,11 @@ def failure(answer: Answer) -> Event | None:
     if status >= 500:
         return {"type": "poll_failed", "reason": "server-unreachable", "advice_ms": advice}
     return {"type": "poll_failed", "reason": "foreign-page"}
+
+
+def is_whole(text: str) -> bool:
+    """Whether it is an answer of ours, and all of it: without a length nothing else tells that it was cut."""
+    return text.lstrip().startswith(MARK) and text.rstrip().endswith(END)
 
 
 def _object(text: str) -> dict[str, object]:
