@@ -110,6 +110,8 @@ class WebSocketConnection(WatchedSocket):
 
     def on_bytes(self, data: bytes) -> None:
         """Frames arrived, or parts of them."""
+        if self._close is not None:
+            return  # the last word waits for room: whatever comes now would wait with it, without a bound
         try:
             parser = self._parser = self._parser or framing.Parser(self._house.settings.ws_max_message_size)
             parser.feed(data)

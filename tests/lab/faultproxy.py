@@ -108,8 +108,8 @@ class FaultProxy:
     get lost after the server gave them. blackhole_all: every connection
     swallows bytes (True: of both directions; "up" or "down": of one), and one that did never recovers. longest_life:
     connections that begin now are cut after so many seconds. buffer_bytes: what the server says is held until so much
-    has come or an answer is complete. cut_news: of each poll with news only this share arrives, as from a proxy that says
-    no length and ends. cache_polls: a poll is answered with what the same URL got in the last minute.
+    has come or an answer is complete. cut_news: of each poll with news only this share arrives, as from a proxy that
+    says no length and ends. cache_polls: a poll is answered with what the same URL got in the last minute.
     readable: takes permessage-deflate out of the handshake so that frames can be read here; keep_frames: whether they
     are, which costs.
     """
