@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import re
 import secrets
@@ -25,7 +24,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 
 from chatapp.beside import beside
 from chatapp.bus import ACCESS, Bus
-from chatapp.config import Settings
+from chatapp.config import Settings, plain_address
 from chatapp.store import Person, SignIn, Store, now_ms
 
 TOKEN = "token"
@@ -233,7 +232,7 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return plain_address(host).is_loopback
     except ValueError:
         return False
 

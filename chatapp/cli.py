@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import urlsplit
 
 import click
 
@@ -87,7 +88,7 @@ def _welcome(house: House) -> str:
     settings = house.settings
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     address = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    if not settings.public_url:
+    if not urlsplit(address).path:  # one in PUBLIC_URL is the prefix
         address += settings.url_prefix
     lines = [f"chatapp serves on {address}/", f"Data: {settings.data_dir}"]
     if house.store.people.is_empty():

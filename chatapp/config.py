@@ -39,9 +39,15 @@ class Network:
 
     def __contains__(self, address: str) -> bool:
         try:
-            return ipaddress.ip_address(address) in self.value
+            return ipaddress.ip_address(address) in self.value or plain_address(address) in self.value
         except ValueError:
             return False
+
+
+def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address; one of IPv4 as a socket for both calls it (::ffff:127.0.0.1) is of IPv4. Raises ValueError."""
+    address = ipaddress.ip_address(text)
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 @dataclass(frozen=True)

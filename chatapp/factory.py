@@ -115,10 +115,14 @@ def _flask_settings(settings: Settings, key: str, instance: str) -> dict[str, An
 def _register_plain(app: Flask, house: House) -> None:
     """What needs no session: health, static files; and what every template may use."""
     folder = asset_dir("static")
-    version = content_hash(folder)
+    current = content_hash(folder)
 
     @app.get("/static/<version>/<path:name>")
     def static(version: str, name: str) -> Response:
+        if version != current:  # a page of another process: what it gets now must not be kept under that name
+            response = send_from_directory(folder, name)
+            response.headers["Cache-Control"] = "no-store"
+            return response
         response = send_from_directory(folder, name, max_age=365 * 86400)
         response.cache_control.public, response.cache_control.immutable = True, True
         response.cache_control.no_cache = None
@@ -145,7 +149,7 @@ def _register_plain(app: Flask, house: House) -> None:
     def words() -> dict[str, Any]:
         sign_in = house.auth.current()
         return {
-            "static": lambda name: app.url_for("static", version=version, name=name),
+            "static": lambda name: app.url_for("static", version=current, name=name),
             "fixed": fixed,
             "csrf_token": generate_csrf,
             "product": "chatapp",

@@ -11,7 +11,7 @@ import re
 from typing import Any
 from uuid import UUID, uuid4
 
-from flask import Blueprint, abort, current_app, jsonify, redirect, render_template, request, url_for
+from flask import Blueprint, abort, current_app, jsonify, make_response, redirect, render_template, request, url_for
 
 from chatapp import auth as auth_room
 from chatapp.auth import Refused
@@ -23,6 +23,7 @@ from chatapp.house import House
 from chatapp.store import AlreadySetUp, ConnectionEvent, Place, Posted
 
 MOST_EVENTS = 200  # in one report
+NEWEST = (1 << 62) - 1  # after every position
 LONGEST_DATA = 2000  # characters of an event's free part
 
 pages = Blueprint("pages", __name__)
@@ -186,25 +187,38 @@ def conversation(uuid: UUID) -> Any:
 def _page(place: Place | None) -> Any:
     parts, person = house(), me()
     uuid = place.uuid if place else str(uuid4())
-    before = request.args.get("before", type=int)
-    changes = parts.chat.changes(place, 0) if place else None
-    shown = parts.chat.older(place, before) if place and before else changes
+    before = _position()
+    shown = parts.chat.older(place, before or NEWEST) if place else None
+    oldest = shown.items[0].position if shown and shown.more else 0
     entries = parts.chat.entries(person, 0)
-    oldest = shown.items[0].position if shown and shown.items else 0
-    has_older = bool(place and oldest and parts.chat.older(place, oldest).items)
     return render_template(
         "conversation/show.html",
         conversation=place or {"uuid": uuid, "title": ""},
         unsaved=place is None,
         messages=shown.items if shown else (),
-        cursor=changes.end if changes else 0,
-        older_url=url_for("pages.conversation", uuid=uuid, before=oldest) if has_older else None,
+        # From an old page the way to what is new is not the feed's: from 0 it brings the newest page instead.
+        cursor=shown.end if shown and not before else 0,
+        older_url=url_for("pages.conversation", uuid=uuid, before=oldest) if oldest else None,
         answering=bool(place and parts.store.runs.is_answering(place.conversation)),
         conversations=entries.items,
         list_cursor=entries.end,
         client_id=str(uuid4()),
         **_connection_context(),
     )
+
+
+def _position() -> int | None:
+    """The position in `?before=`; None where it is not there. Ends the request where it is none."""
+    if "before" not in request.args:
+        return None
+    before = request.args.get("before", type=int)
+    if before is None or not 1 <= before <= NEWEST:
+        abort(make_response(_bad_position()))
+    return before
+
+
+def _bad_position() -> Any:
+    return problem("bad-position", "Say before which position: ?before=41.", 400)
 
 
 def _connection_context() -> dict[str, Any]:
@@ -265,9 +279,9 @@ def _posted(posted: Posted) -> Any:
 @pages.get("/c/<uuid:uuid>/messages")
 def older(uuid: UUID) -> Any:
     """The page of messages before a position."""
-    before = request.args.get("before", type=int)
-    if before is None or before < 1:
-        return problem("bad-position", "Say before which position: ?before=41.", 400)
+    before = _position()
+    if before is None:
+        return _bad_position()
     place = house().chat.place(me(), str(uuid))
     changes = house().chat.older(place, before)
     return house().renderer.older(place.uuid, changes)

@@ -138,6 +138,23 @@ def test_a_cut_socket_loses_nothing(start_server: StartServer, start_proxy: Call
         assert [m.text for m in client.messages(conversation)] == ["hello", *bodies]
 
 
+def test_an_answer_that_was_cut_is_no_answer(
+    start_server: StartServer, start_proxy: Callable[[Server], FaultProxy]
+) -> None:
+    """In the middle, and within its first tag: nothing of it is applied, and the client polls on."""
+    server = start_server(assistant="off")
+    proxy = start_proxy(server)
+    with client_of(server.url) as writer, client_of(proxy.url, "polling") as reader:
+        conversation = writer.create("hello")
+        sent = [writer.wait_sent(writer.send(conversation, f"message {n}")).id for n in range(6)]
+        states(reader, "polling")
+        proxy.cut_news = [0.6, 0.01]
+        reader.follow(conversation)
+        reader.wait(lambda: len(reader.messages(conversation)) == 7, 20, "all is shown")
+        assert [m.id for m in reader.messages(conversation)[1:]] == sent
+        assert sum(seen.done_to_it == "cut" for seen in proxy.requests) == 2
+
+
 def test_a_restart_and_a_kill_of_the_server(start_server: StartServer) -> None:
     server = start_server(assistant="off")
     with client_of(server.url) as client:

@@ -150,3 +150,12 @@ def test_two_resets_meanwhile(whales: Server, start_proxy: Callable[[Server], Fa
     assert found["states"][-1] == CONNECTED[transport]
     assert len(set(sent(proxy))) == messages
     assert transport == "websocket" or len(sent(proxy)) > messages, "a lost answer: the message goes out again"
+
+
+def test_answers_that_were_cut(whales: Server, start_proxy: Callable[[Server], FaultProxy]) -> None:
+    proxy = start_proxy(whales)
+    proxy.cut_news = [0.5, 0.01, 0.8]
+    with example(proxy.url, "polling", 4) as process:
+        found = result(process)
+    assert_right(found, "polling", 4)
+    assert sum(seen.done_to_it == "cut" for seen in proxy.requests) == 3

@@ -14,6 +14,7 @@ from chatapp import create_app
 from chatapp.config import Settings
 from chatapp.conversation import ChatError
 from chatapp.house import House
+from chatapp.store import database as database_room
 
 PEOPLE = 12
 
@@ -130,3 +131,44 @@ def test_a_commit_that_fails_is_acknowledged_to_nobody(
     commits.fails = False
     assert house.chat.changes(house.chat.place(person, conversation), 1).items == ()
     assert all(future.result(1).created for future in post_at_once(house, posts)), "and may be sent again"
+
+
+class Ended(BaseException):
+    """As gevent ends a greenlet: no Exception."""
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("moment", ["while it gives way", "in the transaction", "before the commit"])
+def test_a_leader_that_is_ended_stops_nobody(
+    house: House, person: int, conversation: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What was to be committed with it says so, and the next change is made by the next who comes."""
+    db, posts = house.store.database, [(person, conversation, str(uuid.uuid4()), f"message {n}") for n in range(3)]
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    with monkeypatch.context() as broken:
+        if moment == "while it gives way":
+            broken.setattr(database_room, "give_way", end)
+        elif moment == "before the commit":
+            broken.setattr(db, "_commit", end)
+        with pytest.raises(Ended):
+            db.together(end if moment == "in the transaction" else lambda tx: tx.bump(1))
+    assert all(future.result(5).created for future in post_at_once(house, posts))
+
+
+@pytest.mark.timeout(30)
+def test_those_in_the_group_of_an_ended_leader_are_told(
+    house: House, person: int, conversation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posts = [(person, conversation, str(uuid.uuid4()), f"message {n}") for n in range(3)]
+    with monkeypatch.context() as broken:
+
+        def end(*_: object) -> None:
+            raise Ended
+
+        broken.setattr(house.store.database, "_commit", end)
+        problems = [future.exception(5) for future in post_at_once(house, posts)]
+    assert sorted(type(problem).__name__ for problem in problems) == ["Ended", "RuntimeError", "RuntimeError"]
+    assert all(future.result(5).created for future in post_at_once(house, posts)), "and may be sent again"

@@ -80,6 +80,8 @@ def use_everything(house: House) -> None:
     for cursor in (0, 3, 60):
         chat.changes(place, cursor)
         chat.entries(ada, min(cursor, 1))
+    store.conversations.most_changes = 5
+    chat.changes(place, 3)
     chat.older(place, 30)
     chat.rename(ada, place.uuid, "another title")
     chat.delete_message(ada, place.uuid, chat.older(place, 20).items[0].uuid)
@@ -110,6 +112,7 @@ def test_no_statement_walks_through_a_table(house: House) -> None:
     ("statement", "index"),
     [
         (r"SELECT messages.*messages\.revision > ", "messages_revision (conversation_id=? AND revision>?)"),
+        (r"SELECT messages.*kind = 'assistant' AND messages\.position <= ", "(conversation_id=? AND position<?)"),
         (r"SELECT messages.*messages\.position < ", "(conversation_id=? AND position<?)"),
         (
             r"SELECT messages.*client_id = ",

@@ -13,7 +13,7 @@ from simulation.schedule import FAULTS, Lab
 
 SCHEDULES = int(os.environ.get("LAB_SCHEDULES", "5000"))
 PARTS = 5  # of these schedules, so that a failure names its part soon
-FOUND_WITHIN = 400
+FOUND_WITHIN = 600
 TESTS = Path(__file__).parent
 
 

@@ -438,8 +438,9 @@ def test_public_url_and_allowed_origins_are_let_in(start_server: Callable[..., S
             assert raw.head.status == 403, origin
 
 
-def test_a_declared_proxy_says_what_is_the_own_origin(start_server: Callable[..., Server]) -> None:
-    server = start_server(assistant="off", trusted_proxies="127.0.0.1")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::"])
+def test_a_declared_proxy_says_what_is_the_own_origin(start_server: Callable[..., Server], host: str) -> None:
+    server = start_server(assistant="off", trusted_proxies="127.0.0.1", host=host)
     me = Client(server.url).sign_in()
     word = {"X_Forwarded_Host": "chat.example.org", "X_Forwarded_Proto": "https"}
     with RawWebSocket(me, Origin="https://chat.example.org", **word) as raw:

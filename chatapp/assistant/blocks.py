@@ -18,9 +18,10 @@ from markdown_it.utils import EnvType, OptionsDict
 
 CITATION = re.compile(r"\.\./knowledge/[a-z0-9][a-z0-9_-]*(#[\w-]+)?", re.ASCII)
 EXTERNAL = re.compile(r"(https?://[^/\\]|mailto:.)", re.IGNORECASE)
-FENCE_LINE = re.compile(r"^[ >]*(?:[-*+]|\d+[.)])?\s*(?:```|~~~)", re.MULTILINE)
+# No two repetitions in a row that could share white space: a model may write nothing else for long.
+FENCE_LINE = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]*)?(?:```|~~~)", re.MULTILINE)
 # The last, unfinished line of the open block is not shown while it may still turn into a mark of its own.
-HALF_MARK = re.compile(r"(?:^|\n)[ \t]*(?:[-=*+#>~`|: \t]+|\d{1,9}[.)]?[ \t]*)\Z")
+HALF_MARK = re.compile(r"(?:^|\n)(?:[-=*+#>~`|: \t]+|[ \t]*\d{1,9}[.)]?[ \t]*)\Z")
 HALF_LINK = re.compile(r"!?\[[^\[\]\n]*(?:\](?:\([^()\s]*)?)?\Z")
 HALF_TABLE = re.compile(r"\A[ \t]*\|[^\n]*(?:\n[ \t|:-]*)?\Z")
 LARGE = 6000

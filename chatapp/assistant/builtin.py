@@ -279,9 +279,9 @@ def _slug(path: Path) -> str:
 
 
 GREETING = re.compile(r"\W*(hi|hello|hey|good (morning|afternoon|evening|day)|hallo)( there| assistant)?\W*", re.I)
-THANKS = re.compile(
-    r"(?=.*\w)\W*((ok|okay|great|perfect|cool|good|got it)\W*)?"
-    r"((thanks|thank you|thx|cheers)( (a lot|so much|very much))?)?\W*",
+THANKS = re.compile(  # possessive: three \W* in a row would try every way to share what lies between them
+    r"(?=.*\w)\W*+((ok|okay|great|perfect|cool|good|got it)\W*+)?"
+    r"((thanks|thank you|thx|cheers)( (a lot|so much|very much))?)?\W*+",
     re.I,
 )
 ABILITIES = re.compile(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 from uuid import uuid4
 
 from chatapp.client.actions import Action, Activity, Answer, Ask, Drop, Fields, Method
@@ -21,9 +22,11 @@ from chatapp.connection.quality import Watch
 from chatapp.connection.record import Event, Record
 from chatapp.connection.states import Machine, is_connected
 
+Landed = TypeVar("Landed", Ack, Refusal)
 LIST = "list"
 SLEPT_MS = 3000
 ACTIVE_MS, IDLE_MS = 120_000, 600_000  # since the last message or hint: active until, idle from
+MOST_OUTCOMES = 10_000  # of messages, the newest, that are remembered: some 2 MB
 RESYNC_MS = 1000  # a feed is asked for again at most this often
 
 
@@ -319,9 +322,9 @@ class Core:
         flight = self._flights.pop(client_id, None)
         self.websocket.settled(client_id)
         if isinstance(outcome, Ack):
-            self.acks[client_id] = outcome
+            _keep(self.acks, client_id, outcome)
         elif isinstance(outcome, Refusal):
-            self.refusals[client_id] = outcome
+            _keep(self.refusals, client_id, outcome)
         if flight:
             self.outbox.ended(flight.entry, outcome, self.now)
         elif not isinstance(outcome, Again):
@@ -374,6 +377,13 @@ class Core:
 
     def _is_answering(self) -> bool:
         return any(feed.live for feed in self.feeds.values())
+
+
+def _keep(outcomes: dict[str, Landed], client_id: str, outcome: Landed) -> None:
+    """Note what became of a message, in place of the oldest."""
+    outcomes[client_id] = outcome
+    if len(outcomes) > MOST_OUTCOMES:
+        del outcomes[next(iter(outcomes))]
 
 
 def _refusal(element: Element) -> Refusal | Again:

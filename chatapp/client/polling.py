@@ -15,9 +15,10 @@ from chatapp.connection.delays import rtt_estimate
 from chatapp.connection.pacing import EARLY_MS, GAP_MS, Pacing
 from chatapp.connection.record import Event
 
-MARK = "<chat-answer"
+MARK, END = "<chat-answer", "</chat-answer>"
 ALLOWANCE_MS = 6000  # beyond the hold
 POST_MS = 10_000
+FILTERED = "Something in this network refuses this message; the server has not seen it."
 BEATS_MS = {"awaiting": 2000, "active": 5000, "visible": 5000, "idle": 15_000}  # not while hidden or offline
 BEAT_LATER_MS = 5000
 
@@ -101,7 +102,7 @@ class PollingTransport:
         """What the answer to such a POST means; None: there was none."""
         if answer is None:
             return Again("server-unreachable")
-        data, status = _object(answer.text), answer.status
+        data, status = object_of(answer.text), answer.status
         if status in (200, 201) and "id" in data:
             return Ack(str(data["id"]), int(str(data["position"])), int(str(data["revision"])))
         if status == 401:
@@ -110,13 +111,16 @@ class PollingTransport:
         if status == 429 or status >= 500:
             return Again("rate-limited", answer.retry_after_ms)
         error = data.get("error")
-        if isinstance(error, dict):
-            if error.get("code") == "csrf":
-                self._world.do(Renew())
-                return Again("renewed")
-            return Refusal(str(error.get("code", "refused")), str(error.get("message", "")))
-        if status in (404, 410, 413):
-            return Refusal("too-long" if status == 413 else "gone", "")
+        code = error.get("code") if isinstance(error, dict) else None
+        if code == "csrf":
+            self._world.do(Renew())
+            return Again("renewed")
+        if isinstance(error, dict) and isinstance(code, str):
+            return Refusal(code, str(error.get("message", "")))
+        if status == 413:
+            return Refusal("too-long", "")
+        if status == 403:
+            return Refusal("network-filter", FILTERED)
         return Again("foreign-page")
 
     def due(self) -> float | None:
@@ -257,12 +261,10 @@ class PollingTransport:
 def failure(answer: Answer) -> Event | None:
     """What is wrong with the answer to a poll; None where it is ours and good."""
     status, advice = answer.status, answer.retry_after_ms
-    if status == 204 or (status == 200 and answer.text.lstrip().startswith(MARK)):
+    if status == 204 or (status == 200 and is_whole(answer.text)):
         return None
     if status == 401:
         return {"type": "signed_out", "reason": "signed-out"}
-    if status == 403 and answer.text.startswith("{"):
-        return {"type": "refused", "reason": "refused"}
     if status == 429:
         return {"type": "poll_failed", "reason": "rate-limited", "advice_ms": advice}
     if status >= 500:
@@ -270,7 +272,13 @@ def failure(answer: Answer) -> Event | None:
     return {"type": "poll_failed", "reason": "foreign-page"}
 
 
-def _object(text: str) -> dict[str, object]:
+def is_whole(text: str) -> bool:
+    """Whether it is an answer of ours, and all of it: without a length nothing else tells that it was cut."""
+    return text.lstrip().startswith(MARK) and text.rstrip().endswith(END)
+
+
+def object_of(text: str) -> dict[str, object]:
+    """The JSON object of an answer; an empty one where it is none."""
     try:
         data = json.loads(text)
     except ValueError:

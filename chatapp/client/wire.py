@@ -22,7 +22,7 @@ from chatapp.client.actions import Action, Answer, Ask, Drop, Hang, Open, Renew,
 from chatapp.client.core import LIST, Core, Settings, outgoing
 from chatapp.client.feeds import Element, Entry, Message
 from chatapp.client.outbox import Ack, Outgoing, Refusal
-from chatapp.client.polling import Urls
+from chatapp.client.polling import Urls, object_of
 from chatapp.client.site import NotSignedIn, Session, Site, Socket
 from chatapp.connection import memory
 from chatapp.connection.delays import Config
@@ -89,14 +89,18 @@ class Client:
             return self._running().record
 
     def create(self, body: str = "", conversation: str | None = None) -> str:
-        """A new conversation, followed, with its first message where there is one; its id."""
+        """A new conversation, followed, with its first message where there is one; its id.
+
+        Raises TimeoutError, ValueError where it was refused, and without a message OSError where it was not made.
+        """
         conversation = conversation or str(uuid4())
         if body:
             entry = outgoing(conversation, body, create=True)
             self._enter(lambda core, now: core.send(now, entry))
-            self.wait(lambda: entry.id in self._running().acks or entry.id in self._running().refusals)
+            self.wait_sent(entry.id)
         else:
-            self._session.request("POST", self._running().settings.urls.create, [("id", conversation)])
+            url = self._running().settings.urls.create
+            _check_made(conversation, *self._session.request("POST", url, [("id", conversation)]))
         self.follow(conversation)
         return conversation
 
@@ -241,7 +245,12 @@ class Client:
 
     def _run_socket(self, number: int, held: Socket) -> None:
         code, reason = held.run(lambda text: self._enter(lambda core, now: core.frame(now, number, text)))
-        self._enter(lambda core, now: core.closed(now, number, code, reason))
+
+        def close(core: Core, now: int) -> None:
+            self._sockets.pop(number, None)
+            core.closed(now, number, code, reason)
+
+        self._enter(close)
 
     def _run_request(self, ask: Ask) -> None:
         answer: Answer | None = None
@@ -265,6 +274,17 @@ class Client:
     def _renew(self) -> None:
         with contextlib.suppress(OSError, NotSignedIn):
             self._session.home()
+
+
+def _check_made(conversation: str, answer: Answer, _location: str) -> None:
+    """Raises ValueError where the server refused to make the conversation, OSError where anything else came."""
+    data = object_of(answer.text)
+    if answer.status in (200, 201) and data.get("conversation") == conversation:
+        return
+    error = data.get("error")
+    if isinstance(error, dict):
+        raise ValueError(f"{conversation} was refused: {error.get('code')}, {error.get('message')}")
+    raise ConnectionError(f"{conversation} was not made: the answer was {answer.status}")
 
 
 def _settings(config: dict[str, object], body: Element, transports: tuple[str, ...], latency_ms: int) -> Settings:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import Protocol
 
 from chatapp.bus import Bus
+from chatapp.cache import Cache
 from chatapp.conversation import Chat, Gone
 from chatapp.store import Changes, Place, Store
 
 LIST = "list"  # the name of a person's list feed on the wire
 MOST_FEEDS = 100  # one connection may follow; far above the tabs that a person keeps open
 MOST_CACHED = 512  # frames kept for readers at the same cursor
+MOST_CACHED_BYTES = 16 << 20  # of them together: one of long messages alone can have megabytes
 
 
 class Encoder(Protocol):
@@ -51,7 +54,7 @@ class Reader:
         self._store = store
         self._chat = chat
         self._encoder = encoder
-        self._frames: dict[tuple[int, int], tuple[int, News]] = {}
+        self._frames: Cache[tuple[int, int], tuple[int, News]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
         self._heads = store.database.heads
         self.generation = 0  # of permissions: what was checked in an earlier one must be checked again
         store.database.on_access_change(self._forget)
@@ -82,9 +85,8 @@ class Reader:
         if cached is not None and cached[0] == head:
             return cached[1]
         news = self._read(person, name, place, cursor)
-        if len(self._frames) >= MOST_CACHED:
-            self._frames.pop(next(iter(self._frames)))
-        self._frames[feed, cursor] = (head, news)
+        size = 2 * getsizeof(news.frame) + getsizeof(news)  # as text, and soon as bytes
+        self._frames.put((feed, cursor), (head, news), size)
         return news
 
     def shared(self, feed: int, cursor: int) -> News | None:

@@ -12,10 +12,13 @@ watch.py          what other processes committed
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from pathlib import Path
 
 from flask import Flask
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.bus import Bus
 from chatapp.store.conversations import Conversations
@@ -49,6 +52,8 @@ __all__ = [
     "metrics_url",
     "now_ms",
 ]
+
+log = logging.getLogger("chatapp.store")
 
 POOL = {"pool_size": 10, "max_overflow": 20, "pool_timeout": 5}  # connections; seconds
 
@@ -85,9 +90,13 @@ class Store:
         self.watcher = Watcher(self.database, bus, workers)
 
     def is_ready(self) -> bool:
-        """Whether the database answers and is migrated."""
-        with self.database.read() as connection:
-            return connection.execute(select(instance.c.value).limit(1)).first() is not None
+        """Whether the database answers and is migrated. Where it fails, the log says how."""
+        try:
+            with self.database.read() as connection:
+                return connection.execute(select(instance.c.value).limit(1)).first() is not None
+        except (SQLAlchemyError, sqlite3.Error):
+            log.exception("the database does not answer")
+            return False
 
     def close(self) -> None:
         """Close every connection to the databases that is not in use."""

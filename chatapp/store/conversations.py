@@ -61,7 +61,12 @@ MESSAGES = (
     .where(messages.c.conversation_id == bindparam("conversation"))
 )
 CHANGED = Hot(
-    MESSAGES.where(messages.c.revision > bindparam("cursor")).order_by(messages.c.revision).limit(MOST_CHANGES + 1)
+    MESSAGES.where(messages.c.revision > bindparam("cursor")).order_by(messages.c.revision).limit(bindparam("most"))
+)
+NEWEST_ANSWER = Hot(
+    MESSAGES.where(people.c.kind == "assistant", messages.c.position <= bindparam("end"))
+    .order_by(messages.c.position.desc())
+    .limit(1)
 )
 BEFORE = Hot(
     MESSAGES.where(messages.c.position < bindparam("before"))
@@ -87,12 +92,15 @@ ENTRIES = Hot(
 CHANGED_ENTRIES = Hot(
     _ENTRIES.where(memberships.c.list_revision > bindparam("cursor"))
     .order_by(memberships.c.list_revision)
-    .limit(MOST_CHANGES + 1)
+    .limit(bindparam("most"))
 )
+Messages = tuple[ChangedMessage, ...]
 
 
 class Conversations:
     """Queries about conversations. Each is a transaction of its own, or takes part in the one given."""
+
+    most_changes = MOST_CHANGES
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -142,11 +150,20 @@ class Conversations:
             if cursor <= 0:
                 newest = self._page(connection, place, END, PAGE)
                 return Changes(0, end, newest, reset=True)
-            found = self._messages(connection, CHANGED, {"conversation": place.conversation, "cursor": cursor})
-        if len(found) > MOST_CHANGES:
-            found = found[:MOST_CHANGES]
-            return Changes(cursor, found[-1].revision, found, more=True)
+            which = {"conversation": place.conversation, "cursor": cursor, "most": self.most_changes + 1}
+            found = self._messages(connection, CHANGED, which)
+            if len(found) > self.most_changes:
+                return self._cut(connection, place, cursor, found[: self.most_changes])
         return Changes(cursor, end, found)
+
+    def _cut(self, connection: Connection, place: Place, cursor: int, found: Messages) -> Changes[ChangedMessage]:
+        """A first part of what changed. From its end on a reader counts as one who shows each answer as it was there,
+        and gets patches of it: an answer that goes on after the end comes with this part, as it is now."""
+        end = found[-1].revision
+        # Answers of a conversation follow one another (`Runs.claim_run`): no older one can go on.
+        newest = self._messages(connection, NEWEST_ANSWER, {"conversation": place.conversation, "end": end})
+        going_on = tuple(answer for answer in newest if answer.revision > end)
+        return Changes(cursor, end, found + going_on, more=True)
 
     def older(self, place: Place, before: int) -> Changes[ChangedMessage]:
         """The page before a position, oldest first. `end` is the feed's revision at this read."""
@@ -164,9 +181,10 @@ class Conversations:
                 return Changes(cursor, cursor, ())
             if cursor <= 0:
                 return Changes(0, end, _entries(ENTRIES.all(connection, person=person)), reset=True)
-            found = _entries(CHANGED_ENTRIES.all(connection, person=person, cursor=cursor))
-        if len(found) > MOST_CHANGES:
-            found = found[:MOST_CHANGES]
+            most = self.most_changes + 1
+            found = _entries(CHANGED_ENTRIES.all(connection, person=person, cursor=cursor, most=most))
+        if len(found) > self.most_changes:
+            found = found[: self.most_changes]
             return Changes(cursor, found[-1].revision, found, more=True)
         return Changes(cursor, end, found)
 
@@ -181,12 +199,12 @@ class Conversations:
     def _revision(self, connection: Connection, feed: int) -> int:
         return REVISION.one(connection, feed=feed)
 
-    def _page(self, connection: Connection, place: Place, before: int, most: int) -> tuple[ChangedMessage, ...]:
+    def _page(self, connection: Connection, place: Place, before: int, most: int) -> Messages:
         """Messages before a position, oldest first."""
         which = {"conversation": place.conversation, "before": before, "most": most}
         return self._messages(connection, BEFORE, which)[::-1]
 
-    def _messages(self, connection: Connection, query: Hot, parameters: dict[str, int]) -> tuple[ChangedMessage, ...]:
+    def _messages(self, connection: Connection, query: Hot, parameters: dict[str, int]) -> Messages:
         rows = query.all(connection, **parameters)
         answers = [row.id for row in rows if row.kind == "assistant"]
         parts = self._blocks(connection, answers) if answers else {}

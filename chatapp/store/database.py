@@ -138,6 +138,11 @@ class Job(Generic[R]):
         """Do it. Raises what the work raises."""
         self._result.append(self._work(tx))
 
+    def end(self, problem: Exception | None) -> None:
+        """It is on disk, unless there was a problem."""
+        self.error = self.error or problem
+        self.latch.release()
+
     def outcome(self) -> R:
         """The result. Raises what the work, or the commit, raised."""
         if self.error is not None:
@@ -187,32 +192,43 @@ class Database:
         with self._gate:
             self._jobs.append(job)
             job.leads, self._has_leader = not self._has_leader, True
-        if job.leads:
-            give_way()  # others that are ready in this turn of the loop join
-        else:
-            job.latch.acquire()
-        if job.leads:
-            self._lead()
+        try:
+            if job.leads:
+                give_way()  # others that are ready in this turn of the loop join
+            else:
+                job.latch.acquire()
+            topics = self._lead() if job.leads else {}
+        finally:  # also where whoever waits here is killed: a leader that left no successor would stop all changes
+            self._leave(job)
+        self._bus.publish(topics)
         return job.outcome()
 
-    def _lead(self) -> None:
+    def _lead(self) -> dict[int, None]:
+        """Commit the next group; what is to be woken."""
         with self._writer:
             with self._gate:
                 jobs, self._jobs = self._jobs[:MOST_TOGETHER], self._jobs[MOST_TOGETHER:]
+            problem: Exception | None = RuntimeError("whoever was to commit this was ended")
+            topics: dict[int, None] = {}
             try:
-                topics = self._commit_group(jobs)
+                topics, problem = self._commit_group(jobs), None
             except Exception as error:  # nothing of it is on disk: each of them must say so
-                topics = {}
+                problem = error
+            finally:
                 for job in jobs:
-                    job.error = job.error or error
+                    job.end(problem)
+            return topics
+
+    def _leave(self, job: Job[Any]) -> None:
+        """It is done with, or given up: the next one leads, if this one did."""
         with self._gate:
-            self._has_leader = bool(self._jobs)
-            if self._jobs:
-                self._jobs[0].leads = True
-                self._jobs[0].latch.release()
-        for job in jobs:
-            job.latch.release()
-        self._bus.publish(topics)
+            if job in self._jobs:
+                self._jobs.remove(job)
+            if job.leads:
+                job.leads, self._has_leader = False, bool(self._jobs)
+                if self._jobs:
+                    self._jobs[0].leads = True
+                    self._jobs[0].latch.release()
 
     def _commit_group(self, jobs: list[Job[Any]]) -> dict[int, None]:
         with self.engine.connect() as plain:
@@ -272,6 +288,7 @@ class Database:
         if known is None:
             with self.read() as connection:
                 row = REVISION.first(connection, feed=feed)
-            known = row.revision if row else 0
-            known = self.heads[feed] = max(known, self.heads.get(feed, 0))
+            # What was found here the watcher does not find any more: whoever waits for it must hear of it now.
+            self._bus.publish(self.learn({feed: row.revision if row else 0}))
+            known = self.heads[feed]
         return known

@@ -53,17 +53,16 @@ class Watcher:
         version = self._data_version()
         if version == self._version:
             return
-        self._version = version
         query = select(feeds.c.id, feeds.c.revision, feeds.c.change).where(feeds.c.change > self._change)
         with self._database.read() as connection:
             moved = connection.execute(query).all()
-        if not moved:
-            return
-        self._change = max(row.change for row in moved)
+        is_access = any(row.id == ACCESS for row in moved)
+        ended = [session_topic(number) for number in self._ended_sessions()] if is_access else []
+        # Only what was read whole has been seen: where reading fails, the next look sees it again.
+        self._version = version
+        self._change = max([self._change, *(row.change for row in moved)])
         news = self._database.learn({row.id: row.revision for row in moved})
-        if ACCESS in news:
-            news += [session_topic(number) for number in self._ended_sessions()]
-        self._bus.publish(news)
+        self._bus.publish([*news, *ended])
 
     def _ended_sessions(self) -> list[int]:
         query = select(sessions.c.id).where(sessions.c.revoked_at > now_ms() - OVERLAP_MS)

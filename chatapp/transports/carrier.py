@@ -71,8 +71,7 @@ class WebSocketConnection(WatchedSocket):
         self.feeds = 0  # how many were followed at the end
         self._house = house
         self.name = str(uuid4())
-        self._person = sign_in.person.uuid
-        self._session = sign_in.id
+        self._person, self._session = sign_in.person.uuid, sign_in.id
         self._expires_at = sign_in.expires_at
         self._token_hash = token_hash
         self._address = address
@@ -110,6 +109,8 @@ class WebSocketConnection(WatchedSocket):
 
     def on_bytes(self, data: bytes) -> None:
         """Frames arrived, or parts of them."""
+        if self._close is not None:
+            return  # the last word waits for room: whatever comes now would wait with it, without a bound
         try:
             parser = self._parser = self._parser or framing.Parser(self._house.settings.ws_max_message_size)
             parser.feed(data)
@@ -388,8 +389,7 @@ class WebSocketConnection(WatchedSocket):
         self._leave()
         self._parser = None
         self._house.live.remove(self)
-        seconds = time.monotonic() - self._opened_at
-        code = self._closed_as or ABNORMAL
+        seconds, code = time.monotonic() - self._opened_at, self._closed_as or ABNORMAL
         line = f'{self._address} - {self._person} "WEBSOCKET /ws" {code} in={self.bytes_in} out={self.bytes_out}'
         data = {"code": code, "seconds": round(seconds, 3), "in": self.bytes_in, "out": self.bytes_out}
         self._note(CLOSED, {**data, "feeds": self.feeds}, f"{line} {seconds:.1f}s")

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import Any
 
 from flask import Flask
 from markupsafe import Markup, escape
 
+from chatapp.cache import Cache
 from chatapp.connection.peer import News, StaleCursor
 from chatapp.store import ChangedMessage, Changes, Entry, Posted
 from chatapp.transports import framing
 
-MARK = "<chat-answer"  # how every poll answer begins: a proxy's or a portal's page does not
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
+MOST_RENDERED_BYTES = 16 << 20  # of them together: a long one has 20,000 characters, each up to six as HTML
 
 
 class BadFrame(Exception):
@@ -131,9 +133,9 @@ def ack(posted: Posted) -> str:
     )
 
 
-def refused(client_id: str, code: str, words: str, retry_after: float | None = None) -> str:
+def refused(client_id: str, code: str, words: str) -> str:
     """The message was not taken."""
-    return element("chat-refused", escape(words), client_id=client_id, code=code, retry_after=retry_after)
+    return element("chat-refused", escape(words), client_id=client_id, code=code)
 
 
 def error(code: str, words: str) -> str:
@@ -157,7 +159,7 @@ def nothing(feed: str, cursor: int) -> str:
 
 
 def answer(frames: list[str]) -> str:
-    """A poll's answer: the frames, in the wrapper that marks them as ours."""
+    """A poll's answer: the frames, in the wrapper that marks them as ours, which a proxy's or a portal's page lacks."""
     return element("chat-answer", "\n".join(frames))
 
 
@@ -168,7 +170,7 @@ class Renderer:
         self._app = app
         self._base = base  # the URL prefix, ending in a slash
         self._macros: dict[str, Any] = {}
-        self._rendered: dict[tuple[int, int, str], str] = {}
+        self._rendered: Cache[tuple[int, int, str], str] = Cache(MOST_RENDERED, MOST_RENDERED_BYTES)
 
     def feed(self, name: str, changes: Changes[Any]) -> str:
         """The frame of what changed in a feed."""
@@ -187,9 +189,7 @@ class Renderer:
         html = self._rendered.get(key)
         if html is None:
             html = str(self._macro("_message.html", "message")(message)).strip()
-            if len(self._rendered) >= MOST_RENDERED:
-                self._rendered.pop(next(iter(self._rendered)))
-            self._rendered[key] = html
+            self._rendered.put(key, html, getsizeof(html))
         return Markup(html)
 
     def entry(self, entry: Entry) -> Markup:

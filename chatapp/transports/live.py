@@ -169,12 +169,16 @@ class Live:
 
     def _sweep(self) -> None:
         until = time.monotonic() + SLICE_S
-        while self._awake:
-            self._awake.popleft().flush()
-            if time.monotonic() > until:
-                gevent.sleep(0)
-                until = time.monotonic() + SLICE_S
-        self._sweeps -= 1
+        try:
+            while self._awake:
+                self._awake.popleft().flush()
+                if time.monotonic() > until:
+                    gevent.sleep(0)
+                    until = time.monotonic() + SLICE_S
+        finally:
+            self._sweeps -= 1
+            if self._awake and not self._sweeps:  # this one was ended: others wait for it
+                self._begin_sweep()
 
     # Events: stored together, beside what they are about
 

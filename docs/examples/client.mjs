@@ -92,7 +92,7 @@ async function ask(feeds, wait) {
   const path = `changes?epoch=${epoch}&wait=${wait}&${cursors(feeds).map((one) => `c=${one.join(":")}`).join("&")}`;
   const { status, text, later } = await request("GET", path, undefined, "*/*", wait + 6);
   if (status === 400) throw fatal(`a wrong poll: ${text}`);
-  if (status !== 204 && !(status === 200 && text.startsWith("<chat-answer")))
+  if (status !== 204 && !(status === 200 && /^<chat-answer[^]*<\/chat-answer>\s*$/.test(text)))
     throw Object.assign(new Error("not ours"), { code: status, later });
   for (const element of parse(text)[0]?.children ?? []) apply(feeds, element);
   return { status };

@@ -108,7 +108,8 @@ class FaultProxy:
     get lost after the server gave them. blackhole_all: every connection
     swallows bytes (True: of both directions; "up" or "down": of one), and one that did never recovers. longest_life:
     connections that begin now are cut after so many seconds. buffer_bytes: what the server says is held until so much
-    has come or an answer is complete. cache_polls: a poll is answered with what the same URL got in the last minute.
+    has come or an answer is complete. cut_news: of each poll with news only this share arrives, as from a proxy that
+    says no length and ends. cache_polls: a poll is answered with what the same URL got in the last minute.
     readable: takes permessage-deflate out of the handshake so that frames can be read here; keep_frames: whether they
     are, which costs.
     """
@@ -135,6 +136,7 @@ class FaultProxy:
         self.lose_replies = 0
         self.longest_life = 0.0
         self.buffer_bytes = 0
+        self.cut_news: list[float] = []
         self.cache_polls = False
         self.filter_for = b""
         self.requests: list[Seen] = []
@@ -235,7 +237,7 @@ class FaultProxy:
         self.upgrade, self.hang_paths, self.http_error = "pass", (), None
         self.lose_replies, self.blackhole_all, self.hang_polls = 0, False, False
         self.filter_for = b""
-        self.longest_life, self.buffer_bytes, self.cache_polls = 0.0, 0, False
+        self.longest_life, self.buffer_bytes, self.cache_polls, self.cut_news = 0.0, 0, False, []
         self.accept_connections()
 
     def _order(self, act: Callable[[Connection], None], *, sockets_only: bool = False) -> int:
@@ -378,12 +380,13 @@ class FaultProxy:
     def _relay_answer(self, connection: Connection, server: socket.socket, seen: Seen, rest: bytes) -> None:
         assert seen.answer is not None
         losing = seen.head.method == "POST" and self.lose_replies > 0
+        cutting = seen.is_poll and seen.status == 200 and bool(self.cut_news)
         body = Body(seen.answer, seen.head.method)
         whole = waiting = seen.answer.raw + rest
         seen.answer_body = rest
         body.feed(rest)
         while True:
-            if not losing and (body.done or len(waiting) >= self.buffer_bytes):
+            if not losing and not cutting and (body.done or len(waiting) >= self.buffer_bytes):
                 self._to_client(connection, seen, waiting)
                 waiting = b""
             if body.done:
@@ -395,6 +398,11 @@ class FaultProxy:
             body.feed(more)
         if self.cache_polls and _may_cache(seen) and len(whole) < KEPT:
             self._cache[seen.head.target] = (time.monotonic() + CACHED_S, whole)
+        if cutting:
+            seen.done_to_it, said = "cut", whole[len(seen.answer.raw) :]
+            said = said[: int(len(said) * self.cut_news.pop(0))]
+            self._to_client(connection, seen, seen.answer.without("content-length") + said)
+            raise Ended
         if losing:
             self.lose_replies -= 1
             seen.done_to_it, connection.reset = "reply lost", True

@@ -1,4 +1,4 @@
-"""Five deliberate bugs, each in a copy of the module that would have it; the real modules stay as they are."""
+"""Seven deliberate bugs, each in a copy of the module that would have it; the real modules stay as they are."""
 
 import importlib.util
 import re
@@ -37,6 +37,20 @@ def counts_one_too_far() -> Plant:
     return Plant("cursor off by one", traits=Traits(conversations=copy.Conversations))
 
 
+def forgets_what_was_begun_before_a_cut() -> Plant:
+    """A part of the changes ends within an answer, and only later parts bring the answer: as a patch."""
+    change = {"found + going_on": "found"}
+    copy = copy_with("cut", "chatapp.store.conversations", change)
+    return Plant("answer lost at a cut", traits=Traits(conversations=copy.Conversations))
+
+
+def forgets_what_was_known_before_a_cut() -> Plant:
+    """The same for answers that the reader has a part of: what came of them within the part is missing."""
+    change = {"if answer.revision > end)": "if answer.revision > end and answer.position > cursor)"}
+    copy = copy_with("torn", "chatapp.store.conversations", change)
+    return Plant("answer torn at a cut", traits=Traits(conversations=copy.Conversations))
+
+
 def knows_no_repetition() -> Plant:
     """The store takes a repeated message for a new one, and no constraint says otherwise."""
     change = {"        if row is None:\n            return None\n        where": "        return None\n        where"}
@@ -72,6 +86,8 @@ def drops_the_outbox() -> Plant:
 BUGS = {
     "acknowledge before commit": acknowledges_before_the_commit,
     "cursor off by one": counts_one_too_far,
+    "answer lost at a cut": forgets_what_was_begun_before_a_cut,
+    "answer torn at a cut": forgets_what_was_known_before_a_cut,
     "no dedup": knows_no_repetition,
     "late frame applied": applies_what_is_late,
     "outbox dropped at reload": drops_the_outbox,

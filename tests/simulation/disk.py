@@ -11,7 +11,7 @@ from sqlalchemy.pool import StaticPool
 
 from chatapp.bus import Bus
 from chatapp.store import Store
-from chatapp.store.conversations import Conversations
+from chatapp.store.conversations import MOST_CHANGES, Conversations
 from chatapp.store.database import Database, prepare_sqlite
 from chatapp.store.migrate import migrate
 from chatapp.store.people import People
@@ -92,8 +92,15 @@ class Disk:
 class MemoryStore(Store):
     """The product's queries on a disk that is there already."""
 
-    def __init__(self, disk: Disk, bus: Bus, conversations: type[Conversations] = Conversations) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        bus: Bus,
+        conversations: type[Conversations] = Conversations,
+        most_changes: int = MOST_CHANGES,
+    ) -> None:
         self.database = Database(disk.engine, bus)
         self.people = People(self.database)
         self.conversations = conversations(self.database)
+        self.conversations.most_changes = most_changes
         self.runs = Runs(self.database, self.conversations)

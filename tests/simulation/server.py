@@ -18,7 +18,7 @@ from chatapp.client.actions import Answer, Ask
 from chatapp.connection.peer import News, Peer, Reader, StaleCursor
 from chatapp.conversation import Chat, ChatError, Conflict, Gone
 from chatapp.store import ClaimedRun, Person, Posted
-from chatapp.store.conversations import Conversations
+from chatapp.store.conversations import MOST_CHANGES, Conversations
 from chatapp.transports import frames
 from chatapp.transports.polling import Poll, Polls
 from simulation.disk import EPOCH, Crashed, Disk, MemoryStore
@@ -138,6 +138,8 @@ class Server:
 
     def __init__(self, world: World, disk: Disk, traits: Traits, person: Person, answers: bool) -> None:
         self.answers = answers
+        # In some schedules every chunk is cut after few changes.
+        self.most_changes = MOST_CHANGES if world.seed % 3 else 1 + world.seed % 4
         self.world, self.disk, self.traits, self.person = world, disk, traits, person
         self.is_up = False
         self.life = 0
@@ -153,7 +155,7 @@ class Server:
         self.life += 1
         self.is_up = True
         self.bus = Bus()
-        self.store = MemoryStore(self.disk, self.bus, self.traits.conversations)
+        self.store = MemoryStore(self.disk, self.bus, self.traits.conversations, self.most_changes)
         self.chat = Chat(self.store, assistant_answers=self.answers)
         self.reader = Reader(self.store, self.chat, frames.Renderer(drawing_app(), "/"))
         self.polls = Polls(self.reader, self.bus, EPOCH)
@@ -321,7 +323,7 @@ class Server:
         if not self._survives(lambda: claimed.append(self.store.runs.claim_run(lease))):
             return
         if (run := claimed[0]) is not None:
-            script = Script(self.world)
+            script = Script(self.world, self.most_changes < MOST_CHANGES)
             self._alive(FLUSH_MS, lambda: self._write(run, lease, script))
 
     def _write(self, run: ClaimedRun, lease: str, script: Script) -> None:
@@ -351,9 +353,9 @@ class Server:
 class Script:
     """An answer as it grows: blocks that get longer, are closed, change their tail, become empty."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, is_long: bool) -> None:
         self._world = world
-        self.left = world.random.choice([0, 1, 2, 3])
+        self.left = world.random.choice([0, 3, 10, 20] if is_long else [0, 1, 2, 3])
         self._blocks: list[list[str]] = [[]]
 
     def grow(self) -> list[tuple[int, str]]:

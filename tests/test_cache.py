@@ -1,0 +1,56 @@
+"""What is kept to be sent again is bounded by its bytes, however long people write."""
+
+import tracemalloc
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chatapp import create_app
+from chatapp.cache import Cache
+from chatapp.config import Settings
+from chatapp.connection.peer import MOST_CACHED_BYTES
+from chatapp.conversation import LONGEST_MESSAGE
+from chatapp.house import House
+from chatapp.transports.frames import MOST_RENDERED_BYTES
+
+MESSAGES = 120
+CURSORS = 60  # frames of 60 to 120 messages of 100 kB each: some 500 MB
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house: House = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
+    yield house
+    house.store.close()
+
+
+def test_the_oldest_go_first_by_number_and_by_bytes() -> None:
+    cache: Cache[str, int] = Cache(3, 100)
+    for number, key in enumerate("abcd"):
+        cache.put(key, number, 10)
+    assert dict(cache) == {"b": 1, "c": 2, "d": 3} and cache.bytes == 30
+    cache.put("b", 7, 85)
+    assert dict(cache) == {"d": 3, "b": 7} and cache.bytes == 95, "its older size is forgotten"
+    cache.put("huge", 8, 101)
+    assert dict(cache) == {"d": 3, "b": 7}
+    cache.put("b", 9, 101)
+    assert dict(cache) == {"d": 3} and cache.bytes == 10, "nothing out of date is left in its place"
+
+
+def test_frames_of_long_messages_do_not_fill_the_memory(house: House) -> None:
+    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
+    place = house.chat.create(ada, str(uuid.uuid4()))
+    for _ in range(MESSAGES):
+        house.chat.post(ada, place.uuid, str(uuid.uuid4()), "&" * LONGEST_MESSAGE)
+    tracemalloc.start()
+    try:
+        for cursor in range(1, CURSORS + 1):
+            news = house.reader.news(ada, place.uuid, cursor)
+            assert news.frame is not None
+        del news
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1.25 * (MOST_CACHED_BYTES + MOST_RENDERED_BYTES)

@@ -1,0 +1,70 @@
+"""A WebSocket whose last word waits for room, because the other side does not read."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+
+from chatapp import create_app
+from chatapp.config import Settings
+from chatapp.house import House
+from chatapp.transports import framing
+from chatapp.transports.carrier import WebSocketConnection
+from chatapp.transports.watched import READ_BYTES
+
+FLOOD = 500  # reads: 2 MB
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house: House = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
+    yield house
+    house.store.close()
+
+
+@pytest.fixture
+def pair(house: House) -> Iterator[tuple[WebSocketConnection, socket.socket]]:
+    """The server's side of a connection, and the other end of its socket."""
+    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
+    house.store.people.add_session(ada, "hash", 3600, "127.0.0.1", "")
+    sign_in = house.store.people.session("hash")
+    assert sign_in is not None
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(5)
+    connection = WebSocketConnection(ours.detach(), house, sign_in, "hash", "127.0.0.1")
+    connection.start()
+    with theirs:
+        yield connection, theirs
+        connection.cut()
+        gevent.sleep(0.05)  # its event is stored
+
+
+def drain(theirs: socket.socket) -> bytes:
+    """All that the server says, up to its end."""
+    said = bytearray()
+    theirs.setblocking(False)
+    while True:
+        gevent.sleep(0)
+        try:
+            data = theirs.recv(1 << 20)
+        except BlockingIOError:
+            continue
+        if not data:
+            return bytes(said)
+        said += data
+
+
+@pytest.mark.timeout(20)
+def test_what_comes_after_the_last_word_is_not_kept(pair: tuple[WebSocketConnection, socket.socket]) -> None:
+    connection, theirs = pair
+    connection.write(framing.frame(b"x" * 4_000_000))
+    assert connection.is_blocked
+    connection.close(framing.TOO_BIG, "the message is too big")
+    for _ in range(FLOOD):
+        theirs.sendall(b"y" * READ_BYTES)
+        connection._readable()
+    assert connection.bytes_in >= FLOOD * READ_BYTES, "it was read, so that the other side's end would be seen"
+    assert connection._parser is None
+    assert drain(theirs).endswith(framing.close_frame(framing.TOO_BIG, "the message is too big"))
