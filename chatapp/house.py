@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flask import current_app
+
 from chatapp.assistant.builtin import Knowledge
 from chatapp.assistant.runner import Runner
 from chatapp.auth import Auth
@@ -57,3 +59,9 @@ class House:
         """The worker ends: wait, in bounds, until every connection has heard it."""
         self.drain()
         self.live.finish()
+
+
+def house() -> House:
+    """The parts of the app that answers this request."""
+    found: House = current_app.extensions["chatapp"]
+    return found

@@ -19,7 +19,7 @@ from chatapp.config import browser_config
 from chatapp.connection.memory import network_key
 from chatapp.connection.states import table_json
 from chatapp.conversation import ChatError, Conflict, Gone
-from chatapp.house import House
+from chatapp.house import house
 from chatapp.store import AlreadySetUp, ConnectionEvent, Place, Posted
 
 MOST_EVENTS = 200  # in one report
@@ -27,12 +27,6 @@ NEWEST = (1 << 62) - 1  # after every position
 LONGEST_DATA = 2000  # characters of an event's free part
 
 pages = Blueprint("pages", __name__)
-
-
-def house() -> House:
-    """The parts of this app."""
-    found: House = current_app.extensions["chatapp"]
-    return found
 
 
 def me() -> int:

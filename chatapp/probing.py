@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 
 from chatapp.auth import origin_is_allowed
 from chatapp.connection import advice, probes
 from chatapp.connection.probes import LARGE_BYTES, STREAM_EVERY_S, STREAM_PARTS
-from chatapp.house import House
+from chatapp.house import house
 
 MARK, END = "<chat-test", "</chat-test>"
 HEADER = "X-Chatapp-Test"  # an unusual header: strict proxies strip it
@@ -34,13 +34,8 @@ probing = Blueprint("probing", __name__, url_prefix="/connection/test")
 _running: Counter[int] = Counter()
 
 
-def _house() -> House:
-    found: House = current_app.extensions["chatapp"]
-    return found
-
-
 def _me() -> int:
-    sign_in = _house().auth.current()
+    sign_in = house().auth.current()
     return sign_in.person.id if sign_in else 0
 
 
@@ -52,9 +47,9 @@ def parts_of_the_page() -> dict[str, Any]:
 
 def connection_check() -> dict[str, Any]:
     """Rules, words and addresses of Run test, and what the person's connections went through lately."""
-    house, sign_in = _house(), _house().auth.current()
-    drill = house.drills.on(_me())
-    states = house.store.events.states_of(sign_in.person.uuid, MOST_HISTORY) if sign_in else []
+    parts, sign_in = house(), house().auth.current()
+    drill = parts.drills.on(_me())
+    states = parts.store.events.states_of(sign_in.person.uuid, MOST_HISTORY) if sign_in else []
     return {
         "rules": probes.rules_json(),
         "probes": probes.PROBES,
@@ -69,7 +64,7 @@ def connection_check() -> dict[str, Any]:
         "drill": {"words": advice.DRILL_WORDS[drill.fault], "until": _iso(drill.ends_at)} if drill else None,
         "base": f"{request.script_root}{probing.url_prefix}",
         "ws": f"{request.script_root}/ws",
-        "hold_s": house.settings.poll_longest_hold,
+        "hold_s": parts.settings.poll_longest_hold,
         "idle_s": IDLE_S,
         "long_s": LONG_IDLE_S,
         "history": [
@@ -85,7 +80,7 @@ def _iso(ms: int) -> str:
 @probing.before_request
 def guard() -> Any:
     """Everything here needs a session; who is signed out learns at least that it is our server that says so."""
-    if _house().auth.current() is None:
+    if house().auth.current() is None:
         return _answer('error="signed-out"'), 401
     return None
 
@@ -93,16 +88,16 @@ def guard() -> Any:
 @probing.get("/mark")
 def mark() -> Response:
     """Whose answer this is, and what of the request arrived."""
-    house = _house()
+    parts = house()
     origin = request.args.get("origin", "")
     facts = {
         "nonce": request.args.get("nonce", "")[:LONGEST_NONCE],
         "protocol": request.environ.get("SERVER_PROTOCOL", ""),
-        "origin": _word(origin_is_allowed(house.settings, origin, request.host_url)),
+        "origin": _word(origin_is_allowed(parts.settings, origin, request.host_url)),
         "header": _word(HEADER in request.headers),
-        "drill": drill.fault if (drill := house.drills.on(_me())) else "",
-        "offered": _word("websocket" in house.settings.transports),
-        "hold": f"{house.settings.poll_longest_hold:g}",
+        "drill": drill.fault if (drill := parts.drills.on(_me())) else "",
+        "offered": _word("websocket" in parts.settings.transports),
+        "hold": f"{parts.settings.poll_longest_hold:g}",
     }
     return _answer(" ".join(f'{name}="{escape(value)}"' for name, value in facts.items()))
 
@@ -110,13 +105,13 @@ def mark() -> Response:
 @probing.get("/hold")
 def hold() -> Any:
     """An answer that comes only after `seconds` (at most the longest hold of a poll)."""
-    house = _house()
-    longest = house.settings.poll_longest_hold
+    here = house()
+    longest = here.settings.poll_longest_hold
     wanted = request.args.get("seconds", longest, type=float)
     until = time.monotonic() + (min(wanted, longest) if wanted > 0 else 0)
 
     def parts() -> Iterator[str]:
-        while (left := until - time.monotonic()) > 0 and not house.live.is_draining:
+        while (left := until - time.monotonic()) > 0 and not here.live.is_draining:
             time.sleep(min(left, LOOK_EVERY_S))
         yield f"{MARK}>{END}"
 

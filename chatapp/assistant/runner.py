@@ -18,6 +18,7 @@ from chatapp.assistant.provider import Provider, ProviderError
 from chatapp.beside import computed_beside
 from chatapp.bus import RUNS, Bus
 from chatapp.store import ClaimedRun, Turn
+from chatapp.store.runs import Verdict
 
 FLUSH_S = 0.15
 """How often an answer that grows is written, in seconds."""
@@ -39,7 +40,6 @@ FAILED = "The assistant failed on this question. The server's log says why."
 EMPTY = "The assistant gave no answer."
 
 State = Literal["completed", "stopped", "interrupted", "failed"]
-Verdict = Literal["go", "stop", "lost"]
 Blocks = Sequence[tuple[int, str]]
 
 log = logging.getLogger(__name__)
