@@ -81,6 +81,7 @@ def test_a_message_reaches_the_other_workers_reader_in_time(apart: tuple[WebSock
         delays.append(time.monotonic() - started)
     # One in twenty may meet a stall of the machine, whose disk and cores others use, too.
     assert sorted(delays)[-MESSAGES // 20 - 1] < WITHIN_S, sorted(delays)[-5:]
+    print(f"to the other worker, ms: median {1000 * statistics.median(delays):.1f}, worst {1000 * max(delays):.1f}")
     assert statistics.median(delays) < WITHIN_S / 4, statistics.median(delays)
 
 
