@@ -32,6 +32,14 @@ def _settings() -> Settings:
         raise Stop(str(error)) from None
 
 
+def _served() -> House:
+    """The house of a server that was started before; a wrong DATA_DIR would drill nobody and say nothing."""
+    settings = _settings()
+    if not (settings.data_dir / "chat.db").exists():
+        raise Stop(f"DATA_DIR={settings.data_dir}: no server has run with it. Name the running server's folder.")
+    return _house()
+
+
 def _house() -> House:
     """The rooms, put together by this process for one command."""
     from chatapp import create_app
@@ -174,7 +182,7 @@ def start_drill(fault: str, seconds: int, person: str, amount: float | None, wai
     from chatapp.connection.drills import AMOUNTS_S
     from chatapp.store import DrillRunning, now_ms
 
-    house = _house()
+    house = _served()
     known = house.store.people.password_hash(person) if person else None
     if person and known is None:
         raise Stop(f"--person: nobody has the address {person}.")
@@ -198,7 +206,7 @@ def start_drill(fault: str, seconds: int, person: str, amount: float | None, wai
 @drill.command("stop")
 def stop_drill() -> None:
     """End the running drill."""
-    house = _house()
+    house = _served()
     print("The drill ends now." if house.store.drills.end() else "No drill was running.")
 
 
@@ -206,7 +214,7 @@ def stop_drill() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def report_drill(as_json: bool) -> None:
     """What clients did in the newest drill."""
-    house = _house()
+    house = _served()
     _show_drill(house, as_json)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -280,3 +281,11 @@ def test_report() -> None:
     assert (found.longest_gap_ms, found.still_without) == (800, 1)
     assert (found.back, found.back_ms, found.sockets_ended) == (1, 2000, 1)
     assert report(drill, []).fell_back_ms is None
+
+
+@pytest.mark.parametrize("command", [("start", "refuse"), ("stop",), ("report",)])
+def test_a_folder_that_no_server_used_is_named_and_left_alone(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """A forgotten DATA_DIR would drill nobody, and look like a drill without effect."""
+    found = run_chatapp(Server(tmp_path, data_dir=tmp_path / "elsewhere"), "drill", *command)
+    assert found.returncode == 1 and f"DATA_DIR={tmp_path / 'elsewhere'}: no server has run with it." in found.stderr
+    assert not (tmp_path / "elsewhere").exists()

@@ -157,6 +157,7 @@ export class ConversationView {
     item.querySelector("a")?.setAttribute("aria-current", "page")
     const title = item.textContent.trim()
     const heading = document.getElementById("title")
+    Object.assign(document.querySelector("[popover]:not(:popover-open) [name=title]") ?? {}, { value: title })
     if (!heading || heading.textContent === title) return
     document.title = document.title.replace(heading.textContent, () => title)
     heading.textContent = heading.title = title

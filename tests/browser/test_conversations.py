@@ -28,6 +28,7 @@ def test_the_list_updates_itself_and_the_menu_renames_and_deletes(server: Server
     wait_for(page, lambda: titles(page) == ["From elsewhere", "How is a backup restored?"], 3, "the newest on top")
     page.locator("header.head [popovertarget=menu]").click()
     page.locator("#menu [popovertarget=rename-dialog]").click()
+    assert page.locator("#rename-title").input_value() == "How is a backup restored?", "what it is called now"
     page.locator("#rename-title").fill("Restoring")
     page.locator("#rename-title").press("Enter")
     wait_for(page, lambda: "Restoring" in titles(page), 3, "the list has the new name")
@@ -40,6 +41,10 @@ def test_the_list_updates_itself_and_the_menu_renames_and_deletes(server: Server
     page.locator("h1", has_text="From elsewhere").wait_for()
     wait_for(page, lambda: titles(page) == ["From elsewhere"], 5, "it is gone from the list")
     wait_for(page, lambda: page.locator("#title").inner_text() == "From elsewhere", 5, "another one is open")
+    wait_state(page, "connected")
+    page.locator("#connection-status a.chip[title='Why?']").click()
+    page.wait_for_url("**/connection")
+    page.locator("h2#why").wait_for()
     assert_clean(page)
 
 
@@ -105,7 +110,7 @@ def test_a_draft_and_what_waits_survive_a_reload_with_the_server_away(
     wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"], 5, "sent")
     page.wait_for_url("**/c/*")
     keys = "Object.keys(localStorage).filter(key => key.includes(':draft:')).map(key => key.split(':').at(-1))"
-    assert page.evaluate(keys) == [page.url.rsplit("/", 1)[1]]
+    wait_for(page, lambda: page.evaluate(keys) == [page.url.rsplit("/", 1)[1]], 5, "the draft goes where the page goes")
     page.reload()
     assert page.locator("#composer textarea").input_value() == "begun on a page that was not saved"
     page.locator("#composer textarea").fill("")

@@ -242,6 +242,8 @@ class History {
     const chip = document.getElementById(`status-${status}`)?.content.querySelector(".chip")?.cloneNode(true)
     if (!chip) return
     chip.querySelector(".figure")?.remove()
+    chip.removeAttribute("href") // it leads here
+    chip.removeAttribute("title")
     const row = document.createElement("li")
     row.dataset.reason = reason ?? ""
     const time = Object.assign(document.createElement("time"), { dateTime: new Date().toISOString() })
