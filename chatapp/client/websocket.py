@@ -42,7 +42,7 @@ class WebSocketTransport:
         self._world = world
         self._facts: Facts | None = None
         self._count = 0
-        self._estimate: dict[str, float] | None = None
+        self._detector: Detector | None = None  # of the newest socket
         self._heartbeat, self._triggers = heartbeat_ms, triggers
         self.max_message = max_message
 
@@ -50,8 +50,8 @@ class WebSocketTransport:
         """Try a new socket; `kill_gap`: sockets that are silent for so long get cut here."""
         self.close()
         self._count += 1
-        detector = Detector(self._heartbeat, self._world.now, self._triggers, self._estimate, kill_gap)
-        self._facts = Facts(self._count, proof, detector)
+        detector = Detector(self._heartbeat, self._world.now, self._triggers, self._detector, kill_gap)
+        self._detector, self._facts = detector, Facts(self._count, proof, detector)
         self._world.do(Open(self._count))
 
     def close(self, code: int = DONE) -> None:
@@ -155,8 +155,8 @@ class WebSocketTransport:
         facts.echoes += 1
         smoothed = facts.detector.echoed(n, self._world.now, is_clean)
         if smoothed is not None:
-            self._estimate = facts.detector.estimate
-            jitter = round(self._estimate["rttvar"]) if self._estimate else 0
+            estimate = facts.detector.estimate
+            jitter = round(estimate["rttvar"]) if estimate else 0
             self._world.on({"type": "measured", "rtt": round(smoothed), "jitter": jitter})
 
     def _advance(self, facts: Facts) -> None:
@@ -188,7 +188,7 @@ class WebSocketTransport:
             if self._facts is not facts:
                 return
             if what == "dead":
-                self._die(facts)
+                self._die()
             elif what == "suspect":
                 self._world.on({"type": "ws_suspect", "trigger": facts.detector.suspicion})
             else:
@@ -199,10 +199,9 @@ class WebSocketTransport:
             return "proving"
         return self._world.activity(bool(facts.detector.sends))
 
-    def _die(self, facts: Facts) -> None:
-        silent = round(self._world.now - facts.detector.last_in)
+    def _die(self) -> None:
         self.close(DEAD)
-        self._world.on({"type": "ws_closed", "reason": "socket-silent", "silent_ms": silent})
+        self._world.on({"type": "ws_closed", "reason": "socket-silent"})
 
     def _echo(self, facts: Facts) -> None:
         self._write(_json({"type": "echo", "n": facts.detector.ask(self._world.now)}))

@@ -7,7 +7,7 @@ Any byte is life; echoes are asked for only to have something to wait for. Times
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from chatapp.connection.delays import rtt_estimate
 
@@ -16,6 +16,9 @@ ECHO_MS = {"proving": 500, "awaiting": 2000, "active": 5000, "visible": 5000, "o
 FIRST_RTO_MS = 1000
 VERDICT_MS = 2000  # after a hint (wake, online, resume) the old socket has so long to say something
 DEAD_RTOS = 3
+# A line that was only late gets that long and a quarter more before it is suspected again; half an hour of echoes that
+# are in time halves it. Of the suspicions on a mobile line that stalls, three quarters prove true instead of a quarter.
+PATIENCE, MOST_PATIENCE_MS, FADE = 1.25, 3000, 0.998
 UPSTREAM_MS = 6000  # bytes come, but echoes are not answered for so long: nothing of ours gets through
 BUFFERED_MS = 1000  # the browser's send buffer does not shrink for so long
 SLOW_RATIO, SLOW_SAMPLES, SLOW_MS = 3, 3, 1000  # the newest round trips against the usual ones
@@ -50,8 +53,9 @@ class Detector:
     heartbeat_ms: float
     last_in: float
     triggers: Collection[str] = TRIGGERS
-    estimate: dict[str, float] | None = None  # taken over from the socket before
+    before: InitVar[Detector | None] = None  # of the socket before: what it learned of the line still holds
     kill_gap: float = 0  # a proxy cuts sockets that are silent for so long; 0: none is known
+    estimate: dict[str, float] | None = None
     suspicion: str = ""  # the trigger, or empty
     count: int = 0
     last_echo: float = 0
@@ -63,11 +67,22 @@ class Detector:
     buffered: float = 0
     buffered_at: float | None = None
     base: float = 0  # since when the suspected socket owes an answer
+    patience: float = 0
+
+    def __post_init__(self, before: Detector | None) -> None:
+        """Take over what is known of the line."""
+        if before:
+            self.estimate, self.patience = before.estimate, before.patience
 
     @property
     def rto(self) -> float:
         """The time-out of one round trip."""
         return self.estimate["rto"] if self.estimate else FIRST_RTO_MS
+
+    @property
+    def allowance(self) -> float:
+        """How long an answer may take before it is missed."""
+        return max(self.rto, self.patience)
 
     def ask(self, now: float) -> int:
         """An echo goes out; its number."""
@@ -89,6 +104,8 @@ class Detector:
         self.last_in, self.verdict_at = now, None
         self.pending.clear()
         recovered = bool(self.suspicion)
+        if recovered:
+            self.patience = max(self.patience, min(MOST_PATIENCE_MS, PATIENCE * (now - self.base)))
         self.suspicion = ""
         return recovered
 
@@ -99,6 +116,7 @@ class Detector:
         if asked is None or not is_clean:
             return None
         self.pace.take(now - asked)
+        self.patience *= FADE
         self.estimate = rtt_estimate(self.estimate, now - asked)
         return self.estimate["srtt"]
 
@@ -161,7 +179,7 @@ class Detector:
             return []
         times = [] if self.verdict_at is None else [self.verdict_at]
         if self.suspicion and len(self.pending) >= 2:
-            times.append(self.base + DEAD_RTOS * self.rto)
+            times.append(self.base + self.allowance + (DEAD_RTOS - 1) * self.rto)
         if len(self.probes) >= 2:
             oldest = min(self.probes.values())
             times.append(oldest + max(UPSTREAM_MS, 2 * DEAD_RTOS * self.rto))
@@ -173,9 +191,9 @@ class Detector:
             return {}
         times = {}
         if self.pending:
-            times["echo"] = self.pending[0] + self.rto
+            times["echo"] = self.pending[0] + self.allowance
         if self.sends:
-            times["send"] = min(self.sends.values()) + self.rto
+            times["send"] = min(self.sends.values()) + self.allowance
         if self.buffered_at is not None:
             times["buffered"] = self.buffered_at + BUFFERED_MS
         if self.pace.above >= SLOW_SAMPLES:

@@ -40,8 +40,9 @@ def note(record: Record, event: Event, now: int) -> None:
 
 
 def _note_advice(record: Record, until: int) -> None:
-    """The server asks for a pause: what was planned to dial earlier waits, too."""
+    """The server asks for a pause: what was planned to dial earlier waits, too; a race dials nothing more."""
     record["notBefore"] = floor = max(record["notBefore"], until)
+    record["timers"].pop("head_start", None)
     for name in {"retry", "probe", "poll"} & set(record["timers"]):
         record["timers"][name] = max(floor, record["timers"][name])
 

@@ -21,7 +21,7 @@ class Event(TypedDict):
     queued: NotRequired[int]
     level: NotRequired[str]  # of activity: active, visible, idle; of quality: excellent … lost, unknown
     trigger: NotRequired[str]  # of a suspicion: see detector.TRIGGERS
-    silent_ms: NotRequired[int]  # how long nothing had come or gone when a socket ended
+    silent_ms: NotRequired[int]  # for how long nothing had come when a socket was closed
     score: NotRequired[int | None]
     limit: NotRequired[str | None]  # what limits the quality most: delay, jitter, loss, drops
 

@@ -89,6 +89,7 @@ function note(record, event, now) {
 function noteAdvice(record, until) {
   const { timers } = record
   record.notBefore = Math.max(record.notBefore, until)
+  delete timers.head_start // a race dials nothing more
   for (const name of ["retry", "probe", "poll"]) if (name in timers) timers[name] = Math.max(record.notBefore, timers[name])
 }
 

@@ -6,18 +6,23 @@ import { rttEstimate } from "../delays.js"
 const ECHO = { proving: 500, awaiting: 2000, active: 5000, visible: 5000, offline: 5000, idle: 15000 }
 const VERDICT = 2000
 const DEAD_RTOS = 3
+const PATIENCE = { factor: 1.25, most: 3000, fade: 0.998 } // with a line that was late and not dead
 const UPSTREAM = 6000 // bytes come, but echoes are not answered for so long: nothing of ours gets through
 
 export class Detector {
   suspicion = ""; lastEcho = 0; verdictAt = null; pending = []; probes = new Map(); sends = new Map()
   #count = 0; #base = 0; #buffered = 0; #bufferedAt = null; #pace = { fast: 0, slow: 0, above: 0 }
 
-  // facts: {heartbeat, triggers, estimate: of the socket before, killGap: of a proxy, or 0}
-  constructor(now, { heartbeat, triggers, estimate = null, killGap = 0 }) {
-    Object.assign(this, { lastIn: now, heartbeat, triggers, estimate, killGap })
+  // facts: {heartbeat, triggers, before: the detector of the socket before, killGap: of a proxy, or 0}
+  constructor(now, { heartbeat, triggers, before = null, killGap = 0 }) {
+    const { estimate = null, patience = 0 } = before ?? {}
+    Object.assign(this, { lastIn: now, heartbeat, triggers, estimate, patience, killGap })
   }
 
   get rto() { return this.estimate?.rto ?? 1000 }
+
+  // How long an answer may take before it is missed.
+  get allowance() { return Math.max(this.rto, this.patience) }
 
   ask(now) {
     this.#count += 1
@@ -34,6 +39,8 @@ export class Detector {
   // True where that ends a suspicion.
   heard(now) {
     const recovered = this.suspicion !== ""
+    const late = recovered ? PATIENCE.factor * (now - this.#base) : 0
+    this.patience = Math.max(this.patience, Math.min(PATIENCE.most, late))
     Object.assign(this, { lastIn: now, verdictAt: null, pending: [], suspicion: "" })
     return recovered
   }
@@ -44,6 +51,7 @@ export class Detector {
     for (const older of [...this.probes.keys()]) if (older <= n) this.probes.delete(older)
     if (asked === undefined || !isClean) return null
     this.#takePace(now - asked)
+    this.patience *= PATIENCE.fade
     this.estimate = rttEstimate(this.estimate, now - asked)
     return this.estimate.srtt
   }
@@ -110,7 +118,7 @@ export class Detector {
   #verdicts(activity) {
     if (activity === "hidden") return []
     const times = this.verdictAt === null ? [] : [this.verdictAt]
-    if (this.suspicion && this.pending.length >= 2) times.push(this.#base + DEAD_RTOS * this.rto)
+    if (this.suspicion && this.pending.length >= 2) times.push(this.#base + this.allowance + (DEAD_RTOS - 1) * this.rto)
     if (this.probes.size >= 2) times.push(Math.min(...this.probes.values()) + Math.max(UPSTREAM, 2 * DEAD_RTOS * this.rto))
     return times
   }
@@ -119,8 +127,8 @@ export class Detector {
     const times = new Map()
     if (this.suspicion || activity === "hidden" || activity === "offline") return times
     const [asked] = this.pending
-    if (this.pending.length) times.set("echo", asked + this.rto)
-    if (this.sends.size) times.set("send", Math.min(...this.sends.values()) + this.rto)
+    if (this.pending.length) times.set("echo", asked + this.allowance)
+    if (this.sends.size) times.set("send", Math.min(...this.sends.values()) + this.allowance)
     if (this.#bufferedAt !== null) times.set("buffered", this.#bufferedAt + 1000)
     if (this.#pace.above >= 3) times.set("slow", this.lastIn)
     if (this.killGap && this.pending.length) {

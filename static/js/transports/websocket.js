@@ -10,7 +10,7 @@ const ECHOES_OF_PROOF = 3
 
 export class WebSocketTransport {
   #address; #world; #socket = null; #timer = null
-  #estimate = null
+  #detector = null // of the newest socket
 
   // world: {on, receive, plan() → {epoch, feeds}, activity(awaiting) (see detector.js), maxMessage(), heartbeat, triggers}
   // address() → the URL to open
@@ -18,8 +18,6 @@ export class WebSocketTransport {
     this.#address = address
     this.#world = world
   }
-
-  get rto() { return this.#estimate?.rto ?? 1000 }
 
   // proof: how long (ms) this socket must live, beyond its echoes, before it may carry; killGap: see detector.js.
   open(proof = 0, killGap = 0) {
@@ -33,7 +31,8 @@ export class WebSocketTransport {
       return
     }
     const { heartbeat, triggers } = this.#world
-    const detector = new Detector(performance.now(), { heartbeat, triggers, estimate: this.#estimate, killGap })
+    const detector = new Detector(performance.now(), { heartbeat, triggers, before: this.#detector, killGap })
+    this.#detector = detector
     const facts = { detector, hello: false, waiting: null, readyAt: 0, proved: false, echoes: 0, proof }
     this.#socket = Object.assign(socket, { facts })
     socket.onmessage = (event) => this.#onMessage(socket, event.data)
@@ -137,8 +136,8 @@ export class WebSocketTransport {
     facts.echoes += 1
     const smoothed = facts.detector.echoed(n, performance.now(), isClean)
     if (smoothed === null) return
-    this.#estimate = facts.detector.estimate
-    this.#world.on({ type: "measured", rtt: Math.round(smoothed), jitter: Math.round(this.#estimate.rttvar) })
+    const { rttvar } = facts.detector.estimate
+    this.#world.on({ type: "measured", rtt: Math.round(smoothed), jitter: Math.round(rttvar) })
   }
 
   // From hello to ready (feeds resumed, one echo) to proved (three echoes, and old enough).
@@ -179,17 +178,17 @@ export class WebSocketTransport {
     facts.detector.buffer(socket.bufferedAmount, performance.now())
     for (const what of facts.detector.tick(performance.now(), this.#activity(facts))) {
       if (socket !== this.#socket) return
-      if (what === "dead") this.#die(facts)
+      if (what === "dead") this.#die()
       else if (what === "suspect") this.#world.on({ type: "ws_suspect", trigger: facts.detector.suspicion })
       else this.#echo(facts)
     }
   }
 
-  #die(facts) {
+  #die() {
     const socket = this.#socket
     this.#forget()
     try { socket.close(4000) } catch (error) { console.error(error) }
-    this.#world.on({ type: "ws_closed", reason: "socket-silent", silent_ms: silence(facts) })
+    this.#world.on({ type: "ws_closed", reason: "socket-silent" })
   }
 
   #onClose(socket, event) {
