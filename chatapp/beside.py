@@ -36,6 +36,14 @@ def computed_beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     return result
 
 
+def soon(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Have it done without waiting for it; at once without an event loop. It has to deal with its own errors."""
+    if monkey.is_module_patched("threading"):
+        gevent.spawn(function, *args, **kwargs)
+    else:
+        function(*args, **kwargs)
+
+
 def give_way() -> None:
     """Let everybody run first who can; at once without an event loop."""
     if monkey.is_module_patched("threading"):

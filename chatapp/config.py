@@ -325,15 +325,19 @@ def _show(value: Any) -> str:
     return str(value) if not isinstance(value, float) else f"{value:g}"
 
 
-def browser_config(settings: Settings, urls: Mapping[str, str], network: str = "") -> str:
+def browser_config(
+    settings: Settings, urls: Mapping[str, str], network: str, remembered: Mapping[str, Any] | None
+) -> str:
     """What the page's JavaScript must know, as JSON. Times are milliseconds where the name ends in _ms.
 
-    `network`: the key of the network that the page is asked from; see connection/memory.py.
+    `network`: the key of the network that the page is asked from, `remembered`: what is known of it for this
+    person; see connection/memory.py.
     """
     return json.dumps(
         {
             **urls,
             "network": network,
+            "remembered": remembered,
             "transports": settings.transports,
             "heartbeat_ms": round(settings.heartbeat_interval * 1000),
             "predict": settings.predict,

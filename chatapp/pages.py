@@ -16,7 +16,7 @@ from flask import Blueprint, abort, current_app, jsonify, make_response, redirec
 from chatapp import auth as auth_room
 from chatapp.auth import Refused
 from chatapp.config import browser_config
-from chatapp.connection.memory import network_key
+from chatapp.connection.memory import experience, network_key
 from chatapp.connection.states import table_json
 from chatapp.conversation import ChatError, Conflict, Gone
 from chatapp.house import house
@@ -219,6 +219,8 @@ def _connection_context() -> dict[str, Any]:
     parts = house()
     sign_in = parts.auth.current()
     any_id = UUID(int=0)
+    network = network_key(str(current_app.secret_key), request.remote_addr or "")
+    remembered = parts.store.networks.remembered(sign_in.person.id, network) if sign_in else None
     urls = {
         "ws_url": f"{request.script_root}/ws",
         "changes_url": f"{request.script_root}/changes",
@@ -232,9 +234,7 @@ def _connection_context() -> dict[str, Any]:
         "epoch": parts.epoch,
         "instance": parts.instance,
         "person_id": sign_in.person.uuid if sign_in else "",
-        "config_json": browser_config(
-            parts.settings, urls, network_key(str(current_app.secret_key), request.remote_addr or "")
-        ),
+        "config_json": browser_config(parts.settings, urls, network, remembered),
         "states_json": table_json(),
     }
 
@@ -338,9 +338,15 @@ def events() -> Any:
         if len(reported) > MOST_EVENTS:
             return problem("too-many", f"Report at most {MOST_EVENTS} events at once.", 413)
         rows = [_event(item, sign_in.person.uuid if sign_in else "") for item in reported]
+        learned = {
+            (row.client, row.number): experience(item["data"], row.happened_at)
+            for item, row in zip(reported, rows, strict=True)
+            if row.type == "network"
+        }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return problem("bad-events", "events must be a JSON list as docs/protocol.md describes it.", 400)
-    house().store.events.add(rows)
+    new = house().store.events.add(rows)
+    house().store.networks.learn(me(), [learned[name] for name in learned if name in new])
     return "", 204
 
 

@@ -1,18 +1,25 @@
 """What is remembered of networks: the vectors that JavaScript runs too, keys, and clients that come again."""
 
+import html
 import json
+import re
+import sqlite3
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lab.faultproxy import FaultProxy
 from lab.http import Client as HttpClient
+from lab.processes import wait_for
+from lab.program import run_chatapp
 from lab.server import Server
 from test_client import client_of, states
 
-from chatapp.connection.memory import Networks, network_key, note, trust
+from chatapp.connection.memory import MOST_NETWORKS, Networks, network_key, note, trust
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "memory.json").read_text())
 
@@ -52,12 +59,119 @@ def test_the_page_carries_the_key(start_server: Callable[..., Server]) -> None:
 
 
 def _config(page: str) -> str:
-    import html
-    import re
-
     found = re.search(r'name="chat-config" content="([^"]+)"', page)
     assert found
     return html.unescape(found[1])
+
+
+def shown(client: HttpClient, name: str = "remembered") -> Any:
+    """What the page's config says."""
+    return json.loads(_config(client.get("/connection").text))[name]
+
+
+def report(client: HttpClient, *events: dict[str, Any], number: int = 1, name: str = "") -> int:
+    """Events `network` of one page, numbered from `number`, a second apart; the answer's status."""
+    now = time.time_ns() // 1_000_000 - 1000 * len(events)
+    page = name or str(uuid.uuid4())
+    rows = [
+        {"client": page, "number": number + count, "at": now + 1000 * count, "type": "network", "data": data}
+        for count, data in enumerate(events)
+    ]
+    return client.post("/connection/events", {"Accept": "application/json"}, events=json.dumps(rows)).status
+
+
+def lesson(key: str, worked: bool | None = False, kill_gap: float = 0) -> dict[str, Any]:
+    """The data of one event."""
+    return {"network": key, "worked": worked, "killGap": kill_gap}
+
+
+@pytest.fixture
+def quiet(start_server: Callable[..., Server]) -> Server:
+    """A server where nobody answers."""
+    return start_server(assistant="off")
+
+
+def keys(server: Server) -> set[str]:
+    """The networks that are remembered of anybody."""
+    with closing(sqlite3.connect(server.data / "chat.db")) as database:
+        return {row[0] for row in database.execute("SELECT network FROM network_memory")}
+
+
+def test_what_one_browser_learned_the_next_page_of_the_person_is_told(quiet: Server) -> None:
+    """By the rules of `note`, once for each event; nobody else is told, and of no other network."""
+    client = HttpClient(quiet.url).sign_in()
+    here, page = shown(client, "network"), str(uuid.uuid4())
+    assert shown(client) is None
+    assert report(client, lesson("0123456789ab")) == 204
+    wait_for(lambda: keys(quiet) == {"0123456789ab"}, 5, "another network is remembered")
+    assert shown(client) is None
+    for _ in range(2):  # the answer to the first was lost: the second changes nothing
+        assert report(client, lesson(here), lesson(here), lesson(here, None, 20_000.4), name=page) == 204
+    wait_for(lambda: shown(client), 5, "this one is remembered")
+    assert report(client, lesson("ffffffffffff")) == 204
+    wait_for(lambda: "ffffffffffff" in keys(quiet), 5, "all before it is written, too")
+    found = shown(client)
+    assert found["failed"] == pytest.approx(2, abs=0.01) and found["worked"] == 0 and found["killGap"] == 20_000
+    assert found["at"] <= time.time_ns() // 1_000_000
+    assert report(client, lesson(here, True), number=4, name=page) == 204
+    wait_for(lambda: shown(client)["worked"] == 1, 5, "a success")
+    assert shown(client)["failed"] == pytest.approx(1, abs=0.01)
+    other = ("bo@example.org", "a fine long password")
+    command = ("admin", "create", "--name", "Bo", "--email", other[0], "--password", other[1])
+    assert run_chatapp(quiet, *command).returncode == 0
+    assert shown(HttpClient(quiet.url).sign_in(*other)) is None
+
+
+def test_a_late_report_neither_turns_back_nor_runs_ahead(quiet: Server) -> None:
+    """Of a clock that is years fast, and of a page that was closed long ago."""
+    client = HttpClient(quiet.url).sign_in()
+    here, now = shown(client, "network"), time.time_ns() // 1_000_000
+    for at, failures in ((1 << 52, 1), (1000, 2)):
+        row = {"client": str(uuid.uuid4()), "number": 1, "at": at, "type": "network", "data": lesson(here)}
+        client.post("/connection/events", {"Accept": "application/json"}, events=json.dumps([row]))
+        wait_for(lambda count=failures: (shown(client) or {"failed": 0})["failed"] > count - 0.1, 5, "noted")
+        assert now <= shown(client)["at"] <= time.time_ns() // 1_000_000
+
+
+def test_the_oldest_network_makes_room_and_a_persons_end_is_theirs(quiet: Server) -> None:
+    """MOST_NETWORKS a person; a deleted person takes them along."""
+    client = HttpClient(quiet.url).sign_in()
+    names = [f"{number:012x}" for number in range(MOST_NETWORKS + 1)]
+    report(client, *map(lesson, names[:-1]))
+    wait_for(lambda: keys(quiet) == set(names[:-1]), 5, "as many as there may be")
+    report(client, lesson(names[-1]))
+    wait_for(lambda: keys(quiet) == set(names[1:]), 5, "the oldest is gone")
+    with closing(sqlite3.connect(quiet.data / "chat.db")) as database, database:
+        database.execute("PRAGMA foreign_keys=ON")
+        database.execute("DELETE FROM sessions")
+        database.execute("DELETE FROM people WHERE kind = 'person'")
+    assert keys(quiet) == set()
+
+
+BAD: dict[str, Any] = {
+    "no data": None,
+    "not an object": "0123456789ab",
+    "no key": {"worked": True, "killGap": 0},
+    "a long key": lesson("0123456789abc"),
+    "not hex": lesson("0123456789aG"),
+    "a key with a line's end": lesson("0123456789ab\n"),
+    "a number as key": lesson(123456789012),  # type: ignore[arg-type]
+    "worked a number": lesson("0123456789ab", 1),  # type: ignore[arg-type]
+    "a gap below zero": lesson("0123456789ab", None, -1),
+    "an endless gap": lesson("0123456789ab", None, float("inf")),
+    "no number as gap": lesson("0123456789ab", None, float("nan")),
+    "a gap in words": lesson("0123456789ab", None, "20"),  # type: ignore[arg-type]
+}
+
+
+def test_a_bad_lesson_is_refused_as_other_bad_fields_are(quiet: Server) -> None:
+    """With 400, and all that came with it."""
+    client = HttpClient(quiet.url).sign_in()
+    for name, data in BAD.items():
+        assert report(client, lesson("0123456789ab"), data) == 400, name
+    assert report(client, lesson("ffffffffffff")) == 204
+    wait_for(lambda: keys(quiet), 5, "a good one is remembered")
+    assert keys(quiet) == {"ffffffffffff"}
 
 
 def test_the_third_client_begins_by_polling_and_still_finds_websocket_again(

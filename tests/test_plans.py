@@ -11,6 +11,7 @@ from sqlalchemy import event
 from chatapp import create_app
 from chatapp.auth import hash_token
 from chatapp.config import Settings
+from chatapp.connection.memory import Experience
 from chatapp.house import House
 from chatapp.store import ConnectionEvent, now_ms
 
@@ -96,6 +97,8 @@ def use_everything(house: House) -> None:
     store.people.end_session(hash_token("token"))
     chat.delete(ada, place.uuid)
     name = str(uuid.uuid4())
+    store.networks.learn(ada, [Experience("0123456789ab", now_ms(), False, 0)])
+    assert store.networks.remembered(ada, "0123456789ab")
     store.events.add([ConnectionEvent(name, 1, name, "x", None, None, None, None, now_ms(), "{}")])
 
 
@@ -120,6 +123,7 @@ def test_no_statement_walks_through_a_table(house: House) -> None:
         ),
         (r"UPDATE feeds", "COVERING INDEX feeds_change"),
         (r"SELECT.*memberships\.list_revision > ", "memberships_list (person_id=? AND list_revision>?)"),
+        (r"SELECT network_memory.*network = ", "(person_id=? AND network=?)"),
         (r"SELECT sessions.*token_hash = ", "(token_hash=?)"),
         (r"SELECT runs.*state = 'queued'\s*$", "runs_conversation (conversation_id=? AND state=?)"),
     ],

@@ -7,13 +7,15 @@ in static/js/surroundings.js; `tests/vectors/memory.json` runs in both. Times ar
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import MutableMapping
 from ipaddress import ip_address, ip_network
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 HALF_LIFE_MS = 72 * 3_600_000
 MOST_FAILURES = 8  # so that a few good days outweigh any number of bad ones
 MOST_NETWORKS = 20
+LONGEST_GAP_MS = 24 * 3_600_000
 DOUBT = 0.5
 BLAMED = ("upgrade-refused", "upgrade-hung", "mute", "unstable")  # reasons that speak against WebSocket on a network
 
@@ -28,6 +30,25 @@ class Network(TypedDict):
 
 
 Networks = MutableMapping[str, Network]
+
+
+class Experience(NamedTuple):
+    """What one page learned of a network: the arguments of `note`."""
+
+    network: str
+    at: int
+    has_worked: bool | None
+    kill_gap: int
+
+
+def experience(data: Any, at: int) -> Experience:
+    """From the data of an event `network`. Raises ValueError, TypeError or KeyError where it is none."""
+    key, has_worked, kill_gap = data["network"], data["worked"], data["killGap"]
+    if not re.fullmatch("[0-9a-f]{12}", key) or not (has_worked is None or isinstance(has_worked, bool)):
+        raise ValueError
+    if isinstance(kill_gap, bool) or not 0 <= kill_gap <= LONGEST_GAP_MS:
+        raise ValueError
+    return Experience(key, at, has_worked, round(kill_gap))
 
 
 def network_key(secret: str, address: str) -> str:

@@ -5,6 +5,7 @@ people.py         people, sessions, the instance
 conversations.py  conversations, messages, `changes`
 runs.py           durable answers
 drills.py         faults on purpose, for a bounded time
+networks.py       what people's browsers learned of networks
 events.py         connection events, in a database file of their own
 watch.py          what other processes committed
     migrate.py        brings a database to the newest migration
@@ -25,6 +26,7 @@ from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, now_ms, prepare_sqlite
 from chatapp.store.drills import Drill, DrillRunning, DrillTable
 from chatapp.store.events import ConnectionEvent, Events
+from chatapp.store.networks import NetworkTable
 from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignIn
 from chatapp.store.runs import ClaimedRun, Runs, Turn
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted
@@ -86,6 +88,7 @@ class Store:
         self.conversations = Conversations(self.database)
         self.runs = Runs(self.database, self.conversations)
         self.drills = DrillTable(self.database)
+        self.networks = NetworkTable(self.database)
         self.events = Events(Database(metrics, bus))
         self.watcher = Watcher(self.database, bus, workers)
 

@@ -16,6 +16,10 @@ from chatapp.store.tables import connection_events
 
 RECENT = 50_000  # how many of the newest events are looked through for one person's: some 20 ms
 
+ADD = (
+    insert(connection_events).on_conflict_do_nothing().returning(connection_events.c.client, connection_events.c.number)
+)
+
 log = logging.getLogger("chatapp.events")
 
 
@@ -41,14 +45,15 @@ class Events:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def add(self, events: Sequence[ConnectionEvent]) -> None:
-        """Store events; those already there are left as they are."""
+    def add(self, events: Sequence[ConnectionEvent]) -> set[tuple[str, int]]:
+        """Store events; those already there are left as they are. Returns (client, number) of the new ones."""
         if not events:
-            return
+            return set()
         now = now_ms()
         rows = [{**asdict(event), "received_at": now} for event in events]
         with self.database.write() as tx:
-            tx.connection.execute(insert(connection_events).on_conflict_do_nothing(), rows)
+            new = tx.connection.execute(ADD, rows).all()
+        return {(row.client, row.number) for row in new}
 
     def between(self, start: int, end: int, person: str | None = None) -> list[ConnectionEvent]:
         """What was reported to happen from `start` to `end` (ms), to a person or to all, in order."""

@@ -169,6 +169,18 @@ drills = Table(
     Index("drills_ends", "ends_at"),
 )
 
+# What is remembered of networks; a network is the key that connection/memory.py makes.
+network_memory = Table(
+    "network_memory",
+    meta,
+    Column("person_id", Id, ForeignKey("people.id", ondelete="CASCADE"), primary_key=True),
+    Column("network", String(12), primary_key=True),
+    Column("worked", Float, nullable=False),
+    Column("failed", Float, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("kill_gap", Integer, nullable=False),  # ms; 0: none is known
+)
+
 connection_events = Table(
     "connection_events",
     metrics_meta,

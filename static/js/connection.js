@@ -24,7 +24,7 @@ export class Connection {
 
   // prefix: of what is kept in localStorage
   constructor(config, states, prefix) {
-    this.#memory = new NetworkMemory(prefix, config.network)
+    this.#memory = new NetworkMemory(prefix, config, (data) => this.#report("network", { data }))
     const { is_doubtful, killGap } = this.#memory.lesson
     this.#config = { latency_ms: latency(), is_doubtful, ...config }
     this.#states = states

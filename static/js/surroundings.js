@@ -67,13 +67,18 @@ export function noteNetwork(networks, key, now, hasWorked, killGap = 0) {
   for (const name of names.slice(0, -MOST_NETWORKS)) delete networks[name]
 }
 
-// Kept in localStorage under this instance's and person's name. Each page counts one failure and one success at most.
+// Kept in localStorage under this instance's and person's name, and by the server for the person's other browsers: one
+// that knows nothing of a network begins with what the server remembers. Each page counts one failure and one success
+// at most.
 export class NetworkMemory {
-  #key; #network; #noted = new Set()
+  #key; #network; #report; #noted = new Set()
 
-  constructor(prefix, network) {
+  // report({network, worked, killGap}): for the server.
+  constructor(prefix, { network, remembered }, report) {
     this.#key = `${prefix}:networks`
     this.#network = network
+    this.#report = report
+    if (remembered && !this.#read()[network]) this.#change((networks) => { networks[network] = remembered })
   }
 
   // → {is_doubtful, killGap}: WebSocket failed here before; a proxy cuts sockets that are silent for so long.
@@ -90,12 +95,17 @@ export class NetworkMemory {
     if (after.killGap !== before.killGap) this.#add(`gap ${after.killGap}`, null, after.killGap)
   }
 
-  #add(what, hasWorked, killGap) {
+  #add(what, hasWorked, killGap = 0) {
     if (!this.#network || this.#noted.has(what)) return
     this.#noted.add(what)
+    this.#report({ network: this.#network, worked: hasWorked, killGap })
+    this.#change((networks) => noteNetwork(networks, this.#network, Date.now(), hasWorked, killGap))
+  }
+
+  #change(change) {
     try {
       const networks = this.#read()
-      noteNetwork(networks, this.#network, Date.now(), hasWorked, killGap)
+      change(networks)
       localStorage.setItem(this.#key, JSON.stringify(networks))
     } catch (error) { console.error("networks: not remembered", error) }
   }

@@ -1,14 +1,16 @@
 """A network without WebSocket is remembered between pages; one that allows it again is found out (issue 4)."""
 
+import sqlite3
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
-from lab.browser import record, sign_in, state, wait_for, wait_state
+from lab.browser import new_page, record, sign_in, state, wait_for, wait_state
 from lab.faultproxy import FaultProxy
 from lab.server import Server
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
 
@@ -43,3 +45,33 @@ def test_the_third_page_begins_by_polling_and_websocket_is_found_again(
     since = time.time()
     wait_state(page, "connected", timeout=30)
     print(f"back on WebSocket after {time.time() - since:.1f} s, state {state(page)}")
+
+
+def failures(server: Server) -> float:
+    """How many failures the server remembers, of all networks."""
+    with closing(sqlite3.connect(server.data / "chat.db")) as database:
+        return float(database.execute("SELECT total(failed) FROM network_memory").fetchone()[0])
+
+
+def test_a_persons_next_browser_begins_by_polling(
+    start_server: Callable[..., Server], start_proxy: Callable[[Server], FaultProxy], page: Page, browser: Browser
+) -> None:
+    """Upgrades are refused to two pages. A new browser, with nothing of its own, asks for none before it is usable."""
+    server = start_server(assistant="off")
+    proxy = start_proxy(server)
+    proxy.upgrade = "refuse"
+    sign_in(page, proxy.url)
+    for count in (1, 2):
+        wait_state(page, "polling")
+        wait_for(page, lambda least=count: failures(server) > least - 0.1, 10, "the server knows")
+        if count == 1:
+            page.reload()
+    other = new_page(browser)
+    try:
+        sign_in(other, proxy.url)
+        wait_state(other, "polling")
+        print(f"usable after {usable(other)} ms")
+        proxy.upgrade = "pass"
+        wait_state(other, "connected", timeout=30)
+    finally:
+        other.context.close()
