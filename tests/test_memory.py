@@ -15,8 +15,7 @@ import pytest
 from lab.faultproxy import FaultProxy
 from lab.http import Client as HttpClient
 from lab.processes import wait_for
-from lab.program import run_chatapp
-from lab.server import Server
+from lab.server import Server, run_chatapp
 from test_client import client_of, states
 
 from chatapp.connection.memory import MOST_NETWORKS, Networks, network_key, note, trust

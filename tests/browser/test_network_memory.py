@@ -47,6 +47,15 @@ def test_the_third_page_begins_by_polling_and_websocket_is_found_again(
     print(f"back on WebSocket after {time.time() - since:.1f} s, state {state(page)}")
 
 
+# As if WebSocket had always worked in this browser.
+TRUSTING = """() => {
+  const key = Object.keys(localStorage).find((name) => name.endsWith(":networks"))
+  const networks = JSON.parse(localStorage[key])
+  for (const network of Object.values(networks)) Object.assign(network, { worked: 9, failed: 0 })
+  localStorage[key] = JSON.stringify(networks)
+}"""
+
+
 def failures(server: Server) -> float:
     """How many failures the server remembers, of all networks."""
     with closing(sqlite3.connect(server.data / "chat.db")) as database:
@@ -71,6 +80,11 @@ def test_a_persons_next_browser_begins_by_polling(
         sign_in(other, proxy.url)
         wait_state(other, "polling")
         print(f"usable after {usable(other)} ms")
+        page.evaluate(TRUSTING)
+        page.reload()
+        wait_state(page, "polling")
+        polls = [n["at"] for n in record(page, "net") if "/changes" in n["url"]]
+        assert record(page, "sockets")[0]["at"] <= polls[0], "a browser that knows better is not overruled"
         proxy.upgrade = "pass"
         wait_state(other, "connected", timeout=30)
     finally:
