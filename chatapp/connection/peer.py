@@ -37,6 +37,7 @@ class News:
     cursor: int
     more: bool = False
     encoded: bytes | None = None  # the frame as a transport writes it, kept by the transport for all readers
+    deflated: bytes | None = None  # and for those who take it compressed
 
 
 class TooManyFeeds(Exception):
@@ -85,7 +86,7 @@ class Reader:
         if cached is not None and cached[0] == head:
             return cached[1]
         news = self._read(person, name, place, cursor)
-        size = 2 * getsizeof(news.frame) + getsizeof(news)  # as text, and soon as bytes
+        size = 3 * getsizeof(news.frame) + getsizeof(news)  # as text, and soon as bytes of both kinds
         self._frames.put((feed, cursor), (head, news), size)
         return news
 
@@ -161,7 +162,7 @@ class Peer:
         for name in list(self._followed):
             self.unsubscribe(name)
 
-    def shared_news(self) -> News | None:
+    def shared_frame(self, deflates: bool) -> bytes | None:
         """What others at the same cursor had already, if it is all that is to be said; else `next_news` knows.
 
         The usual case, for thousands of readers at once: a few look-ups and nothing else.
@@ -170,12 +171,15 @@ class Peer:
             return None
         followed, reader = self.dirty[0], self._reader
         news = reader.shared(followed.feed, followed.cursor)
-        if news is None or news.encoded is None or news.more or followed.generation != reader.generation:
+        if news is None or news.more or followed.generation != reader.generation:
+            return None
+        frame = news.deflated if deflates else news.encoded
+        if frame is None:
             return None
         self.dirty.clear()
         followed.is_dirty = False
         followed.cursor = news.cursor
-        return news
+        return frame
 
     def next_news(self) -> tuple[str, News | Exception] | None:
         """The next feed with something to say."""

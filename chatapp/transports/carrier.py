@@ -19,6 +19,7 @@ from chatapp.connection.peer import MOST_FEEDS, Peer, TooManyFeeds
 from chatapp.conversation import ChatError
 from chatapp.store import ConnectionEvent, SignIn, now_ms
 from chatapp.transports import frames, framing
+from chatapp.transports.deflate import Inflater
 from chatapp.transports.framing import PING, PONG, Violation
 from chatapp.transports.watched import LINGER_S, WatchedSocket
 
@@ -45,6 +46,7 @@ class WebSocketConnection(WatchedSocket):
         "_checked_at",
         "_close",
         "_closed_as",
+        "_deflates",
         "_expires_at",
         "_house",
         "_inbox",
@@ -65,16 +67,14 @@ class WebSocketConnection(WatchedSocket):
         "slot",
     )
 
-    def __init__(self, fd: int, house: House, sign_in: SignIn, token_hash: str, address: str) -> None:
+    def __init__(self, fd: int, house: House, sign_in: SignIn, token_hash: str, address: str, deflates: bool) -> None:
         super().__init__(fd)
-        self.slot = 0
-        self.feeds = 0  # how many were followed at the end
+        self.slot = self.feeds = 0  # feeds: how many were followed at the end
         self._house = house
         self.name = str(uuid4())
-        self._person, self._session = sign_in.person.uuid, sign_in.id
-        self._expires_at = sign_in.expires_at
+        self._person, self._session, self._expires_at = sign_in.person.uuid, sign_in.id, sign_in.expires_at
         self._token_hash = token_hash
-        self._address = address
+        self._address, self._deflates = address, deflates
         self._peer = Peer(house.reader, house.bus, sign_in.person.id, self.wake)
         self._parser: framing.Parser | None = None
         self._inbox: list[frames.Send | frames.Subscribe | frames.Unsubscribe] = []
@@ -112,7 +112,8 @@ class WebSocketConnection(WatchedSocket):
         if self._close is not None:
             return  # the last word waits for room: whatever comes now would wait with it, without a bound
         try:
-            parser = self._parser = self._parser or framing.Parser(self._house.settings.ws_max_message_size)
+            most, inflates = self._house.settings.ws_max_message_size, Inflater if self._deflates else None
+            parser = self._parser = self._parser or framing.Parser(most, inflates)
             parser.feed(data)
             self._take(parser)
         except Violation as violation:
@@ -247,11 +248,10 @@ class WebSocketConnection(WatchedSocket):
         self._is_awake = False
         if self._is_flushing:
             return  # another sweep is at it, waits for something, and looks again afterwards
-        if not (self._close or self.blocked_at or self._is_doubtful or self.is_paused):
-            news = self._peer.shared_news()
-            if news is not None and news.encoded is not None:
-                self.write(news.encoded)
-                return
+        is_free = not (self._close or self.blocked_at or self._is_doubtful or self.is_paused)
+        if is_free and (frame := self._peer.shared_frame(self._deflates)) is not None:
+            self.write(frame)
+            return
         self._is_flushing = True
         try:
             if self._is_doubtful and not self._is_signed_in(fresh=True):
@@ -274,7 +274,7 @@ class WebSocketConnection(WatchedSocket):
         """The next write: one frame as all its readers share it, or several small ones."""
         first = self._replies()
         while len(first) < ENOUGH_BYTES and (news := self._peer.next_news()) is not None:
-            data = frames.encoded(*news)
+            data = frames.encoded(*news, self._deflates)
             if first:
                 first += data
             elif self._peer.dirty or self._peer.replies:

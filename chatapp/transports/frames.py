@@ -18,6 +18,7 @@ from chatapp.cache import Cache
 from chatapp.connection.peer import News, StaleCursor
 from chatapp.store import ChangedMessage, Changes, Entry, Posted
 from chatapp.transports import framing
+from chatapp.transports.deflate import deflated
 
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
 MOST_RENDERED_BYTES = 16 << 20  # of them together: a long one has 20,000 characters, each up to six as HTML
@@ -239,13 +240,15 @@ def utf16_length(text: str) -> int:
     return len(text.encode("utf-16-le", "surrogatepass")) // 2 if not text.isascii() else len(text)
 
 
-def encoded(name: str, news: News | Exception) -> bytes:
-    """The frame with its header; of news once for all its readers."""
+def encoded(name: str, news: News | Exception, deflates: bool) -> bytes:
+    """The frame with its header; of news once for all its readers, and once for those who take it compressed."""
     if not isinstance(news, News):
         text = reload(name, "cursor") if isinstance(news, StaleCursor) else gone(name)
         return framing.frame(text.encode())
     if news.frame is None:
         return framing.frame(nothing(name, news.cursor).encode())
-    if news.encoded is None:
-        news.encoded = framing.frame(news.frame.encode())
+    if deflates:
+        news.deflated = news.deflated or deflated(news.frame.encode())
+        return news.deflated
+    news.encoded = news.encoded or framing.frame(news.frame.encode())
     return news.encoded

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 PROTOCOL_ERROR, NOT_TEXT, TOO_BIG = 1002, 1007, 1009
@@ -38,13 +39,22 @@ def close_frame(code: int, reason: str = "") -> bytes:
     return frame(code.to_bytes(2, "big") + reason.encode()[: LONGEST_CONTROL - 2], CLOSE)
 
 
+class Inflater(Protocol):
+    """What makes a compressed message readable: deflate.py."""
+
+    def take(self, data: bytes, is_last: bool) -> bytes:
+        """The next frame's content. Raises Violation."""
+
+
 class Parser:
     """Takes bytes as they come and gives messages. One that `is_idle` can be thrown away."""
 
-    __slots__ = ("_at", "_data", "_decoder", "_most", "_opcode", "_parts", "_size")
+    __slots__ = ("_at", "_data", "_decoder", "_inflater", "_inflates", "_most", "_opcode", "_parts", "_size")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, inflates: Callable[[int], Inflater] | None = None) -> None:
         self._most = most  # bytes of a message
+        self._inflates = inflates  # None: no compression was agreed
+        self._inflater: Inflater | None = None  # of the message under way
         self._data, self._at = b"", 0
         self._opcode, self._size = CONTINUATION, 0  # of the message whose fragments are being collected
         self._parts: list[Any] = []
@@ -89,11 +99,23 @@ class Parser:
             return None
         payload = _unmask(data[at + 4 : at + 4 + size], data[at : at + 4])
         self._at = at + 4 + size
+        if opcode < CLOSE:
+            payload = self._inflated(first, payload)
         return opcode, payload, first >= 0x80
+
+    def _inflated(self, first: int, payload: bytes) -> bytes:
+        if first & 0x40 and self._inflates:
+            self._inflater = self._inflates(self._most)
+        if (inflater := self._inflater) is None:
+            return payload
+        if first >= 0x80:
+            self._inflater = None
+        return inflater.take(payload, first >= 0x80)
 
     def _check_head(self, first: int, second: int) -> None:
         opcode = first & 15
-        if first & 0x70:
+        compressed = 0x40 if self._inflates and opcode in (TEXT, BINARY) else 0
+        if first & 0x70 & ~compressed:
             raise Violation(PROTOCOL_ERROR, "a reserved bit is set")
         if opcode not in (TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG):
             raise Violation(PROTOCOL_ERROR, "an unknown opcode")

@@ -6,7 +6,7 @@ import base64
 import logging
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from flask_sock import Sock
 from simple_websocket import Server
 
@@ -14,6 +14,7 @@ from chatapp.auth import origin_is_allowed
 from chatapp.config import Settings
 from chatapp.store import Store
 from chatapp.transports.carrier import WebSocketConnection
+from chatapp.transports.deflate import agreed
 from chatapp.transports.live import Live
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def register(app: Flask, house: House) -> None:
             return Response("This origin may not open a WebSocket here.\n", 403, content_type="text/plain")
         if live.is_full() or "gunicorn.socket" not in request.environ:
             return Response("No WebSocket can be opened now.\n", 503, {"Retry-After": str(FULL_RETRY_S)})
-        # simple-websocket accepts every offer of compression, without any bound on what it inflates to.
-        request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+        # simple-websocket agrees to whatever is offered: it gets to see what we can do, or nothing.
+        g.extension = agreed(request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
+        if g.extension:
+            request.environ["HTTP_SEC_WEBSOCKET_EXTENSIONS"] = g.extension
         return None
 
     @sock.route("/ws")  # type: ignore[untyped-decorator]
@@ -76,7 +79,8 @@ def register(app: Flask, house: House) -> None:
             live.replace(request.args.get("replaces", ""), sign_in.person.id)
             # The descriptor changes hands: gunicorn keeps an empty object that it may close.
             fd = ws.sock.detach()
-            WebSocketConnection(fd, house, sign_in, house.auth.token_hash(), request.remote_addr or "").start()
+            address, deflates = request.remote_addr or "", bool(g.extension)
+            WebSocketConnection(fd, house, sign_in, house.auth.token_hash(), address, deflates).start()
 
 
 def is_key(key: str) -> bool:
