@@ -23,7 +23,7 @@ def register(app: Flask, house: House) -> None:
     source = (folder / WORKER).read_text()
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.suffix in KEPT]
 
-    @lru_cache(maxsize=4)  # of the prefixes under which this process is reached there is one
+    @lru_cache(maxsize=4)  # there is one prefix; more would be a mistake, not a leak
     def body(script_root: str) -> Body:
         settings = {
             "instance": house.instance,

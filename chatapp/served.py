@@ -20,7 +20,7 @@ from werkzeug.exceptions import NotFound
 TEXTS = {".js", ".css", ".svg", ".html"}
 OWN_SCRIPTS = "js/"  # what lies elsewhere (vendor/) is minified already
 HASH = "$hash$"  # stands in for # while a script is minified
-SMALLEST = 9  # gzip's level: it is done once, and takes 5 ms for the largest file
+SMALLEST = 9  # gzip's level: it is done once; all files together take 12 ms
 
 
 def minified(script: str) -> str:
