@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from flask import Flask, Response, jsonify, render_template, send_from_directory
+from flask import Flask, Response, jsonify, render_template
 from flask_babel import Babel, get_locale
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 from markupsafe import Markup
@@ -25,6 +25,7 @@ from chatapp.connection.peer import Reader
 from chatapp.conversation import Chat
 from chatapp.house import House
 from chatapp.proxies import InFront
+from chatapp.served import Files
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
 from chatapp.transports import drilled, polling, websocket
@@ -116,16 +117,15 @@ def _register_plain(app: Flask, house: House) -> None:
     """What needs no session: health, static files; and what every template may use."""
     folder = asset_dir("static")
     current = content_hash(folder)
+    files = Files(folder)
 
     @app.get("/static/<version>/<path:name>")
     def static(version: str, name: str) -> Response:
-        if version != current:  # a page of another process: what it gets now must not be kept under that name
-            response = send_from_directory(folder, name)
+        response = files.answer(name)
+        if version == current:
+            response.headers["Cache-Control"] = "public, max-age=31536000, immutable"  # a year
+        else:  # a page of another process: what it gets now must not be kept under that name
             response.headers["Cache-Control"] = "no-store"
-            return response
-        response = send_from_directory(folder, name, max_age=365 * 86400)
-        response.cache_control.public, response.cache_control.immutable = True, True
-        response.cache_control.no_cache = None
         return response
 
     @app.get("/healthz")
