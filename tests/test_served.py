@@ -177,8 +177,7 @@ def test_a_first_visit_is_small(client: Client, server: Server) -> None:
     raw = sum((STATIC / name).stat().st_size for name in names)
     sent = sum(len(ask(server, address(name), TAKES).body) for name in names)
     plain = sum(len(ask(server, address(name)).body) for name in names)
-    print(
-        f"\n{len(names)} static files of a conversation's page: {raw / 1000:.1f} kB, as sent {plain / 1000:.1f} kB, in gzip {sent / 1000:.1f} kB"
-    )
+    sizes = ", ".join(f"{name} {size / 1000:.1f} kB" for name, size in (("raw", raw), ("plain", plain), ("gzip", sent)))
+    print(f"\n{len(names)} static files of a conversation's page: {sizes}")
     assert "js/transports/polling.js" in names and len(names) > 20
     assert sent < raw / 3
