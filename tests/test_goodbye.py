@@ -33,7 +33,7 @@ def pair(house: House) -> Iterator[tuple[WebSocketConnection, socket.socket]]:
     assert sign_in is not None
     ours, theirs = socket.socketpair()
     theirs.settimeout(5)
-    connection = WebSocketConnection(ours.detach(), house, sign_in, "hash", "127.0.0.1")
+    connection = WebSocketConnection(ours.detach(), house, sign_in, "hash", "127.0.0.1", False)
     connection.start()
     with theirs:
         yield connection, theirs

@@ -35,6 +35,7 @@ class Driver:
             start_new_session=True,
         )
         self._lock = threading.Lock()
+        self._asleep: list[str] | None = None  # what it is told while it is stopped: its pipe would fill, and we hang
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -45,14 +46,20 @@ class Driver:
 
     def order(self, verb: str, **fields: object) -> bool:
         """Tell it to do something; False where it has ended."""
-        assert self.process.stdin is not None
         with self._lock:
             try:
-                self.process.stdin.write(json.dumps({"do": verb, **fields}) + "\n")
-                self.process.stdin.flush()
+                self._say([json.dumps({"do": verb, **fields}) + "\n"])
             except (OSError, ValueError):
                 return False
         return True
+
+    def _say(self, lines: list[str]) -> None:
+        assert self.process.stdin is not None
+        if self._asleep is not None:
+            self._asleep += lines
+            return
+        self.process.stdin.writelines(lines)
+        self.process.stdin.flush()
 
     def wait(self, condition: Callable[[], object], timeout: float) -> bool:
         """Whether this became true in time."""
@@ -69,7 +76,13 @@ class Driver:
 
     def signal(self, number: signal.Signals) -> None:
         """Stop it, let it go on, kill it."""
-        kill_group(self.process.pid, number)
+        with self._lock:
+            if number == signal.SIGSTOP:
+                self._asleep = []
+            kill_group(self.process.pid, number)
+            if number == signal.SIGCONT and self._asleep is not None:
+                said, self._asleep = self._asleep, None
+                self._say(said)
 
     def stop(self, timeout: float = 15.0) -> None:
         """Ask it to end, and see to it."""
