@@ -75,6 +75,12 @@ def nothing_left_running() -> Iterator[None]:
             pytest.fail(f"left running: {left}")
 
 
+@pytest.fixture(scope="module")
+def me(shared: Server) -> Client:
+    """The admin, signed in, where a module's tests share a server (its fixture `shared`)."""
+    return Client(shared.url).sign_in()
+
+
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[StartServer]:
     """Starts servers, each with a directory of its own; they end with the test, and their log is shown if it fails."""

@@ -38,11 +38,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def me(shared: Server) -> Client:
-    return Client(shared.url).sign_in()
-
-
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> None:
     """The shared server outlives each test; it ends with the module."""

@@ -13,8 +13,8 @@ from test_websocket import RawWebSocket
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.sync.client import connect
 
-from chatapp.transports.deflate import COMPRESSED, LEAST_BYTES, TAIL, WINDOW_BITS, Inflater, agreed, deflated
-from chatapp.transports.framing import Parser, Violation
+from chatapp.transports.deflate import LEAST_BYTES, TAIL, WINDOW_BITS, Inflater, agreed, deflated
+from chatapp.transports.framing import COMPRESSED, Parser, Violation
 
 CHROMIUM = "permessage-deflate; client_max_window_bits"
 BARE = "permessage-deflate; client_no_context_takeover; server_no_context_takeover"
@@ -46,11 +46,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that takes somewhat larger messages; nobody answers."""
     with Server(tmp_path_factory.mktemp("deflate"), assistant="off", ws_max_message_size=MOST) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def me(shared: Server) -> Client:
-    return Client(shared.url).sign_in()
 
 
 @pytest.fixture(autouse=True)

@@ -30,11 +30,6 @@ def nothing_left_running() -> None:
     """The shared server outlives each test; it ends with the module."""
 
 
-@pytest.fixture(scope="module")
-def me(shared: Server) -> Client:
-    return Client(shared.url).sign_in()
-
-
 def test_its_headers_are_those_of_every_answer(me: Client) -> None:
     page = me.get("/connection").headers
     cursor = int(me.poll({"list": 0}).page.one("chat-feed").get("to"))

@@ -146,12 +146,6 @@ def nothing_left_running() -> None:
     """The shared server outlives each test; it ends with the module."""
 
 
-@pytest.fixture(scope="module")
-def me(shared: Server) -> Client:
-    """The admin, signed in."""
-    return Client(shared.url).sign_in()
-
-
 @pytest.fixture
 def raw(me: Client) -> Iterator[RawWebSocket]:
     """A connection that is open."""

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import zlib
 
-from chatapp.transports.framing import PROTOCOL_ERROR, TEXT, TOO_BIG, Violation, frame
+from chatapp.transports.framing import COMPRESSED, PROTOCOL_ERROR, TEXT, TOO_BIG, Violation, frame
 
 NAME = "permessage-deflate"
-COMPRESSED = 0x40  # the bit in a message's first byte
 TAIL = b"\x00\x00\xff\xff"  # what RFC 7692 has the sender leave out
 WINDOW_BITS = 12  # of what we write: 4 kB, as much as most frames have; a smaller window is quicker to set up
 MEMORY_LEVEL = 5

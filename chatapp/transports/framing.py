@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 PROTOCOL_ERROR, NOT_TEXT, TOO_BIG = 1002, 1007, 1009
+COMPRESSED = 0x40  # the bit of a message's first byte that RFC 7692 gave a meaning
 NO_CODE = 1005  # a close frame without a code; never on the wire
 LONGEST_CONTROL = 125  # bytes, by the RFC; also what a length of seven bits can say
 CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}  # that may be on the wire, besides 3000 to 4999
@@ -104,7 +105,7 @@ class Parser:
         return opcode, payload, first >= 0x80
 
     def _inflated(self, first: int, payload: bytes) -> bytes:
-        if first & 0x40 and self._inflates:
+        if first & COMPRESSED and self._inflates:
             self._inflater = self._inflates(self._most)
         if (inflater := self._inflater) is None:
             return payload
@@ -114,7 +115,7 @@ class Parser:
 
     def _check_head(self, first: int, second: int) -> None:
         opcode = first & 15
-        compressed = 0x40 if self._inflates and opcode in (TEXT, BINARY) else 0
+        compressed = COMPRESSED if self._inflates and opcode in (TEXT, BINARY) else 0
         if first & 0x70 & ~compressed:
             raise Violation(PROTOCOL_ERROR, "a reserved bit is set")
         if opcode not in (TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG):
