@@ -75,7 +75,7 @@ def run(rig: Rig, rows: Sequence[Row], who: Sequence[str], runs: int, results: r
                         for key, value in numbers.items()
                         if key.startswith("reached_")
                     ]
-                except (Failed, TimedOut, WireError, OSError) as problem:
+                except (Failed, TimedOut, WireError, OSError, ArithmeticError) as problem:
                     results.failures.append(f"{row.key}, {TITLES[name]}, run {number + 1}: {problem}"[:600])
                 gc.collect()
                 found = results.numbers.get(row.key, {}).get(name, [{}])[-1]

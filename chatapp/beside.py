@@ -42,9 +42,3 @@ def soon(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> No
         gevent.spawn(function, *args, **kwargs)
     else:
         function(*args, **kwargs)
-
-
-def give_way() -> None:
-    """Let everybody run first who can; at once without an event loop."""
-    if monkey.is_module_patched("threading"):
-        gevent.sleep(0)

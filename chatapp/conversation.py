@@ -9,14 +9,16 @@ ChatError            every expected refusal: a code for programs, a sentence for
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from uuid import UUID
 
 from chatapp.store import ChangedMessage, Changes, Entry, Place, Posted, Store
-from chatapp.store.database import Write
+from chatapp.store.database import Job, Write
 
 LONGEST_MESSAGE = 20_000  # characters: some ten pages; more belongs into a file
 LONGEST_TITLE = 80  # characters: what a line of the list can show
 LIVE = ("queued", "running")
+CANONICAL = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # a UUID as nearly all clients write it
 
 
 class ChatError(Exception):
@@ -85,18 +87,31 @@ class Chat:
 
         Raises BadMessage, Conflict (the id is known with another text) and Gone.
         """
+        return self._store.database.together(self._posting(person, conversation, client_id, body, create))
+
+    def post_soon(
+        self, person: int, conversation: str, client_id: str, body: str, done: Callable[[Job[Posted]], None]
+    ) -> None:
+        """As `post`, without waiting for the disk: `done` gets the outcome. Raises BadMessage."""
+        self._store.database.submit(self._posting(person, conversation, client_id, body), done)
+
+    def _posting(
+        self, person: int, conversation: str, client_id: str, body: str, create: bool = False
+    ) -> Callable[[Write], Posted]:
         uuid, client_id, body = checked_id(conversation), checked_id(client_id), checked_body(body)
 
         def append(tx: Write) -> Posted:
-            place = self._create(tx, person, uuid) if create else self._place(tx, person, uuid)
-            known = self._conversations.known(tx, place, person, client_id)
+            found = self._conversations.said(tx, person, uuid, client_id)
+            if found is None and not create:
+                raise Gone
+            place, known = found or (self._create(tx, person, uuid), None)
             if known is None:
                 return self._append(tx, place, client_id, body)
             if known.body != body:
                 raise Conflict("conflict", "This message was already sent with another text.")
             return known
 
-        return self._store.database.together(append)
+        return append
 
     def rename(self, person: int, conversation: str, title: str) -> None:
         """Give the conversation another title."""
@@ -148,10 +163,9 @@ class Chat:
         return place
 
     def _append(self, tx: Write, place: Place, client_id: str, body: str) -> Posted:
-        _, posted = self._conversations.insert_message(tx, place, place.person, client_id, body, "sent")
+        posted = self._conversations.post(tx, place, client_id, body)
         if not place.title:
             self._conversations.set_title(tx, place, title_of(body))
-        self._conversations.touch(tx, place.conversation)
         if self._assistant_answers:
             self._store.runs.queue(tx, place)
         return posted
@@ -159,6 +173,8 @@ class Chat:
 
 def checked_id(text: str) -> str:
     """A UUID in its canonical form. Raises BadMessage."""
+    if isinstance(text, str) and CANONICAL.fullmatch(text):
+        return text
     try:
         return str(UUID(text))
     except (ValueError, AttributeError, TypeError):

@@ -14,7 +14,6 @@ from chatapp import create_app
 from chatapp.config import Settings
 from chatapp.conversation import ChatError
 from chatapp.house import House
-from chatapp.store import database as database_room
 
 PEOPLE = 12
 
@@ -138,7 +137,7 @@ class Ended(BaseException):
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("moment", ["while it gives way", "in the transaction", "before the commit"])
+@pytest.mark.parametrize("moment", ["before it begins", "in the transaction", "before the commit"])
 def test_a_leader_that_is_ended_stops_nobody(
     house: House, person: int, conversation: str, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -149,8 +148,8 @@ def test_a_leader_that_is_ended_stops_nobody(
         raise Ended
 
     with monkeypatch.context() as broken:
-        if moment == "while it gives way":
-            broken.setattr(database_room, "give_way", end)
+        if moment == "before it begins":
+            broken.setattr(db, "_commit_next", end)
         elif moment == "before the commit":
             broken.setattr(db, "_commit", end)
         with pytest.raises(Ended):

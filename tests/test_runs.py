@@ -43,7 +43,7 @@ class House:
         conversations = self.store.conversations
         with self.store.database.write() as tx:
             place = conversations.add(tx, self.person, f"c-{question}")
-            conversations.insert_message(tx, place, self.person, f"m-{question}", question, "sent")
+            conversations.post(tx, place, f"m-{question}", question)
             self.store.runs.queue(tx, place)
         return place
 

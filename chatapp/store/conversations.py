@@ -10,10 +10,10 @@ from uuid import uuid4
 from sqlalchemy import Connection, and_, bindparam, or_, select, update
 
 from chatapp.bus import ACCESS
-from chatapp.store.database import REVISION, Database, Write, new_id, now_ms
+from chatapp.store.database import REVISION, Database, Write, bumping, new_id, now_ms
 from chatapp.store.hot import Hot
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, moment
-from chatapp.store.tables import blocks, conversations, memberships, messages, people
+from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people
 
 PAGE = 40  # messages on a page as it loads, and in each step back
 END = 1 << 62  # after every position
@@ -32,22 +32,48 @@ PLACE = Hot(
         memberships.c.left_at.is_(None),
     )
 )
-KNOWN = Hot(
-    select(messages).where(
-        messages.c.conversation_id == bindparam("conversation"),
-        messages.c.author_id == bindparam("author"),
-        messages.c.client_id == bindparam("client"),
+SAID = Hot(
+    select(
+        conversations.c.id,
+        conversations.c.feed_id,
+        conversations.c.title,
+        messages.c.uuid,
+        messages.c.position,
+        messages.c.revision,
+        messages.c.body,
+    )
+    .join(memberships, memberships.c.conversation_id == conversations.c.id)
+    .outerjoin(
+        messages,
+        and_(
+            messages.c.conversation_id == conversations.c.id,
+            messages.c.author_id == memberships.c.person_id,
+            messages.c.client_id == bindparam("client"),
+        ),
+    )
+    .where(
+        conversations.c.uuid == bindparam("uuid"),
+        conversations.c.deleted_at.is_(None),
+        memberships.c.person_id == bindparam("person"),
+        memberships.c.left_at.is_(None),
     )
 )
-MEMBERS = Hot(
-    select(memberships.c.person_id, people.c.feed_id)
-    .join(people)
-    .where(memberships.c.conversation_id == bindparam("conversation"))
+_member_feeds = select(people.c.feed_id).join(memberships)
+BUMP_WITH_LISTS = bumping(
+    or_(
+        feeds.c.id == bindparam("feed"),
+        feeds.c.id.in_(_member_feeds.where(memberships.c.conversation_id == bindparam("conversation"))),
+    )
 )
-TOUCH_ENTRY = Hot(
+TOUCH_ENTRIES = Hot(
     update(memberships)
-    .where(memberships.c.conversation_id == bindparam("conversation"), memberships.c.person_id == bindparam("person"))
-    .values(list_revision=bindparam("revision"))
+    .where(memberships.c.conversation_id == bindparam("conversation"))
+    .values(
+        list_revision=select(feeds.c.revision)
+        .join(people, people.c.feed_id == feeds.c.id)
+        .where(people.c.id == memberships.c.person_id)
+        .scalar_subquery()
+    )
 )
 TOUCH = Hot(
     update(conversations).where(conversations.c.id == bindparam("conversation")).values(updated_at=bindparam("now"))
@@ -143,6 +169,9 @@ class Conversations:
 
     def changes(self, place: Place, cursor: int) -> Changes[ChangedMessage]:
         """What changed after `cursor`; from 0 the newest page, which replaces what is shown."""
+        fresh = self.database.fresh(place.feed, cursor) if cursor > 0 else None
+        if fresh is not None:
+            return fresh
         with self.database.read() as connection:
             end = self._revision(connection, place.feed)
             if cursor >= end:
@@ -228,7 +257,7 @@ class Conversations:
         conversation = new_id(result)
         tx.bump(feed)
         entry = {"conversation_id": conversation, "person_id": person, "role": "owner", "joined_at": now}
-        revision = tx.bump(self._list_feed(tx, person))
+        revision = tx.bump(tx.connection.execute(select(people.c.feed_id).where(people.c.id == person)).scalar_one())
         tx.connection.execute(memberships.insert().values(**entry, list_revision=revision))
         return Place(conversation, feed, uuid, "", person)
 
@@ -241,51 +270,70 @@ class Conversations:
         query = select(conversations.c.id).where(conversations.c.uuid == uuid)
         return tx.connection.execute(query).first() is not None
 
-    def known(self, tx: Write, place: Place, author: int, client_id: str) -> Posted | None:
-        """The message that this author named so, if it is there."""
-        row = KNOWN.first(tx.connection, conversation=place.conversation, author=author, client=client_id)
+    def said(self, tx: Write, person: int, uuid: str, client_id: str) -> tuple[Place, Posted | None] | None:
+        """As `find`, and the message that the person named so, if it is there."""
+        row = SAID.first(tx.connection, person=person, uuid=uuid, client=client_id)
         if row is None:
             return None
-        where = (row.uuid, client_id, place.uuid, row.position, row.revision)
-        return Posted(*where, body=row.body, created=False)
+        place = Place(row.id, row.feed_id, uuid, row.title, person)
+        if row.position is None:
+            return place, None
+        return place, Posted(row.uuid, client_id, uuid, row.position, row.revision, row.body, created=False)
 
-    def insert_message(
-        self, tx: Write, place: Place, author: int, client_id: str, body: str, state: str
-    ) -> tuple[int, Posted]:
-        """Append a message; returns its number and where it stands."""
-        revision = tx.bump(place.feed)
-        uuid = str(uuid4())
+    def post(self, tx: Write, place: Place, client_id: str, body: str) -> Posted:
+        """Append a message of the person's own; the conversation moves to the top of its members' lists."""
+        revision = self.touch(tx, place.conversation, place.feed)
+        message = self._insert(tx, place, place.person, client_id, body, "sent", revision)
+        return Posted(message.uuid, client_id, place.uuid, revision, revision, body, created=True)
+
+    def add_answer(self, tx: Write, place: Place, author: int, uuid: str) -> int:
+        """Append an answer that is to be written; returns its number."""
+        return self._insert(tx, place, author, uuid, "", "running", tx.bump(place.feed)).id
+
+    def _insert(
+        self, tx: Write, place: Place, author: int, client_id: str, body: str, state: str, revision: int
+    ) -> ChangedMessage:
+        now, uuid = now_ms(), str(uuid4())
+        values: dict[str, Any] = {"state": state, "position": revision, "revision": revision, "body": body}
         cursor = INSERT_MESSAGE.run(
             tx.connection,
             uuid=uuid,
             conversation_id=place.conversation,
             author_id=author,
             client_id=client_id,
-            position=revision,
-            revision=revision,
-            state=state,
             state_revision=revision,
-            body=body,
-            created_at=now_ms(),
+            created_at=now,
+            **values,
         )
-        posted = Posted(uuid, client_id, place.uuid, revision, revision, body, created=True)
-        return int(cursor.lastrowid), posted
+        message = ChangedMessage(
+            id=int(cursor.lastrowid),
+            uuid=uuid,
+            client_id=client_id,
+            author="user" if author == place.person else "assistant",
+            error=None,
+            deleted=False,
+            edited=False,
+            created_at=moment(now),
+            blocks=(),
+            state_revision=revision,
+            **values,
+        )
+        tx.keep(place.feed, message)
+        return message
 
     def set_title(self, tx: Write, place: Place, title: str) -> None:
         """Name the conversation; shows in its page and in every member's list."""
         mine = conversations.c.id == place.conversation
         tx.connection.execute(update(conversations).where(mine).values(title=title))
         tx.bump(ACCESS)  # a cached place knows the title
-        tx.bump(place.feed)
-        self.touch_lists(tx, place.conversation)
+        self._bump_with_lists(tx, place.conversation, place.feed)
 
     def delete(self, tx: Write, place: Place) -> None:
         """Take the conversation away from everybody; the rows stay."""
         mine = conversations.c.id == place.conversation
         tx.connection.execute(update(conversations).where(mine).values(deleted_at=now_ms()))
         tx.bump(ACCESS)
-        tx.bump(place.feed)
-        self.touch_lists(tx, place.conversation)
+        self._bump_with_lists(tx, place.conversation, place.feed)
 
     def delete_message(self, tx: Write, place: Place, uuid: str) -> bool:
         """Leave a tombstone in place of the person's own message. False: no such message of theirs."""
@@ -303,15 +351,16 @@ class Conversations:
             tx.connection.execute(update(messages).where(messages.c.id == row.id).values(**change))
         return True
 
-    def touch(self, tx: Write, conversation: int) -> None:
-        """Something was said: the conversation moves to the top of its members' lists."""
+    def touch(self, tx: Write, conversation: int, feed: int) -> int:
+        """Something was said: the conversation moves to the top of its members' lists. Returns the feed's revision."""
+        self._bump_with_lists(tx, conversation, feed)
         TOUCH.run(tx.connection, conversation=conversation, now=now_ms())
-        self.touch_lists(tx, conversation)
+        return tx.heads[feed]
 
-    def touch_lists(self, tx: Write, conversation: int) -> None:
-        """The entry changed in every member's list."""
-        for person, feed in MEMBERS.all(tx.connection, conversation=conversation):
-            TOUCH_ENTRY.run(tx.connection, conversation=conversation, person=person, revision=tx.bump(feed))
+    def _bump_with_lists(self, tx: Write, conversation: int, feed: int) -> None:
+        """The conversation changed, and its entry in every member's list."""
+        tx.bump_all(BUMP_WITH_LISTS, conversation=conversation, feed=feed)
+        TOUCH_ENTRIES.run(tx.connection, conversation=conversation)
 
     def last_message(self, tx: Write, place: Place) -> tuple[str, str] | None:
         """Author kind and state of the newest message."""
@@ -324,9 +373,6 @@ class Conversations:
         )
         row = tx.connection.execute(query).first()
         return (row[0], row[1]) if row else None
-
-    def _list_feed(self, tx: Write, person: int) -> int:
-        return int(tx.connection.execute(select(people.c.feed_id).where(people.c.id == person)).scalar_one())
 
 
 def _message(row: Any, parts: tuple[Block, ...]) -> ChangedMessage:

@@ -8,32 +8,38 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from sys import getsizeof
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Engine, bindparam, event, func, select, update
+from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, bindparam, event, func, select, update
 from sqlalchemy.exc import OperationalError
 
-from chatapp.beside import beside, give_way
+from chatapp.beside import beside, soon
 from chatapp.bus import ACCESS, Bus
-from chatapp.store.hot import Hot, driver
+from chatapp.cache import Cache
+from chatapp.store.hot import Hot, Value, driver
+from chatapp.store.shapes import Changes
 from chatapp.store.tables import feeds
 
 SLOW_COMMIT_S = 0.003  # a commit that takes longer goes beside the event loop; a thread costs some 0.3 ms
 BUSY_TIMEOUT_MS = 5000  # how long SQLite waits for another process's write before SQLITE_BUSY
 
 
+def bumping(which: ColumnElement[bool]) -> Hot:
+    """The statement that takes the next revision of each of these feeds, and returns their numbers and revisions."""
+    change = select(func.coalesce(func.max(feeds.c.change), 0) + 1).scalar_subquery()
+    values = {"revision": feeds.c.revision + 1, "change": change}
+    return Hot(update(feeds).where(which).values(**values).returning(feeds.c.id, feeds.c.revision))
+
+
 # Statements that run with every message are built once: building one costs more than running it.
-BUMP = Hot(
-    update(feeds)
-    .where(feeds.c.id == bindparam("feed"))
-    .values(
-        revision=feeds.c.revision + 1,
-        change=select(func.coalesce(func.max(feeds.c.change), 0) + 1).scalar_subquery(),
-    )
-    .returning(feeds.c.revision)
-)
+BUMP = bumping(feeds.c.id == bindparam("feed"))
 REVISION = Hot(select(feeds.c.revision).where(feeds.c.id == bindparam("feed")))
 MOST_TOGETHER = 100  # changes in one transaction: the first of them waits for the last
+MOST_FRESH = 1000  # feeds whose newest items are kept
+MOST_FRESH_BYTES = 8 << 20  # of them together: one item can have 20,000 characters
+MOST_ITEMS = 5  # of one feed: who lacks more reads the database
+ITEM_BYTES = 1000  # about as much as an item takes besides its text
 
 R = TypeVar("R")
 
@@ -105,13 +111,23 @@ class Write:
     connection: Connection
     topics: dict[int, None] = field(default_factory=dict)
     heads: dict[int, int] = field(default_factory=dict)
+    fresh: dict[int, Changes[Any]] = field(default_factory=dict)
 
     def bump(self, feed: int) -> int:
         """Take the feed's next revision; its readers are woken after the commit."""
-        revision = BUMP.one(self.connection, feed=feed)
-        self.topics[feed] = None
-        self.heads[feed] = revision
-        return revision
+        self.bump_all(BUMP, feed=feed)
+        return self.heads[feed]
+
+    def bump_all(self, statement: Hot, **which: Value) -> None:
+        """Take the next revision of all feeds of a statement that `bumping` made."""
+        for feed, revision in statement.run(self.connection, **which).fetchall():
+            self.topics[feed] = None
+            self.heads[feed] = revision
+
+    def keep(self, feed: int, item: object) -> None:
+        """Have what was written at the feed's newest revision at hand for its readers: they need not look it up."""
+        revision = self.heads[feed]
+        self.fresh[feed] = Changes(revision - 1, revision, (item,))
 
     def new_feed(self) -> int:
         """A new feed's number."""
@@ -123,25 +139,34 @@ class Write:
         self.topics[topic] = None
 
 
+def _nothing(_: object) -> Any:
+    """What a change does that was refused before it began."""
+
+
 class Job(Generic[R]):
     """A change that waits for its transaction, and what came of it."""
 
-    def __init__(self, work: Callable[[Write], R]) -> None:
+    def __init__(self, work: Callable[[Write], R], done: Callable[[Job[R]], None]) -> None:
         self._work = work
+        self._done = done
         self._result: list[R] = []
         self.error: Exception | None = None
-        self.leads = False  # whether it is to do the next group
-        self.latch = threading.Lock()  # held until there is a result, or it is to lead
-        self.latch.acquire()
+
+    @classmethod
+    def failed(cls, error: Exception) -> Job[R]:
+        """One that was refused before it could wait."""
+        job = cls(_nothing, _nothing)
+        job.error = error
+        return job
 
     def run(self, tx: Write) -> None:
         """Do it. Raises what the work raises."""
         self._result.append(self._work(tx))
 
     def end(self, problem: Exception | None) -> None:
-        """It is on disk, unless there was a problem."""
+        """It is on disk, unless there was a problem: say so to whoever asked for it."""
         self.error = self.error or problem
-        self.latch.release()
+        self._done(self)
 
     def outcome(self) -> R:
         """The result. Raises what the work, or the commit, raised."""
@@ -157,6 +182,7 @@ class Database:
         self.engine = engine
         self._bus = bus
         self.heads: dict[int, int] = {}  # the newest known revision of each feed
+        self._fresh: Cache[int, Changes[Any]] = Cache(MOST_FRESH, MOST_FRESH_BYTES)
         self._forget: list[Callable[[], None]] = []
         self._commit_s = 0.0  # how long commits took lately
         # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
@@ -180,7 +206,7 @@ class Database:
                 tx = Write(connection)
                 yield tx
                 self._commit(connection)
-        self.learn(tx.heads)
+        self._learn_own(tx)
         self._bus.publish(tx.topics)
 
     def together(self, work: Callable[[Write], R]) -> R:
@@ -188,47 +214,54 @@ class Database:
 
         Returns when it is on disk. A work that raises is undone alone; a commit that fails fails for all.
         """
-        job = Job(work)
-        with self._gate:
-            self._jobs.append(job)
-            job.leads, self._has_leader = not self._has_leader, True
-        try:
-            if job.leads:
-                give_way()  # others that are ready in this turn of the loop join
-            else:
-                job.latch.acquire()
-            topics = self._lead() if job.leads else {}
-        finally:  # also where whoever waits here is killed: a leader that left no successor would stop all changes
-            self._leave(job)
-        self._bus.publish(topics)
-        return job.outcome()
+        latch, ended = threading.Lock(), []
+        latch.acquire()
 
-    def _lead(self) -> dict[int, None]:
-        """Commit the next group; what is to be woken."""
+        def done(job: Job[R]) -> None:
+            ended.append(job)
+            latch.release()
+
+        self.submit(work, done)
+        latch.acquire()
+        return ended[0].outcome()
+
+    def submit(self, work: Callable[[Write], R], done: Callable[[Job[R]], None]) -> None:
+        """As `together`, without waiting: `done` is called with the outcome. It must neither wait nor raise."""
+        with self._gate:
+            self._jobs.append(Job(work, done))
+            leads, self._has_leader = not self._has_leader, True
+        if leads:
+            soon(self._lead)  # others that are ready in this turn of the loop join
+
+    def _lead(self) -> None:
+        """Commit group after group while there is anything to commit."""
+        is_done = False
+        try:
+            while self._commit_next():
+                pass
+            is_done = True
+        finally:
+            if not is_done:  # killed: whoever comes next must not wait for a leader that is gone
+                with self._gate:
+                    self._has_leader = False
+
+    def _commit_next(self) -> bool:
+        """Commit the next group and wake its readers; False where there is none."""
+        topics: dict[int, None] = {}
         with self._writer:
             with self._gate:
                 jobs, self._jobs = self._jobs[:MOST_TOGETHER], self._jobs[MOST_TOGETHER:]
+                self._has_leader = bool(jobs)
             problem: Exception | None = RuntimeError("whoever was to commit this was ended")
-            topics: dict[int, None] = {}
             try:
-                topics, problem = self._commit_group(jobs), None
+                topics, problem = self._commit_group(jobs) if jobs else {}, None
             except Exception as error:  # nothing of it is on disk: each of them must say so
                 problem = error
             finally:
                 for job in jobs:
                     job.end(problem)
-            return topics
-
-    def _leave(self, job: Job[Any]) -> None:
-        """It is done with, or given up: the next one leads, if this one did."""
-        with self._gate:
-            if job in self._jobs:
-                self._jobs.remove(job)
-            if job.leads:
-                job.leads, self._has_leader = False, bool(self._jobs)
-                if self._jobs:
-                    self._jobs[0].leads = True
-                    self._jobs[0].latch.release()
+        self._bus.publish(topics)
+        return bool(jobs)
 
     def _commit_group(self, jobs: list[Job[Any]]) -> dict[int, None]:
         with self.engine.connect() as plain:
@@ -238,7 +271,7 @@ class Database:
                 self._commit(connection)
         topics: dict[int, None] = {}
         for tx in done:
-            self.learn(tx.heads)
+            self._learn_own(tx)
             topics |= tx.topics
         return topics
 
@@ -256,6 +289,24 @@ class Database:
         finally:
             execute("RELEASE job")
         return tx
+
+    def fresh(self, feed: int, cursor: int) -> Changes[Any] | None:
+        """What a reader at this cursor lacks, where this process has just written all of it."""
+        kept = self._fresh.get(feed)
+        if kept is None or kept.end != self.heads.get(feed) or not kept.start <= cursor < kept.end:
+            return None
+        items = kept.items if cursor == kept.start else tuple(item for item in kept.items if item.revision > cursor)
+        return Changes(cursor, kept.end, items)
+
+    def _learn_own(self, tx: Write) -> None:
+        """What was committed here: the newest revisions, and the newest items."""
+        self.learn(tx.heads)
+        for feed, changes in tx.fresh.items():
+            before, items = self._fresh.get(feed), changes.items
+            if before is not None and before.end == changes.start:
+                items = (before.items + items)[-MOST_ITEMS:]
+            kept = Changes(items[0].revision - 1, changes.end, items)
+            self._fresh.put(feed, kept, sum(ITEM_BYTES + getsizeof(item.body) for item in items))
 
     def learn(self, heads: Mapping[int, int]) -> list[int]:
         """Note the newest revisions of feeds; returns those that were news."""

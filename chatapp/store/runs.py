@@ -195,7 +195,7 @@ class Runs:
         if self._assistant is None:
             self._assistant = tx.connection.execute(ASSISTANT).scalar_one()
         assistant = self._assistant
-        message, _ = self._conversations.insert_message(tx, place, assistant, row.uuid, "", "running")
+        message = self._conversations.add_answer(tx, place, assistant, row.uuid)
         START.run(tx.connection, run=row.id, by=lease, message=message, now=now_ms())
         return ClaimedRun(row.id, row.conversation_id, message, turns)
 
@@ -207,10 +207,9 @@ class Runs:
 
     def _end(self, tx: Write, run: int, conversation: int, message: int, state: str, error: str | None) -> int:
         """Returns the revision at which the message ended."""
-        revision = self._bump(tx, conversation)
+        revision = self._conversations.touch(tx, conversation, self._feed(tx, conversation))
         END_MESSAGE.run(tx.connection, message=message, word=state, at=revision, why=error)
         END.run(tx.connection, run=run, word=state, now=now_ms(), why=error)
-        self._conversations.touch(tx, conversation)
         tx.bump(RUNS)  # the next question of this conversation may wait
         return revision
 

@@ -15,10 +15,10 @@ from uuid import uuid4
 import gevent
 
 from chatapp.bus import session_topic
-from chatapp.connection.peer import MOST_FEEDS, Peer, TooManyFeeds
-from chatapp.conversation import ChatError
-from chatapp.store import ConnectionEvent, SignIn, now_ms
-from chatapp.transports import frames, framing
+from chatapp.connection.peer import Peer
+from chatapp.store import ConnectionEvent, Posted, SignIn, now_ms
+from chatapp.store.database import Job
+from chatapp.transports import doing, frames, framing
 from chatapp.transports.deflate import Inflater
 from chatapp.transports.framing import PING, PONG, Violation
 from chatapp.transports.watched import LINGER_S, WatchedSocket
@@ -60,6 +60,7 @@ class WebSocketConnection(WatchedSocket):
         "_peer",
         "_person",
         "_pinged_at",
+        "_sending",
         "_session",
         "_token_hash",
         "feeds",
@@ -77,7 +78,8 @@ class WebSocketConnection(WatchedSocket):
         self._address, self._deflates = address, deflates
         self._peer = Peer(house.reader, house.bus, sign_in.person.id, self.wake)
         self._parser: framing.Parser | None = None
-        self._inbox: list[frames.Send | frames.Subscribe | frames.Unsubscribe] = []
+        self._inbox: list[frames.Subscribe | frames.Unsubscribe] = []
+        self._sending = 0  # messages that are not on disk yet
         self._is_awake = self._is_flushing = self._is_working = False
         self._is_doubtful = False  # the session may have ended: ask before anything more is written
         self._close: tuple[int, str] | None = None  # to be said once there is room
@@ -124,12 +126,11 @@ class WebSocketConnection(WatchedSocket):
 
     def _take(self, parser: framing.Parser) -> None:
         """Do what is read; stop where too much waits, so that a flood stays in the kernel."""
-        replies = self._peer.replies
         while self._close is None and (message := parser.next()) is not None:
             self._on_message(*message)
-            if len(replies) + len(self._inbox) > MOST_WAITING:
+            if self._waiting() > MOST_WAITING:
                 self._write_replies()
-                if len(replies) + len(self._inbox) > MOST_WAITING:
+                if self._waiting() > MOST_WAITING:
                     self.pause()
                     break
         else:
@@ -140,9 +141,12 @@ class WebSocketConnection(WatchedSocket):
             self._is_working = True
             gevent.spawn(self._work)
 
+    def _waiting(self) -> int:
+        return len(self._peer.replies) + len(self._inbox) + self._sending
+
     def _resume(self) -> None:
         """There may be room again for what was left in the parser and in the kernel."""
-        if self.is_paused and self.ended_at is None and len(self._peer.replies) + len(self._inbox) <= MOST_WAITING:
+        if self.is_paused and self.ended_at is None and self._waiting() <= MOST_WAITING:
             self.read_on()
             if self._parser is not None:
                 self.on_bytes(b"")
@@ -174,6 +178,8 @@ class WebSocketConnection(WatchedSocket):
             return
         if isinstance(frame, frames.Echo):
             self._peer.replies.append(frames.echo(frame.n))
+        elif isinstance(frame, frames.Send):
+            self._send(frame)
         else:
             self._inbox.append(frame)
 
@@ -182,7 +188,9 @@ class WebSocketConnection(WatchedSocket):
     def _work(self) -> None:
         try:
             while self._inbox:
-                self._do(self._inbox.pop(0))
+                frame = self._inbox.pop(0)
+                if self._close is None:
+                    doing.follow(self._house, self._peer, frame)
                 self.wake()
         except Exception:  # the outermost line of the greenlet: the other side must learn that it failed
             log.exception("a frame on a WebSocket failed")
@@ -194,35 +202,20 @@ class WebSocketConnection(WatchedSocket):
                 self._leave()  # what was followed meanwhile
             self.wake()
 
-    def _do(self, frame: frames.Send | frames.Subscribe | frames.Unsubscribe) -> None:
-        match frame:
-            case frames.Send():
-                self._peer.replies.append(self._post(frame))
-            case frames.Unsubscribe(names):
-                for name in names:
-                    self._peer.unsubscribe(name)
-            case frames.Subscribe(epoch, feeds) if self._close is None:
-                for name, cursor in feeds.items():
-                    self._subscribe(name, cursor, epoch)
+    def _send(self, frame: frames.Send) -> None:
+        """Have it posted; it is answered when it is on disk."""
 
-    def _post(self, frame: frames.Send) -> str:
-        try:
-            chat = self._house.chat
-            return frames.ack(chat.post(self._peer.person, frame.conversation, frame.client_id, frame.body))
-        except ChatError as error:
-            return frames.refused(frame.client_id, error.code, error.message)
+        def posted(job: Job[Posted]) -> None:
+            self._sending -= 1
+            if (answer := doing.outcome(frame, job)) is not None:
+                self._peer.replies.append(answer)
+            else:
+                log.error("a message from a WebSocket could not be stored", exc_info=job.error)
+                self.close(SERVER_ERROR, "the server made a mistake")
+            self.wake()
 
-    def _subscribe(self, name: str, cursor: int, epoch: str) -> None:
-        if epoch != self._house.epoch:
-            self._peer.replies.append(frames.reload(name, "epoch", self._house.epoch))
-            return
-        try:
-            self._peer.subscribe(name, cursor)
-        except ChatError:
-            self._peer.replies.append(frames.gone(name))
-        except TooManyFeeds:
-            words = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
-            self._peer.replies.append(frames.error("too-many-feeds", words))
+        self._sending += 1
+        doing.post(self._house.chat, self._peer, frame, posted)
 
     # Writing: by the sweep
 

@@ -7,7 +7,10 @@ and encoded once for all readers at the same cursor.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from sys import getsizeof
 from typing import Any
 
@@ -123,14 +126,10 @@ def echo(n: int) -> str:
 
 
 def ack(posted: Posted) -> str:
-    """The message is on disk."""
-    return element(
-        "chat-ack",
-        client_id=posted.client_id,
-        conversation=posted.conversation,
-        id=posted.id,
-        position=posted.position,
-        revision=posted.revision,
+    """The message is on disk. In one go, as every message needs it: ids are UUIDs, the rest are numbers."""
+    return (
+        f'<chat-ack client-id="{posted.client_id}" conversation="{posted.conversation}" id="{posted.id}"'
+        f' position="{posted.position}" revision="{posted.revision}"></chat-ack>'
     )
 
 
@@ -164,6 +163,49 @@ def answer(frames: list[str]) -> str:
     return element("chat-answer", "\n".join(frames))
 
 
+PLAIN = ("sent", None, False, False)  # state, error, deleted, edited of a message that a form can draw
+MARKED = ChangedMessage(
+    id=0,
+    uuid="\ue000uuid\ue001",
+    client_id="\ue000client_id\ue001",
+    position=9_000_000_000_000_001,
+    revision=9_000_000_000_000_002,
+    author="user",
+    state="sent",
+    state_revision=0,
+    body="\ue000body\ue001",
+    error=None,
+    deleted=False,
+    edited=False,
+    created_at=datetime(9999, 12, 31, 23, 59, 58, tzinfo=UTC),
+    blocks=(),
+)
+MARKS: dict[str, Callable[[ChangedMessage], str]] = {
+    MARKED.uuid: lambda message: message.uuid,
+    MARKED.client_id: lambda message: message.client_id,
+    str(MARKED.position): lambda message: str(message.position),
+    str(MARKED.revision): lambda message: str(message.revision),
+    MARKED.body: lambda message: str(escape(message.body)),
+    f"{MARKED.created_at:%Y-%m-%dT%H:%M:%SZ}": lambda message: f"{message.created_at:%Y-%m-%dT%H:%M:%SZ}",
+}
+
+
+class Form:
+    """A person's message as its template draws it, with gaps for what differs: to draw another one is to fill them.
+
+    The template takes some 80 µs, and what people write is most of what is drawn.
+    """
+
+    def __init__(self, drawn: str) -> None:
+        parts = re.split(f"({'|'.join(MARKS)})", drawn)
+        self._text, self._gaps = parts[::2], [MARKS[mark] for mark in parts[1::2]]
+
+    def filled(self, message: ChangedMessage) -> Markup:
+        """The message's HTML."""
+        parts = [text + gap(message) for text, gap in zip(self._text, self._gaps, strict=False)]
+        return Markup("".join([*parts, self._text[-1]]))
+
+
 class Renderer:
     """Draws messages and list entries with the partials of the page."""
 
@@ -171,6 +213,7 @@ class Renderer:
         self._app = app
         self._base = base  # the URL prefix, ending in a slash
         self._macros: dict[str, Any] = {}
+        self._forms: dict[str, Form] = {}  # by language
         self._rendered: Cache[tuple[int, int, str], str] = Cache(MOST_RENDERED, MOST_RENDERED_BYTES)
 
     def feed(self, name: str, changes: Changes[Any]) -> str:
@@ -186,12 +229,20 @@ class Renderer:
 
     def message(self, message: ChangedMessage) -> Markup:
         """A whole message, cached by what it depends on."""
+        if message.author == "user" and (message.state, message.error, message.deleted, message.edited) == PLAIN:
+            return self._form().filled(message)
         key = (message.id, message.revision, self._language())
         html = self._rendered.get(key)
         if html is None:
             html = str(self._macro("_message.html", "message")(message)).strip()
             self._rendered.put(key, html, getsizeof(html))
         return Markup(html)
+
+    def _form(self) -> Form:
+        form = self._forms.get(self._language())
+        if form is None:
+            form = self._forms[self._language()] = Form(str(self._macro("_message.html", "message")(MARKED)).strip())
+        return form
 
     def entry(self, entry: Entry) -> Markup:
         """A line of the list of conversations."""

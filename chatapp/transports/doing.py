@@ -1,0 +1,54 @@
+"""What a client's frames on a WebSocket make happen, and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from chatapp.connection.peer import MOST_FEEDS, Peer, TooManyFeeds
+from chatapp.conversation import Chat, ChatError
+from chatapp.store import Posted
+from chatapp.store.database import Job
+from chatapp.transports import frames
+
+if TYPE_CHECKING:
+    from chatapp.house import House
+
+
+def post(chat: Chat, peer: Peer, frame: frames.Send, done: Callable[[Job[Posted]], None]) -> None:
+    """Have a message posted, without waiting: `done` gets the outcome. It gets it at once where that is clear."""
+    try:
+        chat.post_soon(peer.person, frame.conversation, frame.client_id, frame.body, done)
+    except ChatError as error:
+        done(Job.failed(error))
+
+
+def outcome(frame: frames.Send, job: Job[Posted]) -> str | None:
+    """The answer to a message; None where the database failed."""
+    if isinstance(job.error, ChatError):
+        return frames.refused(frame.client_id, job.error.code, job.error.message)
+    return None if job.error else frames.ack(job.outcome())
+
+
+def follow(house: House, peer: Peer, frame: frames.Subscribe | frames.Unsubscribe) -> None:
+    """Begin or end to follow feeds; the news, or the reason why there are none, are written later."""
+    match frame:
+        case frames.Unsubscribe(names):
+            for name in names:
+                peer.unsubscribe(name)
+        case frames.Subscribe(epoch, feeds):
+            for name, cursor in feeds.items():
+                if epoch == house.epoch:
+                    _subscribe(peer, name, cursor)
+                else:
+                    peer.replies.append(frames.reload(name, "epoch", house.epoch))
+
+
+def _subscribe(peer: Peer, name: str, cursor: int) -> None:
+    try:
+        peer.subscribe(name, cursor)
+    except ChatError:
+        peer.replies.append(frames.gone(name))
+    except TooManyFeeds:
+        words = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
+        peer.replies.append(frames.error("too-many-feeds", words))
