@@ -57,7 +57,8 @@ __all__ = [
 
 log = logging.getLogger("chatapp.store")
 
-POOL = {"pool_size": 10, "max_overflow": 20, "pool_timeout": 5}  # connections; seconds
+# Connections; seconds. The last one used is the next: its pages of the database are in memory, those of others not.
+POOL = {"pool_size": 10, "max_overflow": 20, "pool_timeout": 5, "pool_use_lifo": True}
 
 
 def database_url(data_dir: Path) -> str:

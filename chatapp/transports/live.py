@@ -20,6 +20,8 @@ MOST_FILES = 1 << 20  # where the system names no limit
 RESERVED_FILES = 200  # descriptors for databases, logs and plain requests
 MOST_SWEEPS = 8  # at once; each but the last waits for something
 RELIEF_S = 0.005  # how long a sweep may wait before the next one takes over
+STORE_AFTER_S = 0.1  # events that come together are stored together: a transaction costs more than a row
+MOST_STORED = 200  # events in one transaction: it holds the event loop for some 5 ms
 FINISH_S = 3.0  # how long a worker that closes waits for its goodbyes
 
 access = logging.getLogger("gunicorn.access")
@@ -189,7 +191,7 @@ class Live:
             self._lines.append(line)
         if not self._is_storing:
             self._is_storing = True
-            gevent.spawn(self._store_events)
+            gevent.spawn_later(STORE_AFTER_S, self._store_events)
 
     def _store_events(self) -> None:
         try:
@@ -197,8 +199,9 @@ class Live:
                 lines, self._lines = self._lines, []
                 for line in lines:
                     access.info(line)
-                batch, self._events = self._events, []
+                batch, self._events = self._events[:MOST_STORED], self._events[MOST_STORED:]
                 self._store(*batch)
+                gevent.sleep(0)
         finally:
             self._is_storing = False
 
