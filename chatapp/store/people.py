@@ -181,4 +181,3 @@ class People:
         )
         number = new_id(result)
         return Person(number, uuid, name, email.lower(), roles["is_admin"], roles["is_operator"])
-

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import gevent
 
-from chatapp.bus import session_topic
 from chatapp.connection.peer import MOST_FEEDS, Peer, TooManyFeeds
 from chatapp.conversation import ChatError
 from chatapp.store import ConnectionEvent, SignIn, now_ms
 from chatapp.transports import frames, framing
 from chatapp.transports.deflate import Inflater
 from chatapp.transports.framing import PING, PONG, Violation
+from chatapp.transports.live import NOWHERE, Slot
 from chatapp.transports.watched import LINGER_S, WatchedSocket
 
 if TYPE_CHECKING:
@@ -61,23 +62,22 @@ class WebSocketConnection(WatchedSocket):
         "_person",
         "_pinged_at",
         "_session",
-        "_token_hash",
         "feeds",
         "name",
         "slot",
     )
 
-    def __init__(self, fd: int, house: House, sign_in: SignIn, token_hash: str, address: str, deflates: bool) -> None:
+    def __init__(self, fd: int, house: House, sign_in: SignIn, address: str, deflates: bool) -> None:
         super().__init__(fd)
-        self.slot = self.feeds = 0  # feeds: how many were followed at the end
+        self.slot: Slot = NOWHERE
+        self.feeds = 0  # how many were followed at the end
         self._house = house
         self.name = str(uuid4())
         self._person, self._session, self._expires_at = sign_in.person.uuid, sign_in.id, sign_in.expires_at
-        self._token_hash = token_hash
-        self._address, self._deflates = address, deflates
-        self._peer = Peer(house.reader, house.bus, sign_in.person.id, self.wake)
+        self._address, self._deflates = sys.intern(address), deflates  # many come from behind one proxy or router
+        self._peer = Peer(house.reader, house.bus, sign_in.person.id, self)
         self._parser: framing.Parser | None = None
-        self._inbox: list[frames.Send | frames.Subscribe | frames.Unsubscribe] = []
+        self._inbox: tuple[frames.Send | frames.Subscribe | frames.Unsubscribe, ...] = ()
         self._is_awake = self._is_flushing = self._is_working = False
         self._is_doubtful = False  # the session may have ended: ask before anything more is written
         self._close: tuple[int, str] | None = None  # to be said once there is room
@@ -87,15 +87,16 @@ class WebSocketConnection(WatchedSocket):
         self._next_ping = self.heard_at + house.settings.ws_ping_interval
         self._pinged_at: float | None = None  # and no pong since
 
-    def start(self) -> None:
-        """Say hello and listen; returns at once."""
+    def start(self, answer: bytes) -> None:
+        """Answer the handshake, say hello and listen; returns at once."""
         house, settings, live = self._house, self._house.settings, self._house.live
-        house.bus.subscribe(session_topic(self._session), self.doubt)
+        self._peer.follow_session(self._session)
         self._note(OPENED, {"address": self._address})
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
-        self._peer.replies.append(frames.hello(house.epoch, self._person, self.name, *limits))
+        hello = framing.frame(frames.hello(house.epoch, self._person, self.name, *limits).encode())
         self.read_on()
-        self.flush()
+        self.bytes_out = -len(answer)  # what is counted begins after the handshake
+        self.write(answer + hello)
         if not self.is_over:
             live.timer.set(self, self._due())
             live.add(self)
@@ -124,12 +125,12 @@ class WebSocketConnection(WatchedSocket):
 
     def _take(self, parser: framing.Parser) -> None:
         """Do what is read; stop where too much waits, so that a flood stays in the kernel."""
-        replies = self._peer.replies
+        peer = self._peer
         while self._close is None and (message := parser.next()) is not None:
             self._on_message(*message)
-            if len(replies) + len(self._inbox) > MOST_WAITING:
+            if len(peer.replies) + len(self._inbox) > MOST_WAITING:
                 self._write_replies()
-                if len(replies) + len(self._inbox) > MOST_WAITING:
+                if len(peer.replies) + len(self._inbox) > MOST_WAITING:
                     self.pause()
                     break
         else:
@@ -168,25 +169,26 @@ class WebSocketConnection(WatchedSocket):
             frame = frames.decode(text)
         except frames.BadFrame as error:
             self._bad_frames += 1
-            self._peer.replies.append(frames.error("bad-frame", str(error)))
+            self._peer.reply(frames.error("bad-frame", str(error)))
             if self._bad_frames >= MOST_BAD_FRAMES:
                 self.close(POLICY, "too many bad frames")
             return
         if isinstance(frame, frames.Echo):
-            self._peer.replies.append(frames.echo(frame.n))
+            self._peer.reply(frames.echo(frame.n))
         else:
-            self._inbox.append(frame)
+            self._inbox += (frame,)
 
     # Doing: in a greenlet of its own, because the database may let us wait
 
     def _work(self) -> None:
         try:
             while self._inbox:
-                self._do(self._inbox.pop(0))
+                frame, self._inbox = self._inbox[0], self._inbox[1:]
+                self._do(frame)
                 self.wake()
         except Exception:  # the outermost line of the greenlet: the other side must learn that it failed
             log.exception("a frame on a WebSocket failed")
-            self._inbox.clear()
+            self._inbox = ()
             self.close(SERVER_ERROR, "the server made a mistake")
         finally:
             self._is_working = False
@@ -197,7 +199,7 @@ class WebSocketConnection(WatchedSocket):
     def _do(self, frame: frames.Send | frames.Subscribe | frames.Unsubscribe) -> None:
         match frame:
             case frames.Send():
-                self._peer.replies.append(self._post(frame))
+                self._peer.reply(self._post(frame))
             case frames.Unsubscribe(names):
                 for name in names:
                     self._peer.unsubscribe(name)
@@ -214,15 +216,15 @@ class WebSocketConnection(WatchedSocket):
 
     def _subscribe(self, name: str, cursor: int, epoch: str) -> None:
         if epoch != self._house.epoch:
-            self._peer.replies.append(frames.reload(name, "epoch", self._house.epoch))
+            self._peer.reply(frames.reload(name, "epoch", self._house.epoch))
             return
         try:
             self._peer.subscribe(name, cursor)
         except ChatError:
-            self._peer.replies.append(frames.gone(name))
+            self._peer.reply(frames.gone(name))
         except TooManyFeeds:
             words = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
-            self._peer.replies.append(frames.error("too-many-feeds", words))
+            self._peer.reply(frames.error("too-many-feeds", words))
 
     # Writing: by the sweep
 
@@ -284,10 +286,8 @@ class WebSocketConnection(WatchedSocket):
         return first
 
     def _replies(self) -> bytes:
-        replies = self._peer.replies
-        data = b"".join([framing.frame(text.encode()) for text in replies])
-        replies.clear()
-        return data
+        replies, self._peer.replies = self._peer.replies, ()
+        return b"".join([framing.frame(text.encode()) for text in replies])
 
     def _write_replies(self) -> None:
         if self._peer.replies and self._may_write():
@@ -333,7 +333,7 @@ class WebSocketConnection(WatchedSocket):
 
     # The session
 
-    def doubt(self, _topic: int) -> None:
+    def doubt(self) -> None:
         """The session may have ended."""
         self._is_doubtful = True
         self.wake()
@@ -342,7 +342,7 @@ class WebSocketConnection(WatchedSocket):
         if not fresh and time.monotonic() - self._checked_at < RECHECK_S:
             return self._expires_at > now_ms()
         self._checked_at, self._is_doubtful = time.monotonic(), False
-        return self._house.auth.check(self._token_hash, fresh=True) is not None
+        return self._house.auth.goes_on(self._session)
 
     # The end
 
@@ -382,7 +382,7 @@ class WebSocketConnection(WatchedSocket):
         if self._peer.feeds():
             self.feeds = self._peer.feeds()
             self._peer.close()
-        self._house.bus.unsubscribe(session_topic(self._session), self.doubt)
+        self._peer.forget_session(self._session)
 
     def on_end(self) -> None:
         """The connection's own line in the access log, which gunicorn leaves out, and its event."""
