@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Flask, g, request, session
-from flask.sessions import SecureCookieSessionInterface
+from flask import Flask, Request, g, request, session
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from itsdangerous import BadSignature
 from werkzeug.http import parse_cookie
 from werkzeug.security import check_password_hash, generate_password_hash
@@ -31,6 +31,8 @@ TOKEN = "token"
 SHORTEST_PASSWORD = 10  # characters
 CACHE_S = 30.0  # how long a checked session is believed without the database
 MOST_CACHED = 10_000
+MOST_COMERS = 500  # who opened a WebSocket lately, and may soon do so again because the network is bad
+JUDGED = "chatapp.sign_in"  # in a request's environment: whose it is, found out before Flask
 CODE_FILE = "first-run-code"
 FORWARDING = ("forwarded", "via", "x-forwarded-", "x-real-ip")  # how the names of proxies' headers begin
 
@@ -57,24 +59,32 @@ class Auth:
 
     def current(self) -> SignIn | None:
         """Whose request this is. Costs no database for a session that was seen lately."""
+        if "sign_in" not in g and JUDGED in request.environ:
+            g.sign_in = request.environ[JUDGED]
         if "sign_in" not in g:
             token = session.get(TOKEN)
             g.sign_in = self.check(hash_token(token)) if isinstance(token, str) else None
         sign_in: SignIn | None = g.sign_in
         return sign_in
 
-    def check(self, token_hash: str, fresh: bool = False) -> SignIn | None:
-        """The live session of this token's hash; `fresh` asks the database also for one seen lately."""
-        cached = None if fresh else self._cache.get(token_hash)
+    def check(self, token_hash: str, keeps: bool = True) -> SignIn | None:
+        """The live session of this token's hash; `keeps` it for whoever will soon ask again."""
+        cached = self._cache.get(token_hash)
         if cached is None or time.monotonic() - cached[1] > CACHE_S:
             sign_in = self._people.session(token_hash)
             if sign_in is None:
                 self._cache.pop(token_hash, None)
                 return None
-            if len(self._cache) >= MOST_CACHED:
-                self._cache.clear()
-            cached = self._cache[token_hash] = (sign_in, time.monotonic())
+            cached = (sign_in, time.monotonic())
+            if keeps:
+                if len(self._cache) >= MOST_CACHED:
+                    self._cache.clear()
+                self._cache[token_hash] = cached
         return cached[0] if cached[0].expires_at > now_ms() else None
+
+    def goes_on(self, session: int) -> bool:
+        """Whether the session of this number is live; asks the database."""
+        return self._people.is_live(session)
 
     def token_hash(self) -> str:
         """The hash of this request's token."""
@@ -156,13 +166,18 @@ class Cookies:
         """The hash of the session's token; None where there is none, or its signature is not ours."""
         known = self._known.get(header)
         if known is None or time.monotonic() - known[1] > CACHE_S:
-            token = self._token(header)
-            if token is None:
+            token_hash = self.read(header)
+            if token_hash is None:
                 return None
             if len(self._known) >= MOST_CACHED:
                 self._known.clear()
-            known = self._known[header] = (hash_token(token), time.monotonic())
+            known = self._known[header] = (token_hash, time.monotonic())
         return known[0]
+
+    def read(self, header: str) -> str | None:
+        """The same, not kept."""
+        token = self._token(header)
+        return None if token is None else hash_token(token)
 
     def _token(self, header: str) -> str | None:
         value = parse_cookie(header).get(self._name)
@@ -173,6 +188,38 @@ class Cookies:
         except BadSignature:
             return None
         return token if isinstance(token, str) else None
+
+
+class Comers:
+    """Who opens a WebSocket, by the Cookie header. That is asked once for each, so that only the newest are kept."""
+
+    def __init__(self, auth: Auth, cookies: Cookies, bus: Bus) -> None:
+        self._auth = auth
+        self._cookies = cookies
+        self._known: dict[str, tuple[SignIn, float]] = {}  # by the header's text, and when it was read
+        bus.subscribe(ACCESS, lambda _topic: self._known.clear())
+
+    def sign_in(self, header: str) -> SignIn | None:
+        """The live session of a Cookie header."""
+        known = self._known.get(header)
+        if known is None or time.monotonic() - known[1] > CACHE_S:
+            self._known.pop(header, None)
+            token_hash = self._cookies.read(header)
+            found = self._auth.check(token_hash, keeps=False) if token_hash else None
+            if found is None:
+                return None
+            if len(self._known) >= MOST_COMERS:
+                del self._known[next(iter(self._known))]
+            known = self._known[header] = (found, time.monotonic())
+        return known[0] if known[0].expires_at > now_ms() else None
+
+
+class Sessions(SecureCookieSessionInterface):
+    """Flask's sessions, but for requests that were judged before Flask: these have no use for one."""
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        """The session of a request."""
+        return self.session_class() if JUDGED in request.environ else super().open_session(app, request)
 
 
 def first_run_code(data_dir: Path) -> str:

@@ -25,26 +25,37 @@ class Bus:
     """Subscribe to topics and publish them. Callbacks run at once, in the publisher: they must not block."""
 
     def __init__(self) -> None:
-        self._wakes: dict[int, dict[Wake, None]] = {}
+        # One subscriber stands for itself, several in a dictionary: most topics have one, and there are thousands.
+        self._wakes: dict[int, Wake | dict[Wake, None]] = {}
 
     def subscribe(self, topic: int, wake: Wake) -> Callable[[], None]:
         """Call `wake(topic)` at each notice, once however often it subscribes; returns a function that ends it."""
-        self._wakes.setdefault(topic, {})[wake] = None
+        found = self._wakes.get(topic)
+        if found is None or found == wake:
+            self._wakes[topic] = wake
+        elif isinstance(found, dict):
+            found[wake] = None
+        else:
+            self._wakes[topic] = {found: None, wake: None}
         return partial(self.unsubscribe, topic, wake)
 
     def unsubscribe(self, topic: int, wake: Wake) -> None:
         """End a subscription, if it is there."""
-        wakes = self._wakes.get(topic)
-        if wakes is not None:
-            wakes.pop(wake, None)
-            if not wakes:
-                del self._wakes[topic]
+        found = self._wakes.get(topic)
+        if isinstance(found, dict):
+            found.pop(wake, None)
+        if not found or found == wake:
+            self._wakes.pop(topic, None)
 
     def publish(self, topics: Iterable[int]) -> None:
         """Wake whoever subscribed to these topics."""
         for topic in topics:
-            for wake in tuple(self._wakes.get(topic, ())):
-                wake(topic)
+            found = self._wakes.get(topic)
+            if isinstance(found, dict):
+                for wake in tuple(found):
+                    wake(topic)
+            elif found is not None:
+                found(topic)
 
     def topics(self) -> int:
         """How many topics have subscribers."""

@@ -17,7 +17,7 @@ from chatapp import offline, pages, probing, security
 from chatapp.assets import asset_dir, content_hash
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
-from chatapp.auth import Auth, Cookies, secret_key
+from chatapp.auth import Auth, Comers, Cookies, Sessions, secret_key
 from chatapp.bus import Bus
 from chatapp.config import Settings, load
 from chatapp.connection.drills import Drills
@@ -43,13 +43,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     instance = hashlib.sha256(key.encode()).hexdigest()[:8]
     app.config.update(_flask_settings(settings, key, instance))
     house = app.extensions["chatapp"] = _build(app, settings, instance)
+    app.session_interface = Sessions()
+    cookies = Cookies(app)
     Babel(app)
     CSRFProtect(app)
     app.register_blueprint(pages.pages)
     app.register_blueprint(probing.probing)
     drilled.register(app, house.drills, house.auth)  # before what it spoils
     if "websocket" in settings.transports:
-        websocket.register(app, house)
+        websocket.register(app, house, Comers(house.auth, cookies, house.bus))
     polling.register(app, house.polls, house.auth, settings)
     security.register(app)
     _register_plain(app, house)
@@ -58,7 +60,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.wsgi_app,
         house.polls,
         house.auth,
-        Cookies(app),
+        cookies,
         settings,
         security.answer_headers,
         lambda: house.drills.is_running,

@@ -118,7 +118,7 @@ def test_no_statement_walks_through_a_table(house: House) -> None:
         (r"SELECT messages.*kind = 'assistant' AND messages\.position <= ", "(conversation_id=? AND position<?)"),
         (r"SELECT messages.*messages\.position < ", "(conversation_id=? AND position<?)"),
         (
-            r"SELECT messages.*client_id = ",
+            r"SELECT conversations.*client_id = ",
             "INDEX sqlite_autoindex_messages_1 (conversation_id=? AND author_id=? AND client_id=?)",
         ),
         (r"UPDATE feeds", "COVERING INDEX feeds_change"),

@@ -6,12 +6,11 @@ reader that is slow gets what is newest when it can take it, because a feed is r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from sys import getsizeof
 from typing import Protocol
 
-from chatapp.bus import Bus
+from chatapp.bus import Bus, session_topic
 from chatapp.cache import Cache
 from chatapp.conversation import Chat, Gone
 from chatapp.store import Changes, Place, Store
@@ -121,23 +120,52 @@ class Followed:
     def __call__(self, _topic: int) -> None:
         if not self.is_dirty:
             self.is_dirty = True
-            self.peer.dirty.append(self)
-            self.peer.wake()
+            self.peer.dirty += (self,)
+            self.peer.owner.wake()
+
+
+class Owner(Protocol):
+    """The transport's side of a connection."""
+
+    def wake(self) -> None:
+        """There may be something to write."""
+
+    def doubt(self) -> None:
+        """The session may have ended."""
 
 
 class Peer:
-    """One connection's subscriptions and what is to be written to it next."""
+    """One connection's subscriptions and what is to be written to it next.
 
-    __slots__ = ("_bus", "_followed", "_reader", "dirty", "person", "replies", "wake")
+    What may be empty is a tuple: thousands of idle connections share the one empty tuple there is.
+    """
 
-    def __init__(self, reader: Reader, bus: Bus, person: int, wake: Callable[[], None]) -> None:
+    __slots__ = ("_bus", "_followed", "_reader", "dirty", "owner", "person", "replies")
+
+    def __init__(self, reader: Reader, bus: Bus, person: int, owner: Owner) -> None:
         self.person = person
-        self.replies: list[str] = []  # control frames; bounded by the transport, which stops reading
-        self.dirty: list[Followed] = []  # feeds with news, in turn, so that a busy feed starves no other
-        self.wake = wake
+        self.owner = owner
+        self.replies: tuple[str, ...] = ()  # control frames; bounded by the transport, which stops reading
+        self.dirty: tuple[Followed, ...] = ()  # feeds with news, in turn, so that a busy feed starves no other
         self._reader = reader
         self._bus = bus
-        self._followed: dict[str, Followed] = {}
+        self._followed: tuple[Followed, ...] = ()
+
+    def __call__(self, _topic: int) -> None:
+        """Told by the bus: the session may have ended."""
+        self.owner.doubt()
+
+    def follow_session(self, session: int) -> None:
+        """Have the owner told when this session may have ended."""
+        self._bus.subscribe(session_topic(session), self)
+
+    def forget_session(self, session: int) -> None:
+        """Have it told no longer."""
+        self._bus.unsubscribe(session_topic(session), self)
+
+    def reply(self, frame: str) -> None:
+        """A control frame to be written."""
+        self.replies += (frame,)
 
     def subscribe(self, name: str, cursor: int) -> None:
         """Follow a feed from a cursor. Raises Gone, TooManyFeeds."""
@@ -145,22 +173,24 @@ class Peer:
         if len(self._followed) >= MOST_FEEDS:
             raise TooManyFeeds
         feed = self._reader.feed(self.person, name)
-        followed = self._followed[name] = Followed(self, name, feed, cursor)
+        followed = Followed(self, name, feed, cursor)
+        self._followed += (followed,)
         self._bus.subscribe(feed, followed)
         followed(feed)
 
     def unsubscribe(self, name: str) -> None:
         """Follow a feed no longer."""
-        followed = self._followed.pop(name, None)
-        if followed is not None:
-            self._bus.unsubscribe(followed.feed, followed)
-            if followed.is_dirty:
-                self.dirty.remove(followed)
+        for followed in self._followed:
+            if followed.name == name:
+                self._followed = _without(self._followed, followed)
+                self._bus.unsubscribe(followed.feed, followed)
+                self.dirty = _without(self.dirty, followed)
 
     def close(self) -> None:
         """End all subscriptions."""
-        for name in list(self._followed):
-            self.unsubscribe(name)
+        for followed in self._followed:
+            self._bus.unsubscribe(followed.feed, followed)
+        self._followed = self.dirty = ()
 
     def shared_frame(self, deflates: bool) -> bytes | None:
         """What others at the same cursor had already, if it is all that is to be said; else `next_news` knows.
@@ -176,7 +206,7 @@ class Peer:
         frame = news.deflated if deflates else news.encoded
         if frame is None:
             return None
-        self.dirty.clear()
+        self.dirty = ()
         followed.is_dirty = False
         followed.cursor = news.cursor
         return frame
@@ -184,7 +214,7 @@ class Peer:
     def next_news(self) -> tuple[str, News | Exception] | None:
         """The next feed with something to say."""
         while self.dirty:
-            followed = self.dirty.pop(0)
+            followed, self.dirty = self.dirty[0], self.dirty[1:]
             followed.is_dirty = False
             generation = self._reader.generation
             try:
@@ -192,12 +222,12 @@ class Peer:
             except (Gone, StaleCursor) as error:
                 self.unsubscribe(followed.name)
                 return followed.name, error
-            if self._followed.get(followed.name) is not followed:
+            if followed not in self._followed:
                 continue  # meanwhile it was given up, or begun anew
             followed.cursor, followed.generation = news.cursor, generation
             if news.more and not followed.is_dirty:
                 followed.is_dirty = True
-                self.dirty.append(followed)
+                self.dirty += (followed,)
             if news.frame is not None or not followed.is_greeted:
                 followed.is_greeted = True
                 return followed.name, news
@@ -206,3 +236,7 @@ class Peer:
     def feeds(self) -> int:
         """How many feeds are followed."""
         return len(self._followed)
+
+
+def _without(several: tuple[Followed, ...], one: Followed) -> tuple[Followed, ...]:
+    return tuple(other for other in several if other is not one)

@@ -57,6 +57,7 @@ __all__ = [
 
 log = logging.getLogger("chatapp.store")
 
+# Connections; seconds. The last one used is the next: its pages of the database are in memory, those of others not.
 POOL = {"pool_size": 10, "max_overflow": 20, "pool_timeout": 5, "pool_use_lifo": True}
 
 

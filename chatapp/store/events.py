@@ -5,25 +5,22 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.store.database import Database, now_ms
+from chatapp.store.hot import Hot
 from chatapp.store.tables import connection_events
 
 RECENT = 50_000  # how many of the newest events are looked through for one person's: some 20 ms
 
-ADD = (
-    insert(connection_events).on_conflict_do_nothing().returning(connection_events.c.client, connection_events.c.number)
-)
-
 log = logging.getLogger("chatapp.events")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ConnectionEvent:
     """One event, numbered by whoever saw it (`client`), so that a repeated report changes nothing."""
 
@@ -39,6 +36,16 @@ class ConnectionEvent:
     data: str
 
 
+COLUMNS = [field.name for field in fields(ConnectionEvent)]
+# One row at a time: a statement for many is another statement for each number of rows, and is kept as such.
+ADD = Hot(
+    insert(connection_events)
+    .values({name: bindparam(name) for name in (*COLUMNS, "received_at")})
+    .on_conflict_do_nothing()
+    .returning(connection_events.c.id)
+)
+
+
 class Events:
     """Writes and reads connection events."""
 
@@ -49,15 +56,17 @@ class Events:
         """Store events; those already there are left as they are. Returns (client, number) of the new ones."""
         if not events:
             return set()
-        now = now_ms()
-        rows = [{**asdict(event), "received_at": now} for event in events]
+        now, new = now_ms(), set()
         with self.database.write() as tx:
-            new = tx.connection.execute(ADD, rows).all()
-        return {(row.client, row.number) for row in new}
+            for event in events:
+                values = {name: getattr(event, name) for name in COLUMNS}
+                if ADD.run(tx.connection, **values, received_at=now).fetchall():
+                    new.add((event.client, event.number))
+        return new
 
     def between(self, start: int, end: int, person: str | None = None) -> list[ConnectionEvent]:
         """What was reported to happen from `start` to `end` (ms), to a person or to all, in order."""
-        columns = [connection_events.c[field.name] for field in fields(ConnectionEvent)]
+        columns = [connection_events.c[name] for name in COLUMNS]
         at = connection_events.c.happened_at
         query = select(*columns).where(at >= start, at < end, connection_events.c.received_at >= start)
         if person is not None:
@@ -75,7 +84,7 @@ class Events:
 
     def states_of(self, person: str, most: int) -> list[ConnectionEvent]:
         """The newest changes of state that a person's pages reported, newest first; a page's start is none."""
-        columns = [connection_events.c[field.name] for field in fields(ConnectionEvent)]
+        columns = [connection_events.c[name] for name in COLUMNS]
         query = (
             select(*columns)
             .where(connection_events.c.person == person, connection_events.c.type == "state")

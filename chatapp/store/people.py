@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, exists, select, update
+from sqlalchemy import ColumnElement, bindparam, exists, select, update
 from sqlalchemy.exc import IntegrityError
 
 from chatapp.bus import ACCESS, session_topic
 from chatapp.store.database import Database, Write, new_id, now_ms
+from chatapp.store.hot import Hot
 from chatapp.store.tables import instance, people, sessions
 
 FIRST_ADMIN = "first-admin"  # row of `instance` whose uniqueness decides a race of two first runs
+
+
+# Both run for each connection: built once.
+LIVE_SESSION = (
+    sessions.c.revoked_at.is_(None),
+    sessions.c.expires_at > bindparam("now"),
+    people.c.disabled_at.is_(None),
+)
+SESSION = Hot(
+    select(
+        sessions.c.id.label("session"),
+        sessions.c.uuid.label("session_uuid"),
+        sessions.c.expires_at,
+        people.c.id,
+        people.c.uuid,
+        people.c.name,
+        people.c.email,
+        people.c.is_admin,
+        people.c.is_operator,
+    )
+    .join(people)
+    .where(sessions.c.token_hash == bindparam("token_hash"), *LIVE_SESSION)
+)
+IS_LIVE = Hot(select(sessions.c.id).join(people).where(sessions.c.id == bindparam("session"), *LIVE_SESSION))
 
 
 class AlreadySetUp(Exception):
@@ -24,7 +48,7 @@ class EmailTaken(Exception):
     """Another person has this e-mail address."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Person:
     """Somebody who can sign in."""
 
@@ -36,7 +60,7 @@ class Person:
     is_operator: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SignIn:
     """A live session and whose it is. `expires_at` is milliseconds."""
 
@@ -123,19 +147,17 @@ class People:
 
     def session(self, token_hash: str) -> SignIn | None:
         """The live session of a token."""
-        query = (
-            select(sessions.c.id, sessions.c.uuid.label("session"), sessions.c.expires_at, people)
-            .join(people)
-            .where(
-                sessions.c.token_hash == token_hash,
-                sessions.c.revoked_at.is_(None),
-                sessions.c.expires_at > now_ms(),
-                people.c.disabled_at.is_(None),
-            )
-        )
         with self.database.read() as connection:
-            row = connection.execute(query).first()
-        return SignIn(row[0], row.session, row.expires_at, _person(row)) if row else None
+            row = SESSION.first(connection, token_hash=token_hash, now=now_ms())
+        if row is None:
+            return None
+        person = Person(row.id, row.uuid, row.name, row.email, bool(row.is_admin), bool(row.is_operator))
+        return SignIn(row.session, row.session_uuid, row.expires_at, person)
+
+    def is_live(self, session: int) -> bool:
+        """Whether a session goes on, by its number."""
+        with self.database.read() as connection:
+            return IS_LIVE.first(connection, session=session, now=now_ms()) is not None
 
     def end_session(self, token_hash: str) -> None:
         """Revoke a session."""
@@ -159,9 +181,3 @@ class People:
         )
         number = new_id(result)
         return Person(number, uuid, name, email.lower(), roles["is_admin"], roles["is_operator"])
-
-
-def _person(row: Any) -> Person:
-    number = row._mapping[people.c.id]
-    uuid = row._mapping[people.c.uuid]
-    return Person(number, uuid, row.name, row.email, bool(row.is_admin), bool(row.is_operator))

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import gevent
 
-from chatapp.bus import session_topic
 from chatapp.connection.peer import Peer
 from chatapp.store import ConnectionEvent, Posted, SignIn, now_ms
 from chatapp.store.database import Job
 from chatapp.transports import doing, frames, framing
 from chatapp.transports.deflate import Inflater
 from chatapp.transports.framing import PING, PONG, Violation
+from chatapp.transports.live import NOWHERE, Slot
 from chatapp.transports.watched import LINGER_S, WatchedSocket
 
 if TYPE_CHECKING:
@@ -62,23 +63,22 @@ class WebSocketConnection(WatchedSocket):
         "_pinged_at",
         "_sending",
         "_session",
-        "_token_hash",
         "feeds",
         "name",
         "slot",
     )
 
-    def __init__(self, fd: int, house: House, sign_in: SignIn, token_hash: str, address: str, deflates: bool) -> None:
+    def __init__(self, fd: int, house: House, sign_in: SignIn, address: str, deflates: bool) -> None:
         super().__init__(fd)
-        self.slot = self.feeds = 0  # feeds: how many were followed at the end
+        self.slot: Slot = NOWHERE
+        self.feeds = 0  # how many were followed at the end
         self._house = house
         self.name = str(uuid4())
         self._person, self._session, self._expires_at = sign_in.person.uuid, sign_in.id, sign_in.expires_at
-        self._token_hash = token_hash
-        self._address, self._deflates = address, deflates
-        self._peer = Peer(house.reader, house.bus, sign_in.person.id, self.wake)
+        self._address, self._deflates = sys.intern(address), deflates  # many come from behind one proxy or router
+        self._peer = Peer(house.reader, house.bus, sign_in.person.id, self)
         self._parser: framing.Parser | None = None
-        self._inbox: list[frames.Subscribe | frames.Unsubscribe] = []
+        self._inbox: tuple[frames.Subscribe | frames.Unsubscribe, ...] = ()
         self._sending = 0  # messages that are not on disk yet
         self._is_awake = self._is_flushing = self._is_working = False
         self._is_doubtful = False  # the session may have ended: ask before anything more is written
@@ -89,15 +89,16 @@ class WebSocketConnection(WatchedSocket):
         self._next_ping = self.heard_at + house.settings.ws_ping_interval
         self._pinged_at: float | None = None  # and no pong since
 
-    def start(self) -> None:
-        """Say hello and listen; returns at once."""
+    def start(self, answer: bytes) -> None:
+        """Answer the handshake, say hello and listen; returns at once."""
         house, settings, live = self._house, self._house.settings, self._house.live
-        house.bus.subscribe(session_topic(self._session), self.doubt)
+        self._peer.follow_session(self._session)
         self._note(OPENED, {"address": self._address})
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
-        self._peer.replies.append(frames.hello(house.epoch, self._person, self.name, *limits))
+        hello = framing.frame(frames.hello(house.epoch, self._person, self.name, *limits).encode())
         self.read_on()
-        self.flush()
+        self.bytes_out = -len(answer)  # what is counted begins after the handshake
+        self.write(answer + hello)
         if not self.is_over:
             live.timer.set(self, self._due())
             live.add(self)
@@ -172,29 +173,29 @@ class WebSocketConnection(WatchedSocket):
             frame = frames.decode(text)
         except frames.BadFrame as error:
             self._bad_frames += 1
-            self._peer.replies.append(frames.error("bad-frame", str(error)))
+            self._peer.reply(frames.error("bad-frame", str(error)))
             if self._bad_frames >= MOST_BAD_FRAMES:
                 self.close(POLICY, "too many bad frames")
             return
         if isinstance(frame, frames.Echo):
-            self._peer.replies.append(frames.echo(frame.n))
+            self._peer.reply(frames.echo(frame.n))
         elif isinstance(frame, frames.Send):
             self._send(frame)
         else:
-            self._inbox.append(frame)
+            self._inbox += (frame,)
 
     # Doing: in a greenlet of its own, because the database may let us wait
 
     def _work(self) -> None:
         try:
             while self._inbox:
-                frame = self._inbox.pop(0)
+                frame, self._inbox = self._inbox[0], self._inbox[1:]
                 if self._close is None:
                     doing.follow(self._house, self._peer, frame)
                 self.wake()
         except Exception:  # the outermost line of the greenlet: the other side must learn that it failed
             log.exception("a frame on a WebSocket failed")
-            self._inbox.clear()
+            self._inbox = ()
             self.close(SERVER_ERROR, "the server made a mistake")
         finally:
             self._is_working = False
@@ -208,7 +209,7 @@ class WebSocketConnection(WatchedSocket):
         def posted(job: Job[Posted]) -> None:
             self._sending -= 1
             if (answer := doing.outcome(frame, job)) is not None:
-                self._peer.replies.append(answer)
+                self._peer.reply(answer)
             else:
                 log.error("a message from a WebSocket could not be stored", exc_info=job.error)
                 self.close(SERVER_ERROR, "the server made a mistake")
@@ -277,10 +278,8 @@ class WebSocketConnection(WatchedSocket):
         return first
 
     def _replies(self) -> bytes:
-        replies = self._peer.replies
-        data = b"".join([framing.frame(text.encode()) for text in replies])
-        replies.clear()
-        return data
+        replies, self._peer.replies = self._peer.replies, ()
+        return b"".join([framing.frame(text.encode()) for text in replies])
 
     def _write_replies(self) -> None:
         if self._peer.replies and self._may_write():
@@ -326,7 +325,7 @@ class WebSocketConnection(WatchedSocket):
 
     # The session
 
-    def doubt(self, _topic: int) -> None:
+    def doubt(self) -> None:
         """The session may have ended."""
         self._is_doubtful = True
         self.wake()
@@ -335,7 +334,7 @@ class WebSocketConnection(WatchedSocket):
         if not fresh and time.monotonic() - self._checked_at < RECHECK_S:
             return self._expires_at > now_ms()
         self._checked_at, self._is_doubtful = time.monotonic(), False
-        return self._house.auth.check(self._token_hash, fresh=True) is not None
+        return self._house.auth.goes_on(self._session)
 
     # The end
 
@@ -375,7 +374,7 @@ class WebSocketConnection(WatchedSocket):
         if self._peer.feeds():
             self.feeds = self._peer.feeds()
             self._peer.close()
-        self._house.bus.unsubscribe(session_topic(self._session), self.doubt)
+        self._peer.forget_session(self._session)
 
     def on_end(self) -> None:
         """The connection's own line in the access log, which gunicorn leaves out, and its event."""

@@ -41,14 +41,14 @@ def follow(house: House, peer: Peer, frame: frames.Subscribe | frames.Unsubscrib
                 if epoch == house.epoch:
                     _subscribe(peer, name, cursor)
                 else:
-                    peer.replies.append(frames.reload(name, "epoch", house.epoch))
+                    peer.reply(frames.reload(name, "epoch", house.epoch))
 
 
 def _subscribe(peer: Peer, name: str, cursor: int) -> None:
     try:
         peer.subscribe(name, cursor)
     except ChatError:
-        peer.replies.append(frames.gone(name))
+        peer.reply(frames.gone(name))
     except TooManyFeeds:
         words = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
-        peer.replies.append(frames.error("too-many-feeds", words))
+        peer.reply(frames.error("too-many-feeds", words))

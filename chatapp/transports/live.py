@@ -20,6 +20,8 @@ MOST_FILES = 1 << 20  # where the system names no limit
 RESERVED_FILES = 200  # descriptors for databases, logs and plain requests
 MOST_SWEEPS = 8  # at once; each but the last waits for something
 RELIEF_S = 0.005  # how long a sweep may wait before the next one takes over
+STORE_AFTER_S = 0.1  # events that come together are stored together: a transaction costs more than a row
+MOST_STORED = 200  # events in one transaction: it holds the event loop for some 5 ms
 FINISH_S = 3.0  # how long a worker that closes waits for its goodbyes
 
 access = logging.getLogger("gunicorn.access")
@@ -30,7 +32,7 @@ class Connection(Protocol):
     """What is looked after here."""
 
     name: str  # as the hello says it
-    slot: int  # where the timer keeps it
+    slot: Slot  # where the timer keeps it
     is_mute: bool  # for drills
     delay_s: float
 
@@ -58,38 +60,41 @@ class Connection(Protocol):
         """Close now."""
 
 
+Slot = dict[Connection, None]  # those that are due within one tick
+NOWHERE: Slot = {}  # of a connection that the timer does not keep; always empty
+
+
 class Timer:
     """Calls `check` of each connection when it is due, within one tick. A wheel of slots: waiting costs nothing."""
 
     def __init__(self, tick_s: float) -> None:
         self._tick_s = tick_s
-        self._slots: dict[int, dict[Connection, None]] = {}
+        self._slots: dict[int, Slot] = {}
         self._is_running = False
 
     def set(self, connection: Connection, at: float) -> None:
         """Check this connection at `at` and not before; a second call replaces the first."""
         self.clear(connection)
         # Rounded up: a time-out may be late by a tick, never early.
-        connection.slot = int(max(at, time.monotonic()) / self._tick_s) + 1
-        self._slots.setdefault(connection.slot, {})[connection] = None
+        number = int(max(at, time.monotonic()) / self._tick_s) + 1
+        connection.slot = self._slots.setdefault(number, {})
+        connection.slot[connection] = None
         if not self._is_running:
             self._is_running = True
             gevent.spawn(self._run)
 
     def clear(self, connection: Connection) -> None:
         """Check it no more."""
-        slot = self._slots.get(connection.slot)
-        if slot is not None and slot.pop(connection, 0) is None and not slot:
-            del self._slots[connection.slot]
+        connection.slot.pop(connection, None)
 
     def _run(self) -> None:
         done = int(time.monotonic() / self._tick_s) - 1
         while self._slots:
             now = time.monotonic()
-            for slot in range(done + 1, int(now / self._tick_s) + 1):
-                for connection in self._slots.pop(slot, ()):
+            for number in range(done + 1, int(now / self._tick_s) + 1):
+                for connection in tuple(self._slots.pop(number, ())):
                     self._check(connection, now)
-                done = slot
+                done = number
             gevent.sleep(self._tick_s)
         self._is_running = False
 
@@ -189,7 +194,7 @@ class Live:
             self._lines.append(line)
         if not self._is_storing:
             self._is_storing = True
-            gevent.spawn(self._store_events)
+            gevent.spawn_later(STORE_AFTER_S, self._store_events)
 
     def _store_events(self) -> None:
         try:
@@ -197,8 +202,9 @@ class Live:
                 lines, self._lines = self._lines, []
                 for line in lines:
                     access.info(line)
-                batch, self._events = self._events, []
+                batch, self._events = self._events[:MOST_STORED], self._events[MOST_STORED:]
                 self._store(*batch)
+                gevent.sleep(0)
         finally:
             self._is_storing = False
 

@@ -86,7 +86,7 @@ class WatchedSocket:
         """Watch for bytes."""
         if self._fd >= 0 and self.is_paused:
             self.is_paused = False
-            self._reading.start(self._readable)
+            self._reading.start(self)
 
     def pause(self) -> None:
         """Leave what comes in the kernel."""
@@ -95,9 +95,10 @@ class WatchedSocket:
 
     def _read_late(self) -> None:
         if self._fd >= 0 and not self.is_paused:
-            self._reading.start(self._readable)
+            self._reading.start(self)
 
-    def _readable(self) -> None:
+    def __call__(self) -> None:
+        """The event loop says that there is something to read. (A method would be an object more for each socket.)"""
         if self.is_mute or (self.delay_s and not self._is_late):
             self._reading.stop()
             if self.delay_s and not self._is_late:

@@ -1,18 +1,26 @@
-"""The door of /ws: flask-sock's handshake, after which the socket is the event loop's and the request ends."""
+"""The door of /ws: flask-sock's handshake, after which the socket is the event loop's and the request ends.
+
+Who may open one is judged before Flask, from the request's headers; the `Door` then calls flask-sock's endpoint itself.
+What it refuses, and what a drill is to spoil, goes through Flask, which asks the same judge.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, g, request
+import flask_sock
+from flask import Flask, Response, request
 from flask_sock import Sock
-from simple_websocket import Server
+from werkzeug.wsgi import get_host
 
-from chatapp.auth import origin_is_allowed
+from chatapp.auth import JUDGED, Comers, origin_is_allowed
 from chatapp.config import Settings
-from chatapp.store import Store
+from chatapp.store import SignIn, Store
 from chatapp.transports.carrier import WebSocketConnection
 from chatapp.transports.deflate import agreed
 from chatapp.transports.live import Live
@@ -20,21 +28,57 @@ from chatapp.transports.live import Live
 if TYPE_CHECKING:
     from chatapp.house import House
 
-__all__ = ["Live", "make_live", "register"]
+__all__ = ["Door", "Live", "make_live", "register"]
 
+PATH, ENDPOINT = "/ws", "websocket_route"
+VERSION = "13"
+KEY_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455's
 FULL_RETRY_S = 5  # when a client that found no room may try again
 
 log = logging.getLogger("chatapp.websocket")
 
 
-class NoThread:
-    """What simple-websocket starts as its reading thread: the event loop reads."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why no WebSocket is opened."""
 
-    def __init__(self, **_: object) -> None:
-        self.name = ""
+    status: int
+    words: str
+    headers: tuple[tuple[str, str], ...] = ()
 
-    def start(self) -> None:
-        """Nothing to start."""
+
+class Handshake:
+    """What flask-sock makes of the request: the answer, which is written together with the first frame.
+
+    It stands where simple-websocket's `Server` did, which reads the request a second time and starts a thread.
+    """
+
+    mode = "gunicorn"
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        self.sock = environ["gunicorn.socket"]
+        self.extension = agreed(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
+        key = hashlib.sha1(environ["HTTP_SEC_WEBSOCKET_KEY"].encode() + KEY_GUID, usedforsecurity=False)
+        lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
+        lines.append(f"Sec-WebSocket-Accept: {base64.b64encode(key.digest()).decode()}")
+        if self.extension:
+            lines.append(f"Sec-WebSocket-Extensions: {self.extension}")
+        self.answer = "\r\n".join([*lines, "", ""]).encode()
+
+    def close(self) -> None:
+        """flask-sock closes what its endpoint leaves; this one has handed its socket on."""
+
+
+class HandedOver(Exception):
+    """The socket is the event loop's: there is nothing left to answer."""
+
+
+class NoAnswer(Response):
+    """For requests that went through Flask."""
+
+    def __call__(self, *_: object) -> Iterable[bytes]:
+        """Tell gunicorn that all is answered, as flask-sock does."""
+        raise StopIteration
 
 
 def make_live(settings: Settings, store: Store) -> Live:
@@ -43,44 +87,104 @@ def make_live(settings: Settings, store: Store) -> Live:
     return Live(min(shortest, settings.ws_write_timeout), store.events.note)
 
 
-def register(app: Flask, house: House) -> None:
-    """Hang /ws into the app."""
-    settings, live = house.settings, house.live
-    app.config["SOCK_SERVER_OPTIONS"] = {"thread_class": NoThread}
+class Judge:
+    """Says whether a request may open a WebSocket."""
+
+    def __init__(self, house: House, comers: Comers) -> None:
+        self._house = house
+        self._comers = comers
+
+    def __call__(self, environ: dict[str, Any]) -> SignIn | Refusal:
+        """Whose it is, or why not: whoever is signed out, comes from a foreign page or finds no room."""
+        if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != VERSION:
+            return Refusal(426, "WebSocket version 13 is needed.\n", (("Sec-WebSocket-Version", VERSION),))
+        if not is_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", "")):
+            return Refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64.\n")
+        sign_in = self._comers.sign_in(environ.get("HTTP_COOKIE", ""))
+        if sign_in is None:
+            return Refusal(401, "Sign in first.\n")
+        origin, host = environ.get("HTTP_ORIGIN", ""), f"{environ['wsgi.url_scheme']}://{get_host(environ)}"
+        if not origin_is_allowed(self._house.settings, origin, host):
+            log.warning("refused a WebSocket from origin %r", origin)
+            return Refusal(403, "This origin may not open a WebSocket here.\n")
+        if self._house.live.is_full() or "gunicorn.socket" not in environ:
+            return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
+        return sign_in
+
+
+class Door:
+    """WSGI middleware: lets in who may open a WebSocket, and leaves all else to Flask behind it."""
+
+    def __init__(self, app: Flask, house: House, judge: Judge, behind: Any) -> None:
+        self._app = app
+        self._house = house
+        self._judge = judge
+        self._behind = behind
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if is_upgrade(environ) and not self._house.drills.is_running:
+            judged = self._judge(environ)
+            if isinstance(judged, SignIn):
+                environ[JUDGED] = judged
+                self._open(environ)
+        behind: Iterable[bytes] = self._behind(environ, start_response)
+        return behind
+
+    def _open(self, environ: dict[str, Any]) -> None:
+        """flask-sock's endpoint without Flask's way there and back: no answer follows the handshake."""
+        endpoint: Callable[[], object] = self._app.view_functions[ENDPOINT]
+        try:
+            with self._app.request_context(environ):
+                endpoint()
+        except HandedOver:
+            raise StopIteration from None  # to gunicorn: all is answered
+
+
+def is_upgrade(environ: dict[str, Any]) -> bool:
+    """Whether this is /ws, asked for as RFC 6455 wants it."""
+    return (
+        environ.get("PATH_INFO") == PATH
+        and environ.get("REQUEST_METHOD") == "GET"
+        and environ.get("HTTP_UPGRADE", "").lower() == "websocket"
+        and "upgrade" in (token.strip() for token in environ.get("HTTP_CONNECTION", "").lower().split(","))
+        and environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+    )
+
+
+def register(app: Flask, house: House, comers: Comers) -> None:
+    """Hang /ws into the app, and its door before the app."""
+    judge, live = Judge(house, comers), house.live
+    flask_sock.Server = Handshake  # the seam: what flask-sock makes of each request
     sock = Sock(app)
 
     @app.before_request
     def before_upgrade() -> Response | None:
-        """Refuse before the 101: whoever is signed out, comes from a foreign page or finds no room."""
-        if request.endpoint != "websocket_route":
+        """Refuse before the 101."""
+        if request.endpoint != ENDPOINT:
             return None
-        if request.headers.get("Sec-WebSocket-Version") != "13":
-            return Response("WebSocket version 13 is needed.\n", 426, {"Sec-WebSocket-Version": "13"})
-        if not is_key(request.headers.get("Sec-WebSocket-Key", "")):
-            return Response("Sec-WebSocket-Key must be 16 bytes in base64.\n", 400, content_type="text/plain")
-        if house.auth.current() is None:
-            return Response("Sign in first.\n", 401, content_type="text/plain")
-        if not origin_is_allowed(settings, request.headers.get("Origin", ""), request.host_url):
-            log.warning("refused a WebSocket from origin %r", request.headers.get("Origin", ""))
-            return Response("This origin may not open a WebSocket here.\n", 403, content_type="text/plain")
-        if live.is_full() or "gunicorn.socket" not in request.environ:
-            return Response("No WebSocket can be opened now.\n", 503, {"Retry-After": str(FULL_RETRY_S)})
-        # simple-websocket agrees to whatever is offered: it gets to see what we can do, or nothing.
-        g.extension = agreed(request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
-        if g.extension:
-            request.environ["HTTP_SEC_WEBSOCKET_EXTENSIONS"] = g.extension
+        if not is_upgrade(request.environ):
+            return Response("GET by HTTP/1.1 is needed.\n", 400, content_type="text/plain")
+        judged = judge(request.environ)
+        if isinstance(judged, Refusal):
+            return Response(judged.words, judged.status, judged.headers, content_type="text/plain")
+        request.environ[JUDGED] = judged
         return None
 
-    @sock.route("/ws")  # type: ignore[untyped-decorator]
-    def websocket_route(ws: Server) -> None:
-        sign_in = house.auth.current()
-        ws.connected = False  # else flask-sock closes it when we return
-        if sign_in is not None:
+    @sock.route(PATH)  # type: ignore[untyped-decorator]
+    def websocket_route(ws: Handshake) -> None:
+        sign_in: SignIn = request.environ[JUDGED]
+        if request.query_string:
             live.replace(request.args.get("replaces", ""), sign_in.person.id)
-            # The descriptor changes hands: gunicorn keeps an empty object that it may close.
-            fd = ws.sock.detach()
-            address, deflates = request.remote_addr or "", bool(g.extension)
-            WebSocketConnection(fd, house, sign_in, house.auth.token_hash(), address, deflates).start()
+        # The descriptor changes hands: gunicorn keeps an empty object that it may close.
+        fd, address = ws.sock.detach(), request.remote_addr or ""
+        WebSocketConnection(fd, house, sign_in, address, bool(ws.extension)).start(ws.answer)
+        raise HandedOver
+
+    @app.errorhandler(HandedOver)
+    def handed_over(_: HandedOver) -> Response:
+        return NoAnswer()
+
+    app.wsgi_app = Door(app, house, judge, app.wsgi_app)  # type: ignore[method-assign]
 
 
 def is_key(key: str) -> bool:

@@ -65,9 +65,9 @@ class Line:
 
     def __init__(self, server: Server, socket: Socket, person: Person) -> None:
         self._server, self._socket = server, socket
-        self._peer = Peer(server.reader, server.bus, person.id, self.wake)
+        self._peer = Peer(server.reader, server.bus, person.id, self)
         self._is_waking = False
-        self._peer.replies.append(frames.hello(EPOCH, person.uuid, f"socket-{socket.number}", 512, 30))
+        self._peer.reply(frames.hello(EPOCH, person.uuid, f"socket-{socket.number}", 512, 30))
         socket.on_text, socket.on_room, socket.on_end = self.take, self.wake, self.close
 
     def take(self, text: str) -> None:
@@ -77,7 +77,7 @@ class Line:
             return
         match frames.decode(text):
             case frames.Echo(n):
-                self._peer.replies.append(frames.echo(n))
+                self._peer.reply(frames.echo(n))
             case frames.Send(conversation, client_id, body):
                 server.post(person, conversation, client_id, body, False, lambda word: self._reply(client_id, word))
             case frames.Unsubscribe(names):
@@ -90,17 +90,20 @@ class Line:
 
     def _subscribe(self, name: str, cursor: int, epoch: str) -> None:
         if epoch != EPOCH:
-            self._peer.replies.append(frames.reload(name, "epoch", EPOCH))
+            self._peer.reply(frames.reload(name, "epoch", EPOCH))
             return
         try:
             self._peer.subscribe(name, cursor)
         except ChatError:
-            self._peer.replies.append(frames.gone(name))
+            self._peer.reply(frames.gone(name))
 
     def _reply(self, client_id: str, word: Posted | ChatError) -> None:
         is_posted = isinstance(word, Posted)
-        self._peer.replies.append(frames.ack(word) if is_posted else frames.refused(client_id, word.code, word.message))
+        self._peer.reply(frames.ack(word) if is_posted else frames.refused(client_id, word.code, word.message))
         self.wake()
+
+    def doubt(self) -> None:
+        """Sessions do not end here."""
 
     def wake(self) -> None:
         """There may be something to write."""
@@ -112,7 +115,9 @@ class Line:
         self._is_waking = False
         while self._server.owns(self) and not self._socket.is_dead and self._socket.in_flight < WINDOW:
             if self._peer.replies:
-                self._socket.down(self._peer.replies.pop(0))
+                first, *rest = self._peer.replies
+                self._peer.replies = tuple(rest)
+                self._socket.down(first)
             elif (news := self._peer.next_news()) is not None:
                 self._socket.down(_frame(*news))
             else:
