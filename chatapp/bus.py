@@ -6,7 +6,7 @@ one process; `store.watch` publishes on it what other processes of this host com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 # A feed's topic is its number, from 1. These two are rows of `feeds`, too, so that other processes notice them.
@@ -22,11 +22,15 @@ def session_topic(session: int) -> int:
 
 
 class Bus:
-    """Subscribe to topics and publish them. Callbacks run at once, in the publisher: they must not block."""
+    """Subscribe to topics and publish them. Callbacks run at once, in the publisher: they must not block.
+
+    `on_crowd` takes over where several wait for a feed; it must come to wake each of them.
+    """
 
     def __init__(self) -> None:
         # One subscriber stands for itself, several in a dictionary: most topics have one, and there are thousands.
         self._wakes: dict[int, Wake | dict[Wake, None]] = {}
+        self.on_crowd: Callable[[int, Iterator[Wake]], None] = _wake_all
 
     def subscribe(self, topic: int, wake: Wake) -> Callable[[], None]:
         """Call `wake(topic)` at each notice, once however often it subscribes; returns a function that ends it."""
@@ -52,11 +56,16 @@ class Bus:
         for topic in topics:
             found = self._wakes.get(topic)
             if isinstance(found, dict):
-                for wake in tuple(found):
-                    wake(topic)
+                # What ends somebody's access must be known before anything else is written.
+                (self.on_crowd if topic > RUNS else _wake_all)(topic, iter(tuple(found)))
             elif found is not None:
                 found(topic)
 
     def topics(self) -> int:
         """How many topics have subscribers."""
         return len(self._wakes)
+
+
+def _wake_all(topic: int, wakes: Iterator[Wake]) -> None:
+    for wake in wakes:
+        wake(topic)

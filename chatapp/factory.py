@@ -80,6 +80,7 @@ def _build(app: Flask, settings: Settings, instance: str) -> House:
     reader = Reader(store, chat, renderer)
     epoch = store.people.epoch()
     live = websocket.make_live(settings, store)
+    bus.on_crowd = live.gather
     return House(
         settings=settings,
         instance=instance,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatapp.config import Settings
+
+MOST_PEERS = 4096  # addresses that are known to be a proxy's, or not
 
 
 class InFront:
@@ -17,6 +20,7 @@ class InFront:
         self._app = app
         self._behind_proxy = ProxyFix(app, x_for=1, x_proto=1, x_host=1, x_prefix=0)
         self._settings = settings
+        self._is_declared = lru_cache(MOST_PEERS)(self._is_in_a_declared_network)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         peer = environ.get("REMOTE_ADDR", "")
@@ -24,10 +28,12 @@ class InFront:
         if not self._take_prefix(environ):
             start_response("404 NOT FOUND", [("Content-Type", "text/plain"), ("Content-Length", "0")])
             return []
-        is_declared = any(peer in network for network in self._settings.trusted_proxies)
-        app = self._behind_proxy if is_declared else self._app
+        app = self._behind_proxy if self._is_declared(peer) else self._app
         answer: Iterable[bytes] = app(environ, start_response)
         return answer
+
+    def _is_in_a_declared_network(self, peer: str) -> bool:
+        return any(peer in network for network in self._settings.trusted_proxies)
 
     def _take_prefix(self, environ: dict[str, Any]) -> bool:
         prefix = self._settings.url_prefix

@@ -17,6 +17,7 @@ from flask import Flask  # noqa: E402
 from gunicorn.app.base import BaseApplication  # noqa: E402
 
 from chatapp import create_app  # noqa: E402
+from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
 
 MOST_FILES = 1 << 20  # the kernel's own default limit
@@ -44,7 +45,7 @@ forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 control_socket_disable = True  # else two instances of one user meet on one path
 accesslog = "-"
-access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(M)sms'  # no query: it may say who reads what
+logger_class = AccessLog
 loglevel = "warning"
 proc_name = "chatapp"
 
@@ -69,6 +70,7 @@ def worker_exit(_server: Any, worker: Any) -> None:
     app = getattr(worker, "wsgi", None)
     if app is not None and hasattr(app, "extensions"):
         app.extensions["chatapp"].finish()
+    worker.log.write_out()
 
 
 class Gunicorn(BaseApplication):  # type: ignore[misc]

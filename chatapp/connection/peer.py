@@ -90,9 +90,12 @@ class Reader:
         return news
 
     def shared(self, feed: int, cursor: int) -> News | None:
-        """What another reader at this cursor got, if it is still the newest. Does not check permission."""
+        """What another reader at this cursor got, if it is the newest and all there is. Does not check permission."""
         cached = self._frames.get((feed, cursor))
-        return cached[1] if cached is not None and cached[0] == self._heads.get(feed) else None
+        if cached is None or cached[0] != self._heads.get(feed):
+            return None
+        news = cached[1]
+        return None if news.more or news.frame is None else news
 
     def _read(self, person: int, name: str, place: Place | None, cursor: int) -> News:
         changes: Changes[object] = (
@@ -123,6 +126,21 @@ class Followed:
             self.peer.dirty += (self,)
             self.peer.owner.wake()
 
+    def bring(self, topic: int) -> None:
+        """As calling it, but at once: what others at the same cursor had is pushed, and else the owner is flushed.
+
+        Thousands may wait for one message: for each of them this is a few look-ups and the write.
+        """
+        peer = self.peer
+        reader = peer.reader
+        if not (self.is_dirty or peer.dirty or peer.replies) and self.generation == reader.generation:
+            news = reader.shared(topic, self.cursor)
+            if news is not None and peer.owner.push(news):
+                self.cursor = news.cursor
+                return
+        self(topic)
+        peer.owner.flush()
+
 
 class Owner(Protocol):
     """The transport's side of a connection."""
@@ -133,6 +151,12 @@ class Owner(Protocol):
     def doubt(self) -> None:
         """The session may have ended."""
 
+    def flush(self) -> None:
+        """Write what there is to write, now if there is room."""
+
+    def push(self, news: News) -> bool:
+        """Write this at once; False, and nothing is written, where anything else must come first."""
+
 
 class Peer:
     """One connection's subscriptions and what is to be written to it next.
@@ -140,14 +164,14 @@ class Peer:
     What may be empty is a tuple: thousands of idle connections share the one empty tuple there is.
     """
 
-    __slots__ = ("_bus", "_followed", "_reader", "dirty", "owner", "person", "replies")
+    __slots__ = ("_bus", "_followed", "dirty", "owner", "person", "reader", "replies")
 
     def __init__(self, reader: Reader, bus: Bus, person: int, owner: Owner) -> None:
         self.person = person
         self.owner = owner
         self.replies: tuple[str, ...] = ()  # control frames; bounded by the transport, which stops reading
         self.dirty: tuple[Followed, ...] = ()  # feeds with news, in turn, so that a busy feed starves no other
-        self._reader = reader
+        self.reader = reader
         self._bus = bus
         self._followed: tuple[Followed, ...] = ()
 
@@ -172,7 +196,7 @@ class Peer:
         self.unsubscribe(name)
         if len(self._followed) >= MOST_FEEDS:
             raise TooManyFeeds
-        feed = self._reader.feed(self.person, name)
+        feed = self.reader.feed(self.person, name)
         followed = Followed(self, name, feed, cursor)
         self._followed += (followed,)
         self._bus.subscribe(feed, followed)
@@ -192,33 +216,14 @@ class Peer:
             self._bus.unsubscribe(followed.feed, followed)
         self._followed = self.dirty = ()
 
-    def shared_frame(self, deflates: bool) -> bytes | None:
-        """What others at the same cursor had already, if it is all that is to be said; else `next_news` knows.
-
-        The usual case, for thousands of readers at once: a few look-ups and nothing else.
-        """
-        if len(self.dirty) != 1 or self.replies:
-            return None
-        followed, reader = self.dirty[0], self._reader
-        news = reader.shared(followed.feed, followed.cursor)
-        if news is None or news.more or followed.generation != reader.generation:
-            return None
-        frame = news.deflated if deflates else news.encoded
-        if frame is None:
-            return None
-        self.dirty = ()
-        followed.is_dirty = False
-        followed.cursor = news.cursor
-        return frame
-
     def next_news(self) -> tuple[str, News | Exception] | None:
         """The next feed with something to say."""
         while self.dirty:
             followed, self.dirty = self.dirty[0], self.dirty[1:]
             followed.is_dirty = False
-            generation = self._reader.generation
+            generation = self.reader.generation
             try:
-                news = self._reader.news(self.person, followed.name, followed.cursor)
+                news = self.reader.news(self.person, followed.name, followed.cursor)
             except (Gone, StaleCursor) as error:
                 self.unsubscribe(followed.name)
                 return followed.name, error

@@ -258,9 +258,9 @@ class Database:
             except Exception as error:  # nothing of it is on disk: each of them must say so
                 problem = error
             finally:
+                self._bus.publish(topics)
                 for job in jobs:
                     job.end(problem)
-        self._bus.publish(topics)
         return bool(jobs)
 
     def _commit_group(self, jobs: list[Job[Any]]) -> dict[int, None]:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import gevent
 
-from chatapp.connection.peer import Peer
+from chatapp.connection.peer import News, Peer
 from chatapp.store import ConnectionEvent, Posted, SignIn, now_ms
 from chatapp.store.database import Job
 from chatapp.transports import doing, frames, framing
@@ -237,15 +237,19 @@ class WebSocketConnection(WatchedSocket):
         else:
             self.wake()
 
+    def push(self, news: News) -> bool:
+        """Write at once what others had already; False where something else comes first, which `flush` knows."""
+        if self._close or self.is_blocked or self._is_doubtful or self.is_paused or self._is_flushing:
+            return False
+        frame = news.deflated if self._deflates else news.encoded
+        self.write(frame or frames.encoded("", news, self._deflates))
+        return True
+
     def flush(self) -> None:
         """Write answers and news if there is room; a slow reader gets what is newest when it has room again."""
         self._is_awake = False
         if self._is_flushing:
             return  # another sweep is at it, waits for something, and looks again afterwards
-        is_free = not (self._close or self.blocked_at or self._is_doubtful or self.is_paused)
-        if is_free and (frame := self._peer.shared_frame(self._deflates)) is not None:
-            self.write(frame)
-            return
         self._is_flushing = True
         try:
             if self._is_doubtful and not self._is_signed_in(fresh=True):

@@ -6,11 +6,13 @@ import logging
 import resource
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import gevent
 
+from chatapp.bus import Wake
+from chatapp.connection.peer import Followed
 from chatapp.store import ConnectionEvent
 
 RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
@@ -109,6 +111,27 @@ class Timer:
                 self.set(connection, at)
 
 
+class Crowd:
+    """All who wait for the news of one feed: the sweep brings it to one after the other, and gives way between."""
+
+    def __init__(self, topic: int, wakes: Iterator[Wake], again: Callable[[Crowd], None]) -> None:
+        self._topic = topic
+        self._wakes = wakes
+        self._again = again
+
+    def flush(self) -> None:
+        """Bring it to the next ones."""
+        until = time.monotonic() + SLICE_S
+        for wake in self._wakes:
+            if isinstance(wake, Followed):
+                wake.bring(self._topic)
+            else:
+                wake(self._topic)
+            if time.monotonic() > until:
+                self._again(self)
+                return
+
+
 class Live:
     """This worker's WebSockets."""
 
@@ -117,7 +140,7 @@ class Live:
         self.timer = Timer(min(0.5, shortest_timeout_s / 20))
         self._store = store
         self._connections: dict[str, Connection] = {}  # by name
-        self._awake: deque[Connection] = deque()
+        self._awake: deque[Connection | Crowd] = deque()
         self._sweeps = 0
         self._events: list[ConnectionEvent] = []
         self._lines: list[str] = []
@@ -155,9 +178,13 @@ class Live:
 
     # Writing: a change is news for thousands at once, hence no greenlet for each
 
-    def wake(self, connection: Connection) -> None:
+    def gather(self, topic: int, wakes: Iterator[Wake]) -> None:
+        """Have the news of a topic brought to all of these."""
+        self.wake(Crowd(topic, wakes, self.wake))
+
+    def wake(self, one: Connection | Crowd) -> None:
         """Have it flushed by the next sweep."""
-        self._awake.append(connection)
+        self._awake.append(one)
         if not self._sweeps:
             self._begin_sweep()
 

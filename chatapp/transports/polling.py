@@ -25,6 +25,7 @@ from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
 from chatapp.conversation import Gone
 from chatapp.transports import frames
 
+NOTHING = [("Cache-Control", "no-store"), ("Vary", "Cookie")]  # headers of an answer that holds no document
 DRAIN_RETRY_S = 1  # when a poll that a closing server sends away should come back
 
 
@@ -173,11 +174,11 @@ class Door:
         if found is None:
             behind: Iterable[bytes] = self._app(environ, start_response)
             return behind
-        headers = [*self._headers(environ["wsgi.url_scheme"] == "https", get_host(environ)), ("Vary", "Cookie")]
         if not found:
-            start_response("204 NO CONTENT", headers)
+            start_response("204 NO CONTENT", NOTHING)
             return []
         body = frames.answer(found).encode()
+        headers = [*self._headers(environ["wsgi.url_scheme"] == "https", get_host(environ)), ("Vary", "Cookie")]
         headers += [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))]
         start_response("200 OK", headers)
         return [body]
