@@ -12,6 +12,7 @@ from chatapp.config import Settings
 from chatapp.house import House
 from chatapp.transports import framing
 from chatapp.transports.carrier import WebSocketConnection
+from chatapp.transports.live import STORE_AFTER_S
 from chatapp.transports.watched import READ_BYTES
 
 FLOOD = 500  # reads: 2 MB
@@ -33,12 +34,12 @@ def pair(house: House) -> Iterator[tuple[WebSocketConnection, socket.socket]]:
     assert sign_in is not None
     ours, theirs = socket.socketpair()
     theirs.settimeout(5)
-    connection = WebSocketConnection(ours.detach(), house, sign_in, "hash", "127.0.0.1", False)
-    connection.start()
+    connection = WebSocketConnection(ours.detach(), house, sign_in, "127.0.0.1", False)
+    connection.start(b"")
     with theirs:
         yield connection, theirs
         connection.cut()
-        gevent.sleep(0.05)  # its event is stored
+        gevent.sleep(2 * STORE_AFTER_S)  # its event is stored
 
 
 def drain(theirs: socket.socket) -> bytes:
@@ -64,7 +65,7 @@ def test_what_comes_after_the_last_word_is_not_kept(pair: tuple[WebSocketConnect
     connection.close(framing.TOO_BIG, "the message is too big")
     for _ in range(FLOOD):
         theirs.sendall(b"y" * READ_BYTES)
-        connection._readable()
+        connection()  # as the event loop does
     assert connection.bytes_in >= FLOOD * READ_BYTES, "it was read, so that the other side's end would be seen"
     assert connection._parser is None
     assert drain(theirs).endswith(framing.close_frame(framing.TOO_BIG, "the message is too big"))

@@ -163,7 +163,7 @@ class Conversations:
 
     def _place(self, connection: Connection, person: int, uuid: str) -> Place | None:
         row = PLACE.first(connection, uuid=uuid, person=person)
-        return Place(row.id, row.feed_id, row.uuid, row.title, person) if row else None
+        return Place(row.id, row.feed_id, uuid, row.title, person) if row else None  # no second copy of the name
 
     # Reading
 
