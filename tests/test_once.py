@@ -49,6 +49,7 @@ def say(house: House, place: Place, *texts: str) -> None:
 def traced(house: House) -> list[str]:
     """The statements that SQLite runs from now on."""
     found: list[str] = []
+    house.store.database.close()  # what is kept for posts is not checked out again
 
     @event.listens_for(house.store.database.engine, "checkout")
     def begin(connection: Any, *_: object) -> None:

@@ -104,5 +104,6 @@ class Store:
 
     def close(self) -> None:
         """Close every connection to the databases that is not in use."""
+        self.database.close()
         for engine in self._engines:
             engine.dispose()

@@ -187,6 +187,9 @@ class Database:
         self._commit_s = 0.0  # how long commits took lately
         # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
         self._writer = threading.RLock()
+        self._kept: Connection | None = (
+            None  # for groups of changes: to get one from the pool costs as much as two of them
+        )
         self._jobs: list[Job[Any]] = []  # changes that wait for the next group
         self._has_leader = False
         self._gate = threading.Lock()  # around the two; never held while waiting
@@ -264,11 +267,16 @@ class Database:
         return bool(jobs)
 
     def _commit_group(self, jobs: list[Job[Any]]) -> dict[int, None]:
-        with self.engine.connect() as plain:
-            connection = plain.execution_options(writes=True)
+        connection = self._kept = self._kept or self.engine.connect().execution_options(writes=True)
+        is_done = False
+        try:
             with connection.begin():
                 done = [tx for job in jobs if (tx := self._attempt(connection, job)) is not None]
                 self._commit(connection)
+            is_done = True
+        finally:
+            if not is_done:
+                self.close()  # whatever state it is in: the next group begins with another one
         topics: dict[int, None] = {}
         for tx in done:
             self._learn_own(tx)
@@ -328,6 +336,12 @@ class Database:
         took = time.monotonic() - started
         # Up at once, down slowly: one slow commit on the loop is one too many.
         self._commit_s = took if took > self._commit_s else 0.98 * self._commit_s + 0.02 * took
+
+    def close(self) -> None:
+        """Give back the connection that is kept for groups of changes."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
 
     def on_access_change(self, forget: Callable[[], None]) -> None:
         """Have a cache of permissions forgotten when a commit changed them."""
