@@ -10,19 +10,24 @@ import gc  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
+from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 from flask import Flask  # noqa: E402
+from gevent.pool import Group  # noqa: E402
 from gunicorn.app.base import BaseApplication  # noqa: E402
 
 from chatapp import create_app  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
+from chatapp.transports.held import Lender  # noqa: E402
 
 MOST_FILES = 1 << 20  # the kernel's own default limit
 DRAIN_LOOK_S = 0.1  # gunicorn has no hook for TERM in a worker; this is how late a drain begins at most
+FINISH_S = 1.0  # how long a worker that closes waits for the requests of connections that came back from held polls
 
+given_back = Group()
 settings = load(os.environ)
 # Each WebSocket is a descriptor; the usual soft limit of 1,024 is for programs that use select().
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -56,6 +61,8 @@ def post_worker_init(worker: Any) -> None:
     gc.collect()
     gc.freeze()  # what was loaded stays: a full collection that looks at all of it would hold the loop for 50 ms
     house.start()
+    listener = worker.sockets[0]
+    house.polls.lender = Lender(partial(given_back.spawn, worker.handle, listener), worker.log.note)
 
     def watch() -> None:
         while worker.alive:
@@ -70,6 +77,7 @@ def worker_exit(_server: Any, worker: Any) -> None:
     app = getattr(worker, "wsgi", None)
     if app is not None and hasattr(app, "extensions"):
         app.extensions["chatapp"].finish()
+        given_back.join(timeout=FINISH_S)
     worker.log.write_out()
 
 

@@ -30,11 +30,33 @@ access = logging.getLogger("gunicorn.access")
 log = logging.getLogger("chatapp.websocket")
 
 
-class Connection(Protocol):
-    """What is looked after here."""
+class Flushed(Protocol):
+    """What the sweep writes."""
+
+    def flush(self) -> None:
+        """Write what there is to write."""
+
+
+class Timed(Protocol):
+    """What the timer looks after."""
+
+    slot: Slot  # where the timer keeps it
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+
+    def check(self, now: float) -> float:
+        """Look at the time-outs; returns when to look again (monotonic clock, s)."""
+
+    def cut(self) -> None:
+        """Close now."""
+
+
+class Connection(Flushed, Timed, Protocol):
+    """A WebSocket."""
 
     name: str  # as the hello says it
-    slot: Slot  # where the timer keeps it
     is_mute: bool  # for drills
     delay_s: float
 
@@ -42,28 +64,15 @@ class Connection(Protocol):
     def person(self) -> int:
         """Whose it is."""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended."""
-
-    def flush(self) -> None:
-        """Write what there is to write."""
-
-    def check(self, now: float) -> float:
-        """Look at the time-outs; returns when to look again (monotonic clock, s)."""
-
     def restart(self, advice: str) -> None:
         """Close, and say when to come back."""
 
     def replace(self) -> None:
         """Close: the browser has opened another one."""
 
-    def cut(self) -> None:
-        """Close now."""
 
-
-Slot = dict[Connection, None]  # those that are due within one tick
-NOWHERE: Slot = {}  # of a connection that the timer does not keep; always empty
+Slot = dict[Timed, None]  # those that are due within one tick
+NOWHERE: Slot = {}  # of one that the timer does not keep; always empty
 
 
 class Timer:
@@ -74,7 +83,7 @@ class Timer:
         self._slots: dict[int, Slot] = {}
         self._is_running = False
 
-    def set(self, connection: Connection, at: float) -> None:
+    def set(self, connection: Timed, at: float) -> None:
         """Check this connection at `at` and not before; a second call replaces the first."""
         self.clear(connection)
         # Rounded up: a time-out may be late by a tick, never early.
@@ -85,7 +94,7 @@ class Timer:
             self._is_running = True
             gevent.spawn(self._run)
 
-    def clear(self, connection: Connection) -> None:
+    def clear(self, connection: Timed) -> None:
         """Check it no more."""
         connection.slot.pop(connection, None)
 
@@ -100,7 +109,7 @@ class Timer:
             gevent.sleep(self._tick_s)
         self._is_running = False
 
-    def _check(self, connection: Connection, now: float) -> None:
+    def _check(self, connection: Timed, now: float) -> None:
         try:
             at = connection.check(now)
         except Exception:  # one connection must not stop the clock of all
@@ -140,7 +149,7 @@ class Live:
         self.timer = Timer(min(0.5, shortest_timeout_s / 20))
         self._store = store
         self._connections: dict[str, Connection] = {}  # by name
-        self._awake: deque[Connection | Crowd] = deque()
+        self._awake: deque[Flushed] = deque()
         self._sweeps = 0
         self._events: list[ConnectionEvent] = []
         self._lines: list[str] = []
@@ -182,7 +191,7 @@ class Live:
         """Have the news of a topic brought to all of these."""
         self.wake(Crowd(topic, wakes, self.wake))
 
-    def wake(self, one: Connection | Crowd) -> None:
+    def wake(self, one: Flushed) -> None:
         """Have it flushed by the next sweep."""
         self._awake.append(one)
         if not self._sweeps:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Flask, Response, jsonify, request
+from gevent import socket
 from gevent.event import Event
 from werkzeug.datastructures import MultiDict
 from werkzeug.wsgi import get_host
@@ -23,7 +24,10 @@ from chatapp.bus import Bus, session_topic
 from chatapp.config import Settings
 from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
 from chatapp.conversation import Gone
+from chatapp.store import SignIn
 from chatapp.transports import frames
+from chatapp.transports.held import MOST_HELD, HeldPoll, Lender
+from chatapp.transports.live import Live
 
 NOTHING = [("Cache-Control", "no-store"), ("Vary", "Cookie")]  # headers of an answer that holds no document
 DRAIN_RETRY_S = 1  # when a poll that a closing server sends away should come back
@@ -73,27 +77,49 @@ def parse_text(query: str, longest_hold_s: float) -> Poll:
 class Polls:
     """This worker's polls."""
 
-    def __init__(self, reader: Reader, bus: Bus, epoch: str) -> None:
-        self._reader = reader
-        self._bus = bus
+    def __init__(self, reader: Reader, bus: Bus, live: Live, epoch: str) -> None:
+        self.reader = reader
+        self.bus = bus
+        self.held: set[HeldPoll] = set()  # by the event loop
+        self.lender: Lender | None = None  # of sockets, where there is one
+        self._live = live
         self._epoch = epoch
-        self._held: set[Event] = set()
+        self._waiting: set[Event] = set()  # in greenlets
+        self._body: tuple[list[str], bytes] = ([], b"")
         self.is_draining = False
 
     def answer(self, person: int, session: int, poll: Poll) -> list[str]:
         """The frames for a poll; empty when nothing is new, after the hold, or when the session ends meanwhile."""
-        if poll.epoch != self._epoch:
-            return [frames.reload(name, "epoch", self._epoch) for name in poll.cursors]
-        found = self._read(person, poll)
-        if found or poll.wait_s <= 0:
-            return found
-        return self._hold(person, session, poll)
+        found = self.now(person, poll)
+        return found if found or poll.wait_s <= 0 else self._hold(person, session, poll)
+
+    def body(self, found: list[str]) -> bytes:
+        """The body of an answer; the same for many who waited for the same."""
+        if found != self._body[0]:
+            self._body = (found, frames.answer(found).encode())
+        return self._body[1]
+
+    def hand_over(self, environ: dict[str, Any], sign_in: SignIn, poll: Poll, head: str) -> bool:
+        """Have the event loop hold this request, if it can take its socket: False where it must wait as it is."""
+        sock, unreader = environ.get("gunicorn.socket"), _unreader(environ)
+        says = environ.get("HTTP_CONNECTION", "keep-alive").lower()
+        is_known = environ.get("SERVER_PROTOCOL") == "HTTP/1.1" and says in ("keep-alive", "close")
+        if self.lender is None or not is_known or sock is None or type(sock) is not socket.socket:
+            return False
+        if len(self.held) >= MOST_HELD or "REMOTE_PORT" not in environ or unreader is None or unreader.buf.getvalue():
+            return False  # the last: gunicorn has read more than this request, which would be lost
+        address = (environ["chatapp.peer"], int(environ["REMOTE_PORT"]))
+        held = HeldPoll(sock.detach(), self, self._live, self.lender, sign_in, poll)
+        held.start(address, head, is_last=says == "close")
+        return True
 
     def drain(self) -> None:
         """Let all held polls go."""
         self.is_draining = True
-        for event in tuple(self._held):
+        for event in tuple(self._waiting):
             event.set()
+        for poll in tuple(self.held):
+            poll.let_go()
 
     def _hold(self, person: int, session: int, poll: Poll) -> list[str]:
         event, ended = Event(), []
@@ -102,12 +128,12 @@ class Polls:
             ended.append(topic)
             event.set()
 
-        cancels = [*self._subscribe(person, poll, event), self._bus.subscribe(session_topic(session), end)]
-        self._held.add(event)
+        cancels = [*self._subscribe(person, poll, event), self.bus.subscribe(session_topic(session), end)]
+        self._waiting.add(event)
         deadline = time.monotonic() + poll.wait_s
         try:
             while not self.is_draining and not ended:
-                found = self._read(person, poll)  # also what came between the first look and the subscription
+                found = self.now(person, poll)  # also what came between the first look and the subscription
                 left = deadline - time.monotonic()
                 if found or left <= 0:
                     return found
@@ -115,7 +141,7 @@ class Polls:
                 event.clear()
             return []
         finally:
-            self._held.discard(event)
+            self._waiting.discard(event)
             for cancel in cancels:
                 cancel()
 
@@ -126,17 +152,20 @@ class Polls:
         feeds = []
         for name in poll.cursors:
             try:
-                feeds.append(self._reader.feed(person, name))
+                feeds.append(self.reader.feed(person, name))
             except Gone:
                 event.set()
-        return [self._bus.subscribe(feed, wake) for feed in feeds]
+        return [self.bus.subscribe(feed, wake) for feed in feeds]
 
-    def _read(self, person: int, poll: Poll) -> list[str]:
+    def now(self, person: int, poll: Poll) -> list[str]:
+        """The frames of what is new at this moment."""
+        if poll.epoch != self._epoch:
+            return [frames.reload(name, "epoch", self._epoch) for name in poll.cursors]
         found = []
         for name, cursor in poll.cursors.items():
             try:
-                if self._reader.is_new(person, name, cursor):
-                    news = self._reader.news(person, name, cursor)
+                if self.reader.is_new(person, name, cursor):
+                    news = self.reader.news(person, name, cursor)
                     if news.frame is not None:
                         found.append(news.frame)
             except Gone:
@@ -144,6 +173,11 @@ class Polls:
             except StaleCursor:
                 found.append(frames.reload(name, "cursor"))
         return found
+
+
+def _unreader(environ: dict[str, Any]) -> Any:
+    """What gunicorn has read of this connection and not used; None where it cannot be known."""
+    return getattr(getattr(environ["wsgi.input"], "reader", None), "unreader", None)
 
 
 class Door:
@@ -178,10 +212,12 @@ class Door:
             start_response("204 NO CONTENT", NOTHING)
             return []
         body = frames.answer(found).encode()
-        headers = [*self._headers(environ["wsgi.url_scheme"] == "https", get_host(environ)), ("Vary", "Cookie")]
-        headers += [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))]
-        start_response("200 OK", headers)
+        start_response("200 OK", [*self._document_headers(environ), ("Content-Length", str(len(body)))])
         return [body]
+
+    def _document_headers(self, environ: dict[str, Any]) -> list[tuple[str, str]]:
+        fixed = self._headers(environ["wsgi.url_scheme"] == "https", get_host(environ))
+        return [*fixed, ("Vary", "Cookie"), ("Content-Type", "text/html; charset=utf-8")]
 
     def _frames(self, environ: dict[str, Any]) -> list[str] | None:
         """The answer's frames; None where Flask has to say why there are none."""
@@ -198,6 +234,12 @@ class Door:
             return None
         if poll.person not in (None, sign_in.person.uuid):
             return None
+        found = self._polls.now(sign_in.person.id, poll)
+        if found or poll.wait_s <= 0:
+            return found
+        head = "".join(f"{name}: {value}\r\n" for name, value in self._document_headers(environ))
+        if self._polls.hand_over(environ, sign_in, poll, head):
+            raise StopIteration  # to gunicorn: the socket is not its own any more
         return self._polls.answer(sign_in.person.id, sign_in.id, poll)
 
 

@@ -1,0 +1,197 @@
+"""A poll that waits: its socket is the event loop's until there is an answer, and then gunicorn's again.
+
+Meanwhile it costs an object instead of a greenlet with gunicorn's request, and one sweep answers all who wait for the
+same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from gevent import socket
+
+from chatapp.bus import session_topic
+from chatapp.conversation import Gone
+from chatapp.store import SignIn
+from chatapp.transports.live import NOWHERE, Live, Slot
+from chatapp.transports.watched import LINGER_S, WatchedSocket
+
+if TYPE_CHECKING:
+    from chatapp.transports.polling import Poll, Polls
+
+KEEP_S = 75.0  # how long an answered connection may be idle, as gunicorn's
+WRITE_S = 20.0  # how long the other side may take no byte of its answer
+MOST_HELD = 10_000  # in a worker; more wait as gunicorn's requests, whose number it bounds
+
+Address = tuple[str, int]
+
+
+@dataclass
+class Lender:
+    """Whoever lends sockets, which is gunicorn: the function that serves a connection, and its log."""
+
+    serve: Callable[[Any, Address], object]  # does not wait
+    log: Callable[[str], None]
+
+
+class HeldPoll(WatchedSocket):
+    """One poll, and then the connection it came by until the next request."""
+
+    __slots__ = (
+        "_address",
+        "_due",
+        "_head",
+        "_is_awake",
+        "_is_ended",
+        "_is_last",
+        "_lender",
+        "_live",
+        "_poll",
+        "_polls",
+        "_sign_in",
+        "_since",
+        "_topics",
+        "slot",
+    )
+
+    def __init__(self, fd: int, polls: Polls, live: Live, lender: Lender, sign_in: SignIn, poll: Poll) -> None:
+        super().__init__(fd)
+        self.slot: Slot = NOWHERE
+        self._polls, self._live, self._lender = polls, live, lender
+        self._sign_in, self._poll = sign_in, poll
+        self._since = time.monotonic()
+        self._due = self._since + poll.wait_s  # for the answer, and then for the next request
+        self._topics: tuple[int, ...] = ()
+        self._address: Address = ("", 0)
+        self._head = ""
+        self._is_awake = self._is_ended = self._is_last = False
+
+    def start(self, address: Address, head: str, is_last: bool) -> None:
+        """Wait for news. `head`: the answer's fixed headers; `is_last`: no other request follows."""
+        self._address, self._head, self._is_last = address, head, is_last
+        self._topics = self._subscribed()
+        self._polls.held.add(self)
+        self._live.timer.set(self, self._due)
+        self.read_on()
+        self.news(0)  # what came between the first look and the subscription
+
+    def _subscribed(self) -> tuple[int, ...]:
+        polls, person = self._polls, self._sign_in.person.id
+        try:
+            feeds = [polls.reader.feed(person, name) for name in self._poll.cursors]
+        except Gone:
+            return ()  # `news` finds out
+        polls.bus.subscribe(session_topic(self._sign_in.id), self.let_go)
+        for feed in feeds:
+            polls.bus.subscribe(feed, self.news)
+        return tuple(feeds)
+
+    def _leave(self) -> None:
+        self._polls.held.discard(self)
+        self._polls.bus.unsubscribe(session_topic(self._sign_in.id), self.let_go)
+        for feed in self._topics:
+            self._polls.bus.unsubscribe(feed, self.news)
+        self._topics = ()
+
+    # Waiting
+
+    def news(self, _topic: int) -> None:
+        """There may be an answer."""
+        if not self._is_awake:
+            self._is_awake = True
+            self._live.wake(self)
+
+    def let_go(self, topic: int = 0) -> None:
+        """Answer that there is nothing: the session has ended, or the worker."""
+        self._is_ended = True
+        self.news(topic)
+
+    def flush(self) -> None:
+        """Answer, if there is anything to say."""
+        self._is_awake = False
+        if self in self._polls.held:
+            found = [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
+            if found or self._is_ended:
+                self._answer(found)
+
+    def check(self, now: float) -> float:
+        """Its time is over: of waiting, of taking the answer, or of saying the next thing."""
+        if self.ended_at is not None:
+            if now - self.ended_at >= LINGER_S:
+                self.cut()
+        elif self.blocked_at is not None:
+            if now - self.blocked_at >= WRITE_S:
+                self.cut()
+            return now + WRITE_S / 4
+        elif now >= self._due:
+            if self in self._polls.held:
+                self._answer([])
+            else:
+                self.cut()
+        return self._due if self.ended_at is None else now + LINGER_S / 4
+
+    # Answering
+
+    def _answer(self, found: list[str]) -> None:
+        self._leave()
+        self._due = time.monotonic() + KEEP_S
+        is_last = self._is_last or self._polls.is_draining
+        status, data = answer(found, self._head, is_last, self._polls)
+        path, took = "/changes", round((time.monotonic() - self._since) * 1000)
+        self._lender.log(f'{self._address[0]} "GET {path}" {status} {len(data)} {took}ms')
+        if is_last:
+            self.end(data)
+        else:
+            self.write(data)
+
+    def __call__(self) -> None:
+        """Bytes: the next request, which is gunicorn's; before the answer they are too early."""
+        if self in self._polls.held or self.is_blocked or self.ended_at is not None:
+            super().__call__()
+            return
+        fd, self._fd = self._fd, -1
+        self._reading.stop()
+        self._reading.close()
+        self._live.timer.clear(self)
+        self._lender.serve(socket.socket(fileno=fd), self._address)
+
+    def on_bytes(self, data: bytes) -> None:
+        """A request before the answer to the one before: legal and unheard of. It must be repeated, so say close."""
+        self._is_last = True
+
+    def on_room(self) -> None:
+        """The answer is with the kernel."""
+
+    def on_blocked(self) -> None:
+        """The kernel did not take all of it."""
+        self._live.timer.set(self, time.monotonic() + WRITE_S)
+
+    def on_cut(self) -> None:
+        """Whoever asked has gone."""
+
+    def on_end(self) -> None:
+        """Nothing is left of it."""
+        self._leave()
+        self._live.timer.clear(self)
+
+
+def answer(found: list[str], fixed: str, is_last: bool, polls: Polls) -> tuple[int, bytes]:
+    """Status and bytes of a whole HTTP answer."""
+    keeps = "close" if is_last else "keep-alive"
+    general = f"Date: {http_date(int(time.time()))}\r\nConnection: {keeps}\r\n"
+    if not found:
+        return 204, f"HTTP/1.1 204 NO CONTENT\r\n{general}Cache-Control: no-store\r\nVary: Cookie\r\n\r\n".encode()
+    body = polls.body(found)
+    head = f"HTTP/1.1 200 OK\r\n{general}{fixed}Content-Length: {len(body)}\r\n\r\n"
+    return 200, head.encode("latin-1") + body
+
+
+@lru_cache(maxsize=1)
+def http_date(second: int) -> str:
+    """A time as HTTP writes it."""
+    return formatdate(second, usegmt=True)
