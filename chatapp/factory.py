@@ -8,16 +8,17 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from flask import Flask, Response, jsonify, render_template
+from flask import Flask, Request, Response, jsonify, render_template
 from flask_babel import Babel, get_locale
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 from markupsafe import Markup
+from werkzeug.routing import MapAdapter
 
 from chatapp import offline, pages, probing, security
 from chatapp.assets import asset_dir, content_hash
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
-from chatapp.auth import Auth, Comers, Cookies, Sessions, secret_key
+from chatapp.auth import JUDGED, Auth, Comers, Cookies, Sessions, secret_key
 from chatapp.bus import Bus
 from chatapp.config import Settings, load
 from chatapp.connection.drills import Drills
@@ -34,11 +35,20 @@ from chatapp.transports.frames import Renderer
 MOST_FORM_BYTES = 512 * 1024  # a report of 200 events or a message of 20,000 characters, with room
 
 
+class App(Flask):
+    """Flask, which looks for no route where the door has chosen it already."""
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """What finds a request's route."""
+        is_found = request is not None and JUDGED in request.environ
+        return None if is_found else super().create_url_adapter(request)
+
+
 def create_app(settings: Settings | None = None) -> Flask:
     """Put the app together: settings, store, chat, transports, assistant, pages. Migrates the databases."""
     settings = settings or load(os.environ)
     migrate(settings.data_dir)
-    app = Flask("chatapp", template_folder=str(asset_dir("templates")), static_folder=None)
+    app = App("chatapp", template_folder=str(asset_dir("templates")), static_folder=None)
     key = secret_key(settings.data_dir)
     instance = hashlib.sha256(key.encode()).hexdigest()[:8]
     app.config.update(_flask_settings(settings, key, instance))

@@ -14,7 +14,7 @@ from lab.server import Server
 from test_websocket import CLOSE, TEXT, RawWebSocket, closing_of
 
 IDLE_SOCKETS = 1000
-MOST_KIB = 6  # for an idle socket with one feed; some 2 are needed, a greenlet and a request would be 40
+MOST_KIB = 4  # for an idle socket with one feed; some 2 are needed, a greenlet and a request would be 40
 LONG = '"' * 19_990  # each character is five bytes of HTML
 
 

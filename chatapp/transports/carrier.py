@@ -97,8 +97,8 @@ class WebSocketConnection(WatchedSocket):
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
         hello = framing.frame(frames.hello(house.epoch, self._person, self.name, *limits).encode())
         self.read_on()
-        self.bytes_out = -len(answer)  # what is counted begins after the handshake
         self.write(answer + hello)
+        self.bytes_out = max(0, self.bytes_out - len(answer))  # what is counted begins after the handshake
         if not self.is_over:
             live.timer.set(self, self._due())
             live.add(self)
