@@ -236,8 +236,8 @@ class Live:
         try:
             while self._events:
                 lines, self._lines = self._lines, []
-                for line in lines:
-                    access.info(line)
+                if lines:
+                    access.info("%s", "\n".join(lines))
                 batch, self._events = self._events[:MOST_STORED], self._events[MOST_STORED:]
                 self._store(*batch)
                 gevent.sleep(0)
