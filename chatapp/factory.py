@@ -102,7 +102,7 @@ def _build(app: Flask, settings: Settings, instance: str) -> House:
         knowledge=knowledge,
         renderer=renderer,
         reader=reader,
-        polls=polling.Polls(reader, bus, live, epoch),
+        polls=polling.Polls(reader, bus, epoch),
         live=live,
         drills=Drills(store, bus, live.sockets, settings.drill_schedule),
         runner=Runner(store.runs, bus, provider) if provider is not None else None,

@@ -62,7 +62,7 @@ def post_worker_init(worker: Any) -> None:
     gc.freeze()  # what was loaded stays: a full collection that looks at all of it would hold the loop for 50 ms
     house.start()
     listener = worker.sockets[0]
-    house.polls.lender = Lender(partial(given_back.spawn, worker.handle, listener), worker.log.note)
+    house.polls.lender = Lender(partial(given_back.spawn, worker.handle, listener), worker.log.note, house.live)
 
     def watch() -> None:
         while worker.alive:

@@ -33,10 +33,11 @@ Address = tuple[str, int]
 
 @dataclass
 class Lender:
-    """Whoever lends sockets, which is gunicorn: the function that serves a connection, and its log."""
+    """Whoever lends sockets, which is gunicorn: the function that serves a connection, its log; and who looks after them."""
 
     serve: Callable[[Any, Address], object]  # does not wait
     log: Callable[[str], None]
+    live: Live
 
 
 class HeldPoll(WatchedSocket):
@@ -50,7 +51,6 @@ class HeldPoll(WatchedSocket):
         "_is_ended",
         "_is_last",
         "_lender",
-        "_live",
         "_poll",
         "_polls",
         "_sign_in",
@@ -59,10 +59,10 @@ class HeldPoll(WatchedSocket):
         "slot",
     )
 
-    def __init__(self, fd: int, polls: Polls, live: Live, lender: Lender, sign_in: SignIn, poll: Poll) -> None:
+    def __init__(self, fd: int, polls: Polls, lender: Lender, sign_in: SignIn, poll: Poll) -> None:
         super().__init__(fd)
         self.slot: Slot = NOWHERE
-        self._polls, self._live, self._lender = polls, live, lender
+        self._polls, self._lender = polls, lender
         self._sign_in, self._poll = sign_in, poll
         self._since = time.monotonic()
         self._due = self._since + poll.wait_s  # for the answer, and then for the next request
@@ -76,7 +76,7 @@ class HeldPoll(WatchedSocket):
         self._address, self._head, self._is_last = address, head, is_last
         self._topics = self._subscribed()
         self._polls.held.add(self)
-        self._live.timer.set(self, self._due)
+        self._lender.live.timer.set(self, self._due)
         self.read_on()
         self.news(0)  # what came between the first look and the subscription
 
@@ -104,7 +104,7 @@ class HeldPoll(WatchedSocket):
         """There may be an answer."""
         if not self._is_awake:
             self._is_awake = True
-            self._live.wake(self)
+            self._lender.live.wake(self)
 
     def let_go(self, topic: int = 0) -> None:
         """Answer that there is nothing: the session has ended, or the worker."""
@@ -157,7 +157,7 @@ class HeldPoll(WatchedSocket):
         fd, self._fd = self._fd, -1
         self._reading.stop()
         self._reading.close()
-        self._live.timer.clear(self)
+        self._lender.live.timer.clear(self)
         self._lender.serve(socket.socket(fileno=fd), self._address)
 
     def on_bytes(self, data: bytes) -> None:
@@ -169,7 +169,7 @@ class HeldPoll(WatchedSocket):
 
     def on_blocked(self) -> None:
         """The kernel did not take all of it."""
-        self._live.timer.set(self, time.monotonic() + WRITE_S)
+        self._lender.live.timer.set(self, time.monotonic() + WRITE_S)
 
     def on_cut(self) -> None:
         """Whoever asked has gone."""
@@ -177,7 +177,7 @@ class HeldPoll(WatchedSocket):
     def on_end(self) -> None:
         """Nothing is left of it."""
         self._leave()
-        self._live.timer.clear(self)
+        self._lender.live.timer.clear(self)
 
 
 def answer(found: list[str], fixed: str, is_last: bool, polls: Polls) -> tuple[int, bytes]:

@@ -27,7 +27,6 @@ from chatapp.conversation import Gone
 from chatapp.store import SignIn
 from chatapp.transports import frames
 from chatapp.transports.held import MOST_HELD, HeldPoll, Lender
-from chatapp.transports.live import Live
 
 NOTHING = [("Cache-Control", "no-store"), ("Vary", "Cookie")]  # headers of an answer that holds no document
 DRAIN_RETRY_S = 1  # when a poll that a closing server sends away should come back
@@ -77,12 +76,11 @@ def parse_text(query: str, longest_hold_s: float) -> Poll:
 class Polls:
     """This worker's polls."""
 
-    def __init__(self, reader: Reader, bus: Bus, live: Live, epoch: str) -> None:
+    def __init__(self, reader: Reader, bus: Bus, epoch: str) -> None:
         self.reader = reader
         self.bus = bus
         self.held: set[HeldPoll] = set()  # by the event loop
         self.lender: Lender | None = None  # of sockets, where there is one
-        self._live = live
         self._epoch = epoch
         self._waiting: set[Event] = set()  # in greenlets
         self._body: tuple[list[str], bytes] = ([], b"")
@@ -109,7 +107,7 @@ class Polls:
         if len(self.held) >= MOST_HELD or "REMOTE_PORT" not in environ or unreader is None or unreader.buf.getvalue():
             return False  # the last: gunicorn has read more than this request, which would be lost
         address = (environ["chatapp.peer"], int(environ["REMOTE_PORT"]))
-        held = HeldPoll(sock.detach(), self, self._live, self.lender, sign_in, poll)
+        held = HeldPoll(sock.detach(), self, self.lender, sign_in, poll)
         held.start(address, head, is_last=says == "close")
         return True
 
