@@ -33,7 +33,7 @@ Address = tuple[str, int]
 
 @dataclass
 class Lender:
-    """Whoever lends sockets, which is gunicorn: the function that serves a connection, its log; and who looks after them."""
+    """Who lends the sockets, which is gunicorn: how it serves a connection, its log; and who looks after them."""
 
     serve: Callable[[Any, Address], object]  # does not wait
     log: Callable[[str], None]
