@@ -83,6 +83,7 @@ class Server:
         keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
         marks = {name: value for name, value in os.environ.items() if name.startswith("LAB_")}
         self._output = log.open("ab")
+        self._began, self.ready_s = time.monotonic(), 0.0  # s from the start until it answered
         self.process = subprocess.Popen(
             self.command,
             cwd=ROOT,
@@ -101,7 +102,8 @@ class Server:
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()
                 raise Failed(f"not ready: {' '.join(self.command)}\n{self.log_text()}")
-            time.sleep(0.05)
+            time.sleep(0.02)
+        self.ready_s = time.monotonic() - self._began
         self.pids = tuple(_tree(self.process.pid))
         return self
 

@@ -127,6 +127,12 @@ def _posts(rig: Rig, who: str) -> Numbers:
         return work.posts(server, site, rig.scale.clients, rig.scale.seconds)
 
 
+def _start(rig: Rig, who: str) -> Numbers:
+    server, _ = rig.start(who)
+    with server:
+        return {"ready_s": server.ready_s, "cpu_s": server.cpu_s()}
+
+
 def _round(rig: Rig, who: str) -> Numbers:
     commit = answers.commit_ms(rig.folder)
     server, site = rig.start(who)
@@ -254,6 +260,8 @@ ALL = ("product", BARE, RENDERED, "node", "picows", "null")  # the product first
 GROWTH = 1.3
 
 ROWS = (
+    Row("start", "start until ready", "s", "ready_s", ("product", BARE, RENDERED, "node"), _start,
+        (Bar("ready_s", "<=", 2),)),
     Row("posts", "{clients} clients, own conversations: durable posts", "posts/s", "per_s", ALL, _posts,
         (Bar("per_s", ">=", 1, BARE, 2), Bar("per_s", ">=", 3, RENDERED, 6))),
     Row("round", "one client's round trip p50, less a FULL commit", "ms", "net_ms", ALL, _round,

@@ -45,6 +45,7 @@ class HeldPoll(WatchedSocket):
 
     __slots__ = (
         "_address",
+        "_client",
         "_due",
         "_head",
         "_is_awake",
@@ -68,12 +69,14 @@ class HeldPoll(WatchedSocket):
         self._due = self._since + poll.wait_s  # for the answer, and then for the next request
         self._topics: tuple[int, ...] = ()
         self._address: Address = ("", 0)
-        self._head = ""
+        self._client = self._head = ""
         self._is_awake = self._is_ended = self._is_last = False
 
-    def start(self, address: Address, head: str, is_last: bool) -> None:
-        """Wait for news. `head`: the answer's fixed headers; `is_last`: no other request follows."""
-        self._address, self._head, self._is_last = address, head, is_last
+    def start(self, address: Address, client: str, head: str, is_last: bool) -> None:
+        """Wait for news. `client`: for the log, as a declared proxy says it; `head`: the answer's fixed headers;
+        `is_last`: no other request follows.
+        """
+        self._address, self._client, self._head, self._is_last = address, client, head, is_last
         self._topics = self._subscribed()
         self._polls.held.add(self)
         self._lender.live.timer.set(self, self._due)
@@ -142,8 +145,8 @@ class HeldPoll(WatchedSocket):
         self._due = time.monotonic() + KEEP_S
         is_last = self._is_last or self._polls.is_draining
         status, data = answer(found, self._head, is_last, self._polls)
-        path, took = "/changes", round((time.monotonic() - self._since) * 1000)
-        self._lender.log(f'{self._address[0]} "GET {path}" {status} {len(data)} {took}ms')
+        took = round((time.monotonic() - self._since) * 1000)
+        self._lender.log(f'{self._client} "GET /changes" {status} {len(data)} {took}ms')
         if is_last:
             self.end(data)
         else:

@@ -108,7 +108,7 @@ class Polls:
             return False  # the last: gunicorn has read more than this request, which would be lost
         address = (environ["chatapp.peer"], int(environ["REMOTE_PORT"]))
         held = HeldPoll(sock.detach(), self, self.lender, sign_in, poll)
-        held.start(address, head, is_last=says == "close")
+        held.start(address, environ["REMOTE_ADDR"], head, is_last=says == "close")
         return True
 
     def drain(self) -> None:
