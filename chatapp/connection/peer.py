@@ -6,17 +6,19 @@ reader that is slow gets what is newest when it can take it, because a feed is r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from sys import getsizeof
 from typing import Protocol
 
-from chatapp.bus import Bus, session_topic
+from chatapp.bus import Bus, Wake, session_topic
 from chatapp.cache import Cache
 from chatapp.conversation import Chat, Gone
 from chatapp.store import Changes, Place, Store
 
 LIST = "list"  # the name of a person's list feed on the wire
 MOST_FEEDS = 100  # one connection may follow; far above the tabs that a person keeps open
+NOBODYS = -1  # a cursor that no reader has
 MOST_CACHED = 512  # frames kept for readers at the same cursor
 MOST_CACHED_BYTES = 16 << 20  # of them together: one of long messages alone can have megabytes
 
@@ -126,20 +128,28 @@ class Followed:
             self.peer.dirty += (self,)
             self.peer.owner.wake()
 
-    def bring(self, topic: int) -> None:
-        """As calling it, but at once: what others at the same cursor had is pushed, and else the owner is flushed.
 
-        Thousands may wait for one message: for each of them this is a few look-ups and the write.
-        """
-        peer = self.peer
+def bring(topic: int, wakes: Iterable[Wake]) -> None:
+    """As calling them, but at once: what others at the same cursor had is pushed, and else the owner is flushed.
+
+    Thousands may wait for one message, and for each of them this is a few look-ups and the write.
+    """
+    cursor, news = NOBODYS, None
+    for wake in wakes:
+        if not isinstance(wake, Followed):
+            wake(topic)
+            continue
+        peer = wake.peer
         reader = peer.reader
-        if not (self.is_dirty or peer.dirty or peer.replies) and self.generation == reader.generation:
-            news = reader.shared(topic, self.cursor)
-            if news is not None and peer.owner.push(news):
-                self.cursor = news.cursor
-                return
-        self(topic)
-        peer.owner.flush()
+        if wake.cursor != cursor:
+            cursor, news = wake.cursor, reader.shared(topic, wake.cursor)
+        is_calm = news is not None and wake.generation == reader.generation and not (peer.dirty or peer.replies)
+        if is_calm and peer.owner.push(news):  # type: ignore[arg-type]  # is_calm says that there are some
+            wake.cursor = news.cursor  # type: ignore[union-attr]
+        else:
+            wake(topic)
+            peer.owner.flush()
+            cursor = NOBODYS  # it may have waited: what is shared now is another matter
 
 
 class Owner(Protocol):
@@ -156,6 +166,22 @@ class Owner(Protocol):
 
     def push(self, news: News) -> bool:
         """Write this at once; False, and nothing is written, where anything else must come first."""
+
+
+class Nobody:
+    """Owns what nobody owns any more."""
+
+    def wake(self) -> None:
+        """Nothing is written."""
+
+    doubt = flush = wake
+
+    def push(self, _news: News) -> bool:
+        """Nothing is written."""
+        return False
+
+
+NOBODY = Nobody()
 
 
 class Peer:
@@ -215,6 +241,11 @@ class Peer:
         for followed in self._followed:
             self._bus.unsubscribe(followed.feed, followed)
         self._followed = self.dirty = ()
+
+    def abandon(self) -> None:
+        """The owner has ended. Each would keep the other in memory until the next full collection of garbage."""
+        self.close()
+        self.owner = NOBODY
 
     def next_news(self) -> tuple[str, News | Exception] | None:
         """The next feed with something to say."""

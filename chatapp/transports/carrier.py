@@ -239,7 +239,7 @@ class WebSocketConnection(WatchedSocket):
 
     def push(self, news: News) -> bool:
         """Write at once what others had already; False where something else comes first, which `flush` knows."""
-        if self._close or self.is_blocked or self._is_doubtful or self.is_paused or self._is_flushing:
+        if self._close or self._rest is not None or self._is_doubtful or self._is_flushing:
             return False
         frame = news.deflated if self._deflates else news.encoded
         self.write(frame or frames.encoded("", news, self._deflates))
@@ -389,6 +389,7 @@ class WebSocketConnection(WatchedSocket):
         line = f'{self._address} - {self._person} "WEBSOCKET /ws" {code} in={self.bytes_in} out={self.bytes_out}'
         data = {"code": code, "seconds": round(seconds, 3), "in": self.bytes_in, "out": self.bytes_out}
         self._note(CLOSED, {**data, "feeds": self.feeds}, f"{line} {seconds:.1f}s")
+        self._peer.abandon()
 
     def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
         text = (now_ms(), json.dumps(data))
