@@ -15,12 +15,17 @@ R = TypeVar("R")
 _computing: list[Any] = []  # this process's one thread for computing, made at its first use
 
 
+def has_loop() -> bool:
+    """Whether an event loop serves this process, as gunicorn's worker does."""
+    return bool(monkey.is_module_patched("threading"))
+
+
 def beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Wait for the disk or for C code in gevent's thread pool, and let others run meanwhile.
 
     Without an event loop: call it here. The function must not touch locks, sockets or anything else of gevent's.
     """
-    if not monkey.is_module_patched("threading"):
+    if not has_loop():
         return function(*args, **kwargs)
     result: R = gevent.get_hub().threadpool.apply(function, args, kwargs)
     return result
@@ -28,7 +33,7 @@ def beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 def computed_beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Compute in Python beside the event loop: one thing at a time, or the loop would wait its turn behind all."""
-    if not monkey.is_module_patched("threading"):
+    if not has_loop():
         return function(*args, **kwargs)
     if not _computing:
         _computing.append(ThreadPool(1))
@@ -36,9 +41,42 @@ def computed_beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     return result
 
 
+class Standby:
+    """A function and the greenlet that it runs in whenever it is asked for: to make one each time costs more than
+    many a thing that it is made for."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._greenlet: gevent.Greenlet | None = None
+        self._is_asked = False
+        self._is_idle = False
+
+    def ask(self) -> None:
+        """Have it run soon, once for all who ask until it begins. It has to deal with its own errors."""
+        self._is_asked = True
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._run)
+        elif self._is_idle:  # else it waits for something, and only that may wake it
+            self._is_idle = False
+            gevent.get_hub().loop.run_callback(self._greenlet.switch)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                while self._is_asked:
+                    self._is_asked = False
+                    self._function()
+                self._is_idle = True
+                gevent.get_hub().switch()
+        finally:  # it was ended, or failed: the next one begins anew
+            self._greenlet, self._is_idle = None, False
+            if self._is_asked:
+                self.ask()
+
+
 def soon(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
     """Have it done without waiting for it; at once without an event loop. It has to deal with its own errors."""
-    if monkey.is_module_patched("threading"):
+    if has_loop():
         gevent.spawn(function, *args, **kwargs)
     else:
         function(*args, **kwargs)

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, bindparam, event, func, select, update
 from sqlalchemy.exc import OperationalError
 
-from chatapp.beside import beside, soon
+from chatapp.beside import Standby, beside, has_loop
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.store.hot import Hot, Value, driver
@@ -22,6 +22,9 @@ from chatapp.store.shapes import Changes
 from chatapp.store.tables import feeds
 
 SLOW_COMMIT_S = 0.003  # a commit that takes longer goes beside the event loop; a thread costs some 0.3 ms
+# What a connection's transactions are for. Those of the one that is kept for groups begin and end by the driver: for
+# SQLAlchemy, whose own part is a tenth of a post, it is in one transaction for as long as it lives.
+WRITES, BY_HAND = "writes", "by_hand"
 BUSY_TIMEOUT_MS = 5000  # how long SQLite waits for another process's write before SQLITE_BUSY
 
 
@@ -71,30 +74,33 @@ def prepare_sqlite(engine: Engine, synchronous: str) -> None:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # A deferred transaction that turns into a writer can fail at once; IMMEDIATE waits its turn instead.
-        if connection.get_execution_options().get("writes", False):
-            _begin_immediate(connection)
+        options = connection.get_execution_options()
+        execute = driver(connection).execute
+        if options.get(BY_HAND, False):
+            execute("PRAGMA busy_timeout=0")  # as long as it lives
+        elif options.get(WRITES, False):
+            execute("PRAGMA busy_timeout=0")
+            try:
+                _begin_immediate(execute)
+            finally:
+                execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         else:
-            driver(connection).execute("BEGIN")
+            execute("BEGIN")
 
 
-def _begin_immediate(connection: Connection) -> None:
+def _begin_immediate(execute: Callable[[str], object]) -> None:
     """Take the write lock. Another process may hold it: then others of this one run while we wait, which SQLite's
     own busy handler would not let them."""
     deadline, pause_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000, 0.001
-    execute = driver(connection).execute
-    execute("PRAGMA busy_timeout=0")
-    try:
-        while True:
-            try:
-                execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise OperationalError("BEGIN IMMEDIATE", None, error) from error
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.02)
-    finally:
-        execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    while True:
+        try:
+            execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise OperationalError("BEGIN IMMEDIATE", None, error) from error
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.02)
 
 
 def new_id(result: CursorResult[Any]) -> int:
@@ -175,6 +181,31 @@ class Job(Generic[R]):
         return self._result[0]
 
 
+def _attempt(connection: Connection, job: Job[Any]) -> list[Write]:
+    """Do it; none where it failed."""
+    tx = Write(connection)
+    try:
+        job.run(tx)
+    except Exception as error:  # whatever it is, it belongs to whoever asked for this change
+        job.error = error
+        return []
+    return [tx]
+
+
+def _attempt_apart(connection: Connection, job: Job[Any]) -> list[Write]:
+    """Do it as if the others of its group were not there."""
+    execute = driver(connection).execute
+    execute("SAVEPOINT job")
+    done: list[Write] = []
+    try:
+        done = _attempt(connection, job)
+    finally:
+        if not done:
+            execute("ROLLBACK TO job")
+        execute("RELEASE job")
+    return done
+
+
 class Database:
     """Reads, writes and the newest known revision of each feed."""
 
@@ -187,11 +218,11 @@ class Database:
         self._commit_s = 0.0  # how long commits took lately
         # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
         self._writer = threading.RLock()
-        self._kept: Connection | None = (
-            None  # for groups of changes: to get one from the pool costs as much as two of them
-        )
+        # For groups of changes: to get one from the pool costs as much as two of them.
+        self._kept: Connection | None = None
         self._jobs: list[Job[Any]] = []  # changes that wait for the next group
         self._has_leader = False
+        self._leader = Standby(self._lead)
         self._gate = threading.Lock()  # around the two; never held while waiting
 
     @contextmanager
@@ -204,11 +235,11 @@ class Database:
     def write(self) -> Iterator[Write]:
         """One durable change. When the block ends it is on disk; only then are its readers woken."""
         with self._writer, self.engine.connect() as plain:
-            connection = plain.execution_options(writes=True)
+            connection = plain.execution_options(**{WRITES: True})
             with connection.begin():
                 tx = Write(connection)
                 yield tx
-                self._commit(connection)
+                self._commit(driver(connection).execute)
         self._learn_own(tx)
         self._bus.publish(tx.topics)
 
@@ -233,8 +264,10 @@ class Database:
         with self._gate:
             self._jobs.append(Job(work, done))
             leads, self._has_leader = not self._has_leader, True
-        if leads:
-            soon(self._lead)  # others that are ready in this turn of the loop join
+        if leads and has_loop():
+            self._leader.ask()  # others that are ready in this turn of the loop join
+        elif leads:
+            self._lead()
 
     def _lead(self) -> None:
         """Commit group after group while there is anything to commit."""
@@ -267,12 +300,12 @@ class Database:
         return bool(jobs)
 
     def _commit_group(self, jobs: list[Job[Any]]) -> dict[int, None]:
-        connection = self._kept = self._kept or self.engine.connect().execution_options(writes=True)
+        if self._kept is None:
+            self._kept = self.engine.connect().execution_options(**{BY_HAND: True})
+            self._kept.begin()
         is_done = False
         try:
-            with connection.begin():
-                done = [tx for job in jobs if (tx := self._attempt(connection, job)) is not None]
-                self._commit(connection)
+            done = self._attempt_all(self._kept, jobs)
             is_done = True
         finally:
             if not is_done:
@@ -283,20 +316,19 @@ class Database:
             topics |= tx.topics
         return topics
 
-    def _attempt(self, connection: Connection, job: Job[Any]) -> Write | None:
-        """One change of a group, as if the others were not there."""
+    def _attempt_all(self, connection: Connection, jobs: list[Job[Any]]) -> list[Write]:
+        """One transaction for all of them; what each wrote that is on disk now."""
         execute = driver(connection).execute
-        tx = Write(connection)
-        execute("SAVEPOINT job")
-        try:
-            job.run(tx)
-        except Exception as error:  # whatever it is, it belongs to whoever asked for this change
-            execute("ROLLBACK TO job")
-            job.error = error
-            return None
-        finally:
-            execute("RELEASE job")
-        return tx
+        _begin_immediate(execute)
+        if len(jobs) == 1:
+            done = _attempt(connection, jobs[0])
+        else:
+            done = [tx for job in jobs for tx in _attempt_apart(connection, job)]
+        if done:
+            self._commit(execute)
+        else:
+            execute("ROLLBACK")
+        return done
 
     def fresh(self, feed: int, cursor: int) -> Changes[Any] | None:
         """What a reader at this cursor lacks, where this process has just written all of it."""
@@ -325,9 +357,8 @@ class Database:
                 forget()
         return news
 
-    def _commit(self, connection: Connection) -> None:
+    def _commit(self, execute: Callable[[str], object]) -> None:
         """Wait for the disk; where it is slow, beside the event loop. What SQLAlchemy commits after that is nothing."""
-        execute = driver(connection).execute
         started = time.monotonic()
         if self._commit_s > SLOW_COMMIT_S:
             beside(execute, "COMMIT")
@@ -341,6 +372,7 @@ class Database:
         """Give back the connection that is kept for groups of changes."""
         kept, self._kept = self._kept, None
         if kept is not None:
+            kept.invalidate()  # it waits for nobody, which is not what others of the pool expect
             kept.close()
 
     def on_access_change(self, forget: Callable[[], None]) -> None:

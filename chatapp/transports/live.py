@@ -8,10 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import gevent
 
+from chatapp.beside import Standby
 from chatapp.bus import Wake
 from chatapp.connection.peer import bring
 from chatapp.store import ConnectionEvent
@@ -150,6 +151,9 @@ class Live:
         self._connections: dict[str, Connection] = {}  # by name
         self._awake: deque[Flushed] = deque()
         self._sweeps = 0
+        self._sweeper = Standby(self._sweep)
+        self._relief: Any = None  # the event loop's timer, once there is one
+        self._is_watched = False  # whether it runs
         self._events: list[ConnectionEvent] = []
         self._lines: list[str] = []
         self._is_storing = False
@@ -198,14 +202,25 @@ class Live:
 
     def _begin_sweep(self) -> None:
         self._sweeps += 1
-        gevent.spawn(self._sweep)
-        if self._sweeps < MOST_SWEEPS:
-            gevent.spawn_later(RELIEF_S, self._relieve)
+        if self._sweeps == 1:
+            self._sweeper.ask()
+        else:
+            gevent.spawn(self._sweep)
+        self._watch()
+
+    def _watch(self) -> None:
+        if not self._is_watched:
+            self._relief = self._relief or gevent.get_hub().loop.timer(RELIEF_S)
+            self._relief.start(self._relieve)
+            self._is_watched = True
 
     def _relieve(self) -> None:
         """A sweep that waits, for a long rendering or the disk, must not hold up everybody behind it."""
-        if self._awake:
+        self._is_watched = False
+        if self._awake and self._sweeps < MOST_SWEEPS:
             self._begin_sweep()
+        elif self._sweeps:
+            self._watch()
 
     def _sweep(self) -> None:
         until = time.monotonic() + SLICE_S
