@@ -46,11 +46,11 @@ class Commits:
         self.count, self.fails = 0, False
         commit = house.store.database._commit
 
-        def counted(connection: Any) -> None:
+        def counted(*what: Any) -> None:
             self.count += 1
             if self.fails:
                 raise sqlite3.OperationalError("disk I/O error")
-            commit(connection)
+            commit(*what)
 
         monkeypatch.setattr(house.store.database, "_commit", counted)
 

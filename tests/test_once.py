@@ -16,7 +16,7 @@ from chatapp.house import House
 from chatapp.store import ChangedMessage, Place
 from chatapp.transports.frames import MARKED
 
-MOST_STATEMENTS = 11  # of one post: five for the transaction, two for its savepoint, one query, three changes
+MOST_STATEMENTS = 8  # of one post: two for the transaction, one for its connection, one query, four changes
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from chatapp.beside import Standby, beside, has_loop
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
+from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
 from chatapp.store.hot import Hot, Value, driver
 from chatapp.store.shapes import Changes
 from chatapp.store.tables import feeds
@@ -67,6 +68,7 @@ def prepare_sqlite(engine: Engine, synchronous: str) -> None:
             "journal_mode=WAL",
             f"synchronous={synchronous}",
             "foreign_keys=ON",
+            *([f"wal_autocheckpoint={MOST_PAGES}"] if has_loop() else []),
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
@@ -218,6 +220,7 @@ class Database:
         self._commit_s = 0.0  # how long commits took lately
         # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
         self._writer = threading.RLock()
+        self._checkpoints = Checkpoints(engine, self._writer)
         # For groups of changes: to get one from the pool costs as much as two of them.
         self._kept: Connection | None = None
         self._jobs: list[Job[Any]] = []  # changes that wait for the next group
@@ -325,7 +328,7 @@ class Database:
         else:
             done = [tx for job in jobs for tx in _attempt_apart(connection, job)]
         if done:
-            self._commit(execute)
+            self._commit(execute, len(done))
         else:
             execute("ROLLBACK")
         return done
@@ -350,14 +353,17 @@ class Database:
 
     def learn(self, heads: Mapping[int, int]) -> list[int]:
         """Note the newest revisions of feeds; returns those that were news."""
-        news = [feed for feed, revision in heads.items() if revision > self.heads.get(feed, -1)]
-        self.heads.update({feed: heads[feed] for feed in news})
+        news = []
+        for feed, revision in heads.items():
+            if revision > self.heads.get(feed, -1):
+                self.heads[feed] = revision
+                news.append(feed)
         if ACCESS in news:
             for forget in self._forget:
                 forget()
         return news
 
-    def _commit(self, execute: Callable[[str], object]) -> None:
+    def _commit(self, execute: Callable[[str], object], changes: int = 1) -> None:
         """Wait for the disk; where it is slow, beside the event loop. What SQLAlchemy commits after that is nothing."""
         started = time.monotonic()
         if self._commit_s > SLOW_COMMIT_S:
@@ -367,6 +373,7 @@ class Database:
         took = time.monotonic() - started
         # Up at once, down slowly: one slow commit on the loop is one too many.
         self._commit_s = took if took > self._commit_s else 0.98 * self._commit_s + 0.02 * took
+        self._checkpoints.count(changes)
 
     def close(self) -> None:
         """Give back the connection that is kept for groups of changes."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from sys import getsizeof
@@ -180,13 +179,13 @@ MARKED = ChangedMessage(
     created_at=datetime(9999, 12, 31, 23, 59, 58, tzinfo=UTC),
     blocks=(),
 )
-MARKS: dict[str, Callable[[ChangedMessage], str]] = {
-    MARKED.uuid: lambda message: message.uuid,
-    MARKED.client_id: lambda message: message.client_id,
-    str(MARKED.position): lambda message: str(message.position),
-    str(MARKED.revision): lambda message: str(message.revision),
-    MARKED.body: lambda message: str(escape(message.body)),
-    f"{MARKED.created_at:%Y-%m-%dT%H:%M:%SZ}": lambda message: f"{message.created_at:%Y-%m-%dT%H:%M:%SZ}",
+MARKS = {
+    MARKED.uuid: "uuid",
+    MARKED.client_id: "client_id",
+    str(MARKED.position): "position",
+    str(MARKED.revision): "revision",
+    MARKED.body: "body",
+    f"{MARKED.created_at:%Y-%m-%dT%H:%M:%SZ}": "time",
 }
 
 
@@ -198,12 +197,20 @@ class Form:
 
     def __init__(self, drawn: str) -> None:
         parts = re.split(f"({'|'.join(MARKS)})", drawn)
-        self._text, self._gaps = parts[::2], [MARKS[mark] for mark in parts[1::2]]
+        texts, gaps = [text.replace("%", "%%") for text in parts[::2]], [f"%({MARKS[mark]})s" for mark in parts[1::2]]
+        self._format = "".join(text + gap for text, gap in zip(texts, [*gaps, ""], strict=True))
 
     def filled(self, message: ChangedMessage) -> Markup:
         """The message's HTML."""
-        parts = [text + gap(message) for text, gap in zip(self._text, self._gaps, strict=False)]
-        return Markup("".join([*parts, self._text[-1]]))
+        what = {
+            "uuid": message.uuid,
+            "client_id": message.client_id,
+            "position": message.position,
+            "revision": message.revision,
+            "body": escape(message.body),
+            "time": message.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        return Markup(self._format % what)
 
 
 class Renderer:
@@ -218,9 +225,10 @@ class Renderer:
 
     def feed(self, name: str, changes: Changes[Any]) -> str:
         """The frame of what changed in a feed."""
-        items = [self._item(item, changes) for item in changes.items]
-        range_ = {"feed": name, "from": changes.start, "to": changes.end}
-        return element("chat-feed", "\n".join(items), **range_, more=changes.more, reset=changes.reset)
+        html = "\n".join([self._item(item, changes) for item in changes.items])
+        flags = f"{' more' if changes.more else ''}{' reset' if changes.reset else ''}"
+        # In one go, as every message needs it: a feed's name is a UUID or "list", the rest are numbers.
+        return f'<chat-feed feed="{name}" from="{changes.start}" to="{changes.end}"{flags}>{html}</chat-feed>'
 
     def older(self, name: str, changes: Changes[ChangedMessage]) -> str:
         """The element of a page of older messages."""
