@@ -9,12 +9,14 @@ monkey.patch_all()  # before anything else is imported, also where gunicorn prel
 import gc  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 from flask import Flask  # noqa: E402
+from gevent.event import Event  # noqa: E402
 from gevent.pool import Group  # noqa: E402
 from gunicorn.app.base import BaseApplication  # noqa: E402
 
@@ -24,7 +26,7 @@ from chatapp.config import load  # noqa: E402
 from chatapp.transports.held import Lender  # noqa: E402
 
 MOST_FILES = 1 << 20  # the kernel's own default limit
-DRAIN_LOOK_S = 0.1  # gunicorn has no hook for TERM in a worker; this is how late a drain begins at most
+DRAIN_LOOK_S = 1.0  # how late a drain begins at most where it is no signal that ends the worker
 FINISH_S = 1.0  # how long a worker that closes waits for the requests of connections that came back from held polls
 
 given_back = Group()
@@ -64,12 +66,27 @@ def post_worker_init(worker: Any) -> None:
     listener = worker.sockets[0]
     house.polls.lender = Lender(partial(given_back.spawn, worker.handle, listener), worker.log.note, house.live)
 
+    ending = Event()
+    _tell_of_term(ending)
+
     def watch() -> None:
         while worker.alive:
-            gevent.sleep(DRAIN_LOOK_S)
+            ending.wait(DRAIN_LOOK_S)
         house.drain()
 
     gevent.spawn(watch)
+
+
+def _tell_of_term(ending: Event) -> None:
+    """Set this at SIGTERM, after what gunicorn does then, for which it has no hook in a worker."""
+    gunicorns: Any = signal.getsignal(signal.SIGTERM)
+
+    def terminate(number: int, frame: Any) -> None:
+        gunicorns(number, frame)
+        ending.set()
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn has it: requests are not to be disturbed
 
 
 def worker_exit(_server: Any, worker: Any) -> None:

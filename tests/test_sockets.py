@@ -15,6 +15,7 @@ from test_websocket import CLOSE, TEXT, RawWebSocket, closing_of
 
 IDLE_SOCKETS = 1000
 MOST_KIB = 4  # for an idle socket with one feed; some 2 are needed, a greenlet and a request would be 40
+IDLE_S, MOST_WAKES_S = 4, 6  # 2 or 3 are needed
 LONG = '"' * 19_990  # each character is five bytes of HTML
 
 
@@ -94,6 +95,22 @@ def heavy_conversation(client: Client) -> str:
     for number in range(40):
         assert client.post_message(conversation, f"{number} {LONG}").status == 201
     return str(conversation)
+
+
+def test_a_worker_with_nothing_to_do_sleeps(server: Server, me: Client) -> None:
+    """It looks at the database, at drills and at gunicorn's parent about once a second each, and at nothing oftener."""
+    raw = opened(me)
+    time.sleep(1.5)  # what was begun is done, the events are stored
+
+    def wakes() -> int:
+        return int((worker(server) / "status").read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+    before = wakes()
+    time.sleep(IDLE_S)
+    found = (wakes() - before) / IDLE_S
+    raw.socket.close()
+    print(f"{found:.1f} wakes/s")
+    assert 0 < found < MOST_WAKES_S
 
 
 def test_a_reader_in_mid_frame_gets_the_rest_and_the_advice(server: Server, me: Client) -> None:
