@@ -34,7 +34,8 @@ def harm(proxy: FaultProxy, kind: str) -> int:
 
 def live_socket(page: Page, proxy: FaultProxy) -> int:
     """How many there are. After so many deaths the page leaves WebSocket alone for minutes: a person ends that."""
-    if not proxy.sockets and page.locator("#connection-status[data-reason=unstable]").count():
+    # Whatever the last reason was: the death that was one too many may have been followed by a refusal.
+    if not proxy.sockets and record(page, "states")[-1]["dampedUntil"] > time.time() * 1000:
         page.evaluate("document.querySelector('#connection-status [data-action=retry]')?.click()")
     return proxy.sockets
 
