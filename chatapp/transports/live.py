@@ -19,12 +19,12 @@ from chatapp.store import ConnectionEvent
 
 RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
 FIRST_RETRY_S = 0.2  # the successor needs a moment to listen
-SLICE_S = 0.002  # of writing before others get a turn
+SLICE_S = 0.004  # of writing before others get a turn
 AT_ONCE = 16  # writes, some 0.1 ms, before the clock is looked at
 MOST_FILES = 1 << 20  # where the system names no limit
 RESERVED_FILES = 200  # descriptors for databases, logs and plain requests
 MOST_SWEEPS = 8  # at once; each but the last waits for something
-RELIEF_S = 0.005  # how long a sweep may wait before the next one takes over
+RELIEF_S = 0.005  # without a flush: then a sweep waits for something, and the next one takes over
 STORE_AFTER_S = 0.1  # events that come together are stored together: a transaction costs more than a row
 MOST_STORED = 200  # events in one transaction: it holds the event loop for some 5 ms
 FINISH_S = 3.0  # how long a worker that closes waits for its goodbyes
@@ -154,6 +154,7 @@ class Live:
         self._sweeper = Standby(self._sweep)
         self._relief: Any = None  # the event loop's timer, once there is one
         self._is_watched = False  # whether it runs
+        self._flushed = self._seen = 0  # how many were flushed; and how many when the timer looked
         self._events: list[ConnectionEvent] = []
         self._lines: list[str] = []
         self._is_storing = False
@@ -217,7 +218,8 @@ class Live:
     def _relieve(self) -> None:
         """A sweep that waits, for a long rendering or the disk, must not hold up everybody behind it."""
         self._is_watched = False
-        if self._awake and self._sweeps < MOST_SWEEPS:
+        waits, self._seen = self._flushed == self._seen, self._flushed
+        if self._awake and waits and self._sweeps < MOST_SWEEPS:
             self._begin_sweep()
         elif self._sweeps:
             self._watch()
@@ -227,6 +229,7 @@ class Live:
         try:
             while self._awake:
                 self._awake.popleft().flush()
+                self._flushed += 1
                 if time.monotonic() > until:
                     gevent.sleep(0)
                     until = time.monotonic() + SLICE_S
