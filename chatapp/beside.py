@@ -54,7 +54,7 @@ class Standby:
     def ask(self) -> None:
         """Have it run soon, once for all who ask until it begins. It has to deal with its own errors."""
         self._is_asked = True
-        if self._greenlet is None:
+        if self._greenlet is None or self._greenlet.dead:  # the latter was ended before it began
             self._greenlet = gevent.spawn(self._run)
         elif self._is_idle:  # else it waits for something, and only that may wake it
             self._is_idle = False

@@ -143,9 +143,9 @@ def bring(topic: int, wakes: Iterable[Wake]) -> None:
         reader = peer.reader
         if wake.cursor != cursor:
             cursor, news = wake.cursor, reader.shared(topic, wake.cursor)
-        is_calm = news is not None and wake.generation == reader.generation and not (peer.dirty or peer.replies)
-        if is_calm and peer.owner.push(news):  # type: ignore[arg-type]  # is_calm says that there are some
-            wake.cursor = news.cursor  # type: ignore[union-attr]
+        is_calm = not (wake.is_dirty or peer.dirty or peer.replies) and wake.generation == reader.generation
+        if news is not None and is_calm and peer.owner.push(news):
+            wake.cursor = news.cursor
         else:
             wake(topic)
             peer.owner.flush()
@@ -232,6 +232,7 @@ class Peer:
         """Follow a feed no longer."""
         for followed in self._followed:
             if followed.name == name:
+                followed.is_dirty = True  # a notice that is on its way finds nothing to do
                 self._followed = _without(self._followed, followed)
                 self._bus.unsubscribe(followed.feed, followed)
                 self.dirty = _without(self.dirty, followed)
@@ -239,6 +240,7 @@ class Peer:
     def close(self) -> None:
         """End all subscriptions."""
         for followed in self._followed:
+            followed.is_dirty = True
             self._bus.unsubscribe(followed.feed, followed)
         self._followed = self.dirty = ()
 

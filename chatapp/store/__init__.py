@@ -8,7 +8,11 @@ drills.py         faults on purpose, for a bounded time
 networks.py       what people's browsers learned of networks
 events.py         connection events, in a database file of their own
 watch.py          what other processes committed
-    migrate.py        brings a database to the newest migration
+checkpoints.py    carry SQLite's log into its file
+hot.py            statements that the driver runs
+shapes.py         what queries return
+tables.py         the tables
+migrate.py        brings a database to the newest migration
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import sqlite3
 from contextlib import AbstractContextManager
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.beside import Standby, beside, has_loop
 from chatapp.store.hot import driver
@@ -42,7 +43,7 @@ class Checkpoints:
                 if _carry(connection) > MANY_PAGES:
                     with self._writer:
                         _carry(connection)  # what came meanwhile
-        except sqlite3.Error as error:  # the next one, or a commit, tries again
+        except (SQLAlchemyError, sqlite3.Error) as error:  # the next one, or a commit, tries again
             log.warning("a checkpoint failed: %s", error)
 
 

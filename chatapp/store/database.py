@@ -1,4 +1,4 @@
-"""The engines and the two kinds of transaction: nothing outside this package opens one, none outlives its `with`."""
+"""The engines and the two kinds of transaction: nothing outside this package opens one, and none is left open."""
 
 from __future__ import annotations
 
@@ -297,9 +297,11 @@ class Database:
             except Exception as error:  # nothing of it is on disk: each of them must say so
                 problem = error
             finally:
-                self._bus.publish(topics)
-                for job in jobs:
-                    job.end(problem)
+                try:
+                    self._bus.publish(topics)
+                finally:
+                    for job in jobs:
+                        job.end(problem)
         return bool(jobs)
 
     def _commit_group(self, jobs: list[Job[Any]]) -> dict[int, None]:
@@ -364,7 +366,7 @@ class Database:
         return news
 
     def _commit(self, execute: Callable[[str], object], changes: int = 1) -> None:
-        """Wait for the disk; where it is slow, beside the event loop. What SQLAlchemy commits after that is nothing."""
+        """Wait for the disk; where it is slow, beside the event loop. SQLAlchemy has nothing left to commit."""
         started = time.monotonic()
         if self._commit_s > SLOW_COMMIT_S:
             beside(execute, "COMMIT")

@@ -6,6 +6,7 @@ same.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
 
 KEEP_S = 75.0  # how long an answered connection may be idle, as gunicorn's
 WRITE_S = 20.0  # how long the other side may take no byte of its answer
-MOST_HELD = 10_000  # in a worker; more wait as gunicorn's requests, whose number it bounds
+MOST_HELD = (
+    10_000  # in a worker, with those that were answered; more wait as gunicorn's requests, whose number it bounds
+)
 
 Address = tuple[str, int]
+log = logging.getLogger("chatapp.polling")
 
 
 @dataclass
@@ -79,6 +83,7 @@ class HeldPoll(WatchedSocket):
         self._address, self._client, self._head, self._is_last = address, client, head, is_last
         self._topics = self._subscribed()
         self._polls.held.add(self)
+        self._lender.live.lent += 1
         self._lender.live.timer.set(self, self._due)
         self.read_on()
         self.news(0)  # what came between the first look and the subscription
@@ -118,19 +123,24 @@ class HeldPoll(WatchedSocket):
         """Answer, if there is anything to say."""
         self._is_awake = False
         if self in self._polls.held:
-            found = [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
+            try:
+                found = [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
+            except Exception:  # the sweep goes on for all others, and who asks again hears what is wrong
+                log.exception("answering a held poll failed")
+                self.cut()
+                return
             if found or self._is_ended:
                 self._answer(found)
 
     def check(self, now: float) -> float:
         """Its time is over: of waiting, of taking the answer, or of saying the next thing."""
-        if self.ended_at is not None:
-            if now - self.ended_at >= LINGER_S:
-                self.cut()
-        elif self.blocked_at is not None:
+        if self.blocked_at is not None:
             if now - self.blocked_at >= WRITE_S:
                 self.cut()
             return now + WRITE_S / 4
+        if self.ended_at is not None:
+            if now - self.ended_at >= LINGER_S:
+                self.cut()
         elif now >= self._due:
             if self in self._polls.held:
                 self._answer([])
@@ -149,6 +159,8 @@ class HeldPoll(WatchedSocket):
         self._lender.log(f'{self._client} "GET /changes" {status} {len(data)} {took}ms')
         if is_last:
             self.end(data)
+            if not self.is_over:
+                self._lender.live.timer.set(self, time.monotonic() + LINGER_S)
         else:
             self.write(data)
 
@@ -161,6 +173,7 @@ class HeldPoll(WatchedSocket):
         self._reading.stop()
         self._reading.close()
         self._lender.live.timer.clear(self)
+        self._lender.live.lent -= 1
         self._lender.serve(socket.socket(fileno=fd), self._address)
 
     def on_bytes(self, data: bytes) -> None:
@@ -169,6 +182,11 @@ class HeldPoll(WatchedSocket):
 
     def on_room(self) -> None:
         """The answer is with the kernel."""
+
+    def _writable(self) -> None:
+        super()._writable()
+        if self.blocked_at is not None:
+            self.blocked_at = time.monotonic()  # some of it was taken
 
     def on_blocked(self) -> None:
         """The kernel did not take all of it."""
@@ -181,6 +199,7 @@ class HeldPoll(WatchedSocket):
         """Nothing is left of it."""
         self._leave()
         self._lender.live.timer.clear(self)
+        self._lender.live.lent -= 1
 
 
 def answer(found: list[str], fixed: str, is_last: bool, polls: Polls) -> tuple[int, bytes]:

@@ -20,6 +20,7 @@ from chatapp.store import ConnectionEvent
 RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
 FIRST_RETRY_S = 0.2  # the successor needs a moment to listen
 SLICE_S = 0.004  # of writing before others get a turn
+A_TURN_S = 1e-6  # a timer, however short, lets the loop look at its sockets; sleep(0) does so every 50th time only
 AT_ONCE = 16  # writes, some 0.1 ms, before the clock is looked at
 MOST_FILES = 1 << 20  # where the system names no limit
 RESERVED_FILES = 200  # descriptors for databases, logs and plain requests
@@ -156,6 +157,7 @@ class Live:
         self._is_watched = False  # whether it runs
         self._flushed = self._seen = 0  # how many were flushed; and how many when the timer looked
         self._events: list[ConnectionEvent] = []
+        self.lent = 0  # sockets of held polls, also of those that were answered and wait for the next request
         self._lines: list[str] = []
         self._is_storing = False
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -176,7 +178,7 @@ class Live:
 
     def is_full(self) -> bool:
         """Whether another one would leave too few descriptors for anything else."""
-        return len(self._connections) >= self._most
+        return len(self._connections) + self.lent >= self._most
 
     def add(self, connection: Connection) -> None:
         """Note a connection; one that comes during a drain is sent on at once."""
@@ -211,18 +213,18 @@ class Live:
 
     def _watch(self) -> None:
         if not self._is_watched:
-            self._relief = self._relief or gevent.get_hub().loop.timer(RELIEF_S)
-            self._relief.start(self._relieve)
+            self._relief = self._relief or gevent.get_hub().loop.timer(0.0, RELIEF_S)
+            self._relief.again(self._relieve, update=True)
             self._is_watched = True
 
     def _relieve(self) -> None:
         """A sweep that waits, for a long rendering or the disk, must not hold up everybody behind it."""
-        self._is_watched = False
         waits, self._seen = self._flushed == self._seen, self._flushed
-        if self._awake and waits and self._sweeps < MOST_SWEEPS:
+        if not self._sweeps:
+            self._relief.stop()
+            self._is_watched = False
+        elif self._awake and waits and self._sweeps < MOST_SWEEPS:
             self._begin_sweep()
-        elif self._sweeps:
-            self._watch()
 
     def _sweep(self) -> None:
         until = time.monotonic() + SLICE_S
@@ -231,7 +233,7 @@ class Live:
                 self._awake.popleft().flush()
                 self._flushed += 1
                 if time.monotonic() > until:
-                    gevent.sleep(0)
+                    gevent.sleep(A_TURN_S)
                     until = time.monotonic() + SLICE_S
         finally:
             self._sweeps -= 1

@@ -104,7 +104,10 @@ class Polls:
         is_known = environ.get("SERVER_PROTOCOL") == "HTTP/1.1" and says in ("keep-alive", "close")
         if self.lender is None or not is_known or sock is None or type(sock) is not socket.socket:
             return False
-        if len(self.held) >= MOST_HELD or "REMOTE_PORT" not in environ or unreader is None or unreader.buf.getvalue():
+        live = self.lender.live
+        if live.lent >= MOST_HELD or live.is_full():
+            return False
+        if "REMOTE_PORT" not in environ or unreader is None or unreader.buf.getvalue():
             return False  # the last: gunicorn has read more than this request, which would be lost
         address = (environ["chatapp.peer"], int(environ["REMOTE_PORT"]))
         held = HeldPoll(sock.detach(), self, self.lender, sign_in, poll)

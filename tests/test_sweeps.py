@@ -1,0 +1,338 @@
+"""The sweep that writes to all: it gives way, is relieved where it waits, and writes to nobody who has left."""
+
+import io
+import os
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import gevent.socket
+import pytest
+
+from chatapp import create_app
+from chatapp.beside import Standby
+from chatapp.bus import Bus
+from chatapp.config import Settings
+from chatapp.connection.peer import News, Peer, bring
+from chatapp.house import House
+from chatapp.store import SignIn
+from chatapp.transports import held, live, polling
+from chatapp.transports.held import HeldPoll, Lender
+from chatapp.transports.live import Live
+from chatapp.transports.polling import Poll
+
+BUSY_S = 0.0001  # what one flush takes
+FLUSHES = 2000
+
+
+class Busy:
+    """Something to flush that takes a while."""
+
+    def flush(self) -> None:
+        end = time.process_time() + BUSY_S
+        while time.process_time() < end:
+            pass
+
+
+class Waits:
+    """Something to flush that waits for something."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def flush(self) -> None:
+        gevent.sleep(self.seconds)
+
+
+class Told:
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def flush(self) -> None:
+        self.at.append(time.monotonic())
+
+
+@pytest.mark.timeout(30)
+def test_a_long_sweep_lets_the_loop_look_at_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, b"x")
+    slices, most = [0], [0]
+
+    def sleep(seconds: float) -> None:
+        slices[0] += 1
+        most[0] = max(most[0], slices[0])
+        gevent.sleep(seconds)
+
+    counted = SimpleNamespace(sleep=sleep, spawn=gevent.spawn, get_hub=gevent.get_hub)
+    watcher = gevent.get_hub().loop.io(ours, 1)
+    watcher.start(lambda: slices.__setitem__(0, 0))
+    gevent.sleep(0.01)
+    monkeypatch.setattr(live, "gevent", counted)
+    lives = Live(1.0, lambda *_: None)
+    for _ in range(FLUSHES):
+        lives.wake(Busy())
+    while lives._awake:
+        gevent.sleep(0.05)
+    watcher.stop()
+    watcher.close()
+    os.close(ours)
+    os.close(theirs)
+    print(most[0], "slices while a socket was readable")
+    assert 0 < most[0] <= 3
+
+
+@pytest.mark.timeout(30)
+def test_a_sweep_that_waits_is_relieved_and_costs_nothing_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    lives, looks, told = Live(1.0, lambda *_: None), [0], Told()
+    relieve = lives._relieve
+
+    def counted() -> None:
+        looks[0] += 1
+        relieve()
+
+    monkeypatch.setattr(lives, "_relieve", counted)
+    lives.wake(Told())
+    gevent.sleep(0.05)  # the timer has run once, and rests
+    began = time.monotonic()
+    lives.wake(Waits(0.4))
+    gevent.sleep(0.1)
+    lives.wake(told)  # long after the first look
+    gevent.sleep(0.5)
+    assert told.at and told.at[0] - began < 0.3, "it did not wait for the first"
+    assert looks[0] < 0.6 / live.RELIEF_S + 10
+    looks[0] = 0
+    gevent.sleep(0.1)
+    assert looks[0] == 0, "nobody sweeps, nobody looks"
+
+
+class Pages:
+    """A reader of feeds that knows one frame."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.kept: dict[int, News] = {}
+
+    def feed(self, _person: int, _name: str) -> int:
+        return 7
+
+    def shared(self, _feed: int, cursor: int) -> News | None:
+        return self.kept.get(cursor)
+
+    def news(self, _person: int, _name: str, cursor: int) -> News:
+        return News(f"{cursor} to 5", 5) if cursor < 5 else News(None, 5)
+
+
+class Owns:
+    """A transport that keeps what it writes."""
+
+    def __init__(self) -> None:
+        self.written: list[str | None] = []
+        self.peer: Any = None
+
+    def wake(self) -> None:
+        pass
+
+    doubt = wake
+
+    def flush(self) -> None:
+        while (found := self.peer.next_news()) is not None:
+            self.written.append(found[1].frame)
+
+    def push(self, news: News) -> bool:
+        self.written.append(news.frame)
+        return True
+
+
+def reading(bus: Bus, pages: Pages) -> tuple[Owns, Peer]:
+    """Somebody who lacks what came from revision 4 to 5."""
+    owner = Owns()
+    peer = Peer(pages, bus, 1, owner)  # type: ignore[arg-type]
+    owner.peer = peer
+    peer.subscribe("conversation", 5)
+    owner.flush()
+    owner.written.clear()
+    peer._followed[0].cursor, peer._followed[0].generation = 4, 0
+    return owner, peer
+
+
+@pytest.mark.parametrize("then", ["stays", "unsubscribes", "begins anew", "leaves"])
+def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
+    bus, pages = Bus(), Pages()
+    pages.kept = {4: News("4 to 5", 5)}
+    crowds: list[Any] = []
+    bus.on_crowd = lambda topic, wakes: crowds.append((topic, wakes))
+    (owner, peer), other = reading(bus, pages), reading(bus, pages)
+    bus.publish([7])
+    if then == "unsubscribes":
+        peer.unsubscribe("conversation")
+    elif then == "begins anew":
+        peer.subscribe("conversation", 0)
+    elif then == "leaves":
+        peer.abandon()
+    bring(*crowds[0])
+    owner.flush()
+    assert other[0].written == ["4 to 5"]
+    assert owner.written == {"stays": ["4 to 5"], "begins anew": ["0 to 5"]}.get(then, [])
+    assert peer.dirty == ()
+
+
+# Held polls, in this process
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house: House = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
+    house.polls.lender = Lender(lambda sock, _address: sock.close(), lambda _line: None, house.live)
+    yield house
+    house.store.close()
+
+
+Hold = Callable[..., tuple[HeldPoll, socket.socket]]
+
+
+@pytest.fixture
+def hold(house: House) -> Iterator[Hold]:
+    """Begins to hold a poll; the poll, and the other end of its socket."""
+    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
+    house.store.people.add_session(ada, "hash", 3600, "127.0.0.1", "")
+    sign_in = house.store.people.session("hash")
+    assert isinstance(sign_in, SignIn)
+    conversation = str(uuid.uuid4())
+    place = house.chat.create(ada, conversation)
+    ends: list[socket.socket] = []
+
+    def begin(wait_s: float = 5, is_last: bool = False) -> tuple[HeldPoll, socket.socket]:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        ends.append(theirs)
+        poll = Poll(house.epoch, {conversation: house.store.database.head(place.feed)}, wait_s)
+        assert house.polls.lender is not None
+        one = HeldPoll(ours.detach(), house.polls, house.polls.lender, sign_in, poll)
+        one.start(("127.0.0.1", 1), "127.0.0.1", "", is_last)
+        gevent.sleep(0.02)
+        return one, theirs
+
+    yield begin
+    for theirs in ends:
+        theirs.close()
+    gevent.sleep(0.1)
+    assert house.live.lent == 0, "each was counted once"
+
+
+def say(house: House, one: HeldPoll) -> None:
+    for conversation in one._poll.cursors:
+        house.chat.post(one._sign_in.person.id, conversation, str(uuid.uuid4()), "news")
+    gevent.sleep(0.1)
+
+
+@pytest.mark.timeout(30)
+def test_a_poll_that_cannot_be_answered_is_cut_and_the_others_are_answered(
+    house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, its_end), (_, other_end) = hold(), hold()
+    now, fails = house.polls.now, [True]
+
+    def once(*what: Any) -> list[str]:
+        if fails and fails.pop():
+            raise sqlite3.OperationalError("disk I/O error")
+        return now(*what)
+
+    monkeypatch.setattr(house.polls, "now", once)
+    say(house, first)
+    assert first.is_over and its_end.recv(100) == b""
+    assert other_end.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.timeout(30)
+def test_answered_polls_count_until_their_connection_is_given_back(
+    house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, end = hold(wait_s=0.05)
+    gevent.sleep(1)
+    assert end.recv(4096).startswith(b"HTTP/1.1 204")
+    assert len(house.polls.held) == 0 and house.live.lent == 1
+    monkeypatch.setattr(polling, "MOST_HELD", 1)
+    unreader = SimpleNamespace(reader=SimpleNamespace(unreader=SimpleNamespace(buf=io.BytesIO())))
+    environ = {"SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_PORT": "1", "wsgi.input": unreader}
+    with gevent.socket.socket() as asks:
+        environ |= {"gunicorn.socket": asks, "chatapp.peer": "127.0.0.1"}
+        assert not house.polls.hand_over(environ, one._sign_in, one._poll, "")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("is_last", [False, True], ids=["kept", "last"])
+def test_a_reader_that_is_slow_but_steady_gets_its_answer(
+    house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch, is_last: bool
+) -> None:
+    monkeypatch.setattr(held, "WRITE_S", 0.6)
+    monkeypatch.setattr(held, "LINGER_S", 0.3)
+    one, end = hold(wait_s=20, is_last=is_last)
+    size, ready = 2_000_000, []
+    monkeypatch.setattr(house.polls, "now", lambda *_: ready)
+    ready.append("x" * size)
+    one.news(0)
+    taken, until = 0, time.monotonic() + 15
+    while taken < size and time.monotonic() < until:
+        gevent.sleep(0.05)
+        try:
+            taken += len(data := end.recv(40_000))
+        except BlockingIOError:
+            continue
+        assert data, f"cut after {taken:,} bytes"
+    assert taken >= size
+
+
+# What stands by
+
+
+def test_one_that_was_ended_before_it_began_stands_by_again() -> None:
+    runs: list[int] = []
+    standby = Standby(lambda: runs.append(1))
+    standby.ask()
+    assert standby._greenlet is not None
+    standby._greenlet.kill()
+    standby.ask()
+    gevent.sleep(0.01)
+    assert runs == [1]
+    standby.ask()
+    gevent.sleep(0.01)
+    assert runs == [1, 1]
+
+
+def test_one_that_failed_stands_by_again(capsys: pytest.CaptureFixture[str]) -> None:
+    runs: list[int] = []
+
+    def fails_once() -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise KeyError("once")
+
+    standby = Standby(fails_once)
+    for _ in range(3):
+        standby.ask()
+        gevent.sleep(0.01)
+    assert runs == [1, 1, 1]
+    assert "KeyError: 'once'" in capsys.readouterr().err
+
+
+def test_a_subscriber_that_fails_leaves_nobody_without_an_outcome(house: House) -> None:
+    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
+    conversation = str(uuid.uuid4())
+    feed = house.chat.create(ada, conversation).feed
+    outcomes: list[Any] = []
+
+    def fails(_topic: int) -> None:
+        raise ValueError("a subscriber")
+
+    end = house.bus.subscribe(feed, fails)
+    with pytest.raises(ValueError, match="a subscriber"):
+        house.chat.post_soon(ada, conversation, str(uuid.uuid4()), "hello", outcomes.append)
+    end()
+    assert outcomes[0].outcome().created
+    assert house.chat.post(ada, conversation, str(uuid.uuid4()), "next").created
