@@ -86,6 +86,10 @@ class Disk:
                 super().rollback()
                 self._seen = self.total_changes
 
+            def close(self) -> None:
+                # Whoever used it is gone, and what it had begun is undone; what is in memory stands for the disk.
+                self.rollback()
+
         return Watched
 
 

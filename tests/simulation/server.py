@@ -180,6 +180,7 @@ class Server:
         self.world.note("crash")
         self.is_up = False
         self.life += 1
+        self.store.database.close()  # the dead hold no connection
         if self._snapshot and self.world.now - self._snapshot[0] < self.traits.commit_lag_ms:
             self.disk.restore(self._snapshot[1])
         for connection in list(self.connections):
