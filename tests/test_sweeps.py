@@ -16,12 +16,11 @@ import gevent.socket
 import pytest
 
 from chatapp import create_app
-from chatapp.beside import Standby
 from chatapp.bus import Bus
 from chatapp.config import Settings
 from chatapp.connection.peer import News, Peer, bring
 from chatapp.house import House
-from chatapp.store import SignIn
+from chatapp.store import SignIn, database
 from chatapp.transports import held, live, polling
 from chatapp.transports.held import HeldPoll, Lender
 from chatapp.transports.live import Live
@@ -250,6 +249,61 @@ def test_a_poll_that_cannot_be_answered_is_cut_and_the_others_are_answered(
 
 
 @pytest.mark.timeout(30)
+@pytest.mark.parametrize("then", ["news again", "its time is over", "it fails"])
+def test_a_poll_is_answered_once_even_if_to_look_takes_a_while(
+    house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    one, end = hold(wait_s=1.0 if then != "news again" else 20)
+
+    def slow(*_: Any) -> list[str]:
+        gevent.sleep(0.3 if then == "news again" else 2.5)
+        if then == "it fails":
+            raise sqlite3.OperationalError("disk I/O error")
+        return ["<p>news</p>"]
+
+    monkeypatch.setattr(house.polls, "now", slow)
+    one.news(0)
+    gevent.sleep(0.1)
+    one.news(0)
+    gevent.sleep(3.5)
+    got = end.recv(4096)
+    assert got.startswith(b"HTTP/1.1 200" if then == "news again" else b"HTTP/1.1 204")
+    assert got.count(b"HTTP/1.1") == 1
+    assert not one.is_over, "the next request may come"
+
+
+@pytest.mark.timeout(30)
+def test_a_request_that_comes_while_the_answer_is_on_its_way_is_served(
+    house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[bytes] = []
+    assert house.polls.lender is not None
+
+    def serve(sock: Any, _address: object) -> None:
+        with sock:
+            served.append(sock.recv(100))
+
+    monkeypatch.setattr(house.polls.lender, "serve", serve)
+    monkeypatch.setattr(held, "KEEP_S", 1.0)
+    one, end = hold(wait_s=20)
+    monkeypatch.setattr(house.polls, "now", lambda *_: ["x" * 2_000_000])
+    one.news(0)
+    gevent.sleep(1.5)  # longer than an answered connection may be idle: that counts from the end of the answer
+    assert one.is_blocked
+    end.send(b"GET /next")
+    got = bytearray()
+    while len(got) < 2_000_000:
+        gevent.sleep(0.001)
+        try:
+            got += end.recv(1 << 20)
+        except BlockingIOError:
+            continue
+    gevent.sleep(0.1)
+    assert b"Connection: keep-alive" in got[:300]
+    assert served == [b"GET /next"]
+
+
+@pytest.mark.timeout(30)
 def test_answered_polls_count_until_their_connection_is_given_back(
     house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,37 +342,7 @@ def test_a_reader_that_is_slow_but_steady_gets_its_answer(
     assert taken >= size
 
 
-# What stands by
-
-
-def test_one_that_was_ended_before_it_began_stands_by_again() -> None:
-    runs: list[int] = []
-    standby = Standby(lambda: runs.append(1))
-    standby.ask()
-    assert standby._greenlet is not None
-    standby._greenlet.kill()
-    standby.ask()
-    gevent.sleep(0.01)
-    assert runs == [1]
-    standby.ask()
-    gevent.sleep(0.01)
-    assert runs == [1, 1]
-
-
-def test_one_that_failed_stands_by_again(capsys: pytest.CaptureFixture[str]) -> None:
-    runs: list[int] = []
-
-    def fails_once() -> None:
-        runs.append(1)
-        if len(runs) == 1:
-            raise KeyError("once")
-
-    standby = Standby(fails_once)
-    for _ in range(3):
-        standby.ask()
-        gevent.sleep(0.01)
-    assert runs == [1, 1, 1]
-    assert "KeyError: 'once'" in capsys.readouterr().err
+# Changes that nobody may wait for in vain
 
 
 def test_a_subscriber_that_fails_leaves_nobody_without_an_outcome(house: House) -> None:
@@ -336,3 +360,21 @@ def test_a_subscriber_that_fails_leaves_nobody_without_an_outcome(house: House) 
     end()
     assert outcomes[0].outcome().created
     assert house.chat.post(ada, conversation, str(uuid.uuid4()), "next").created
+
+
+def test_a_subscriber_that_fails_leaves_nobody_waiting_behind_it(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
+    conversation = str(uuid.uuid4())
+    feed = house.chat.create(ada, conversation).feed
+    monkeypatch.setattr(database, "has_loop", lambda: True)
+    outcomes: list[Any] = []
+
+    def fails(_topic: int) -> None:
+        end()
+        house.chat.post_soon(ada, conversation, str(uuid.uuid4()), "comes meanwhile", outcomes.append)
+        raise ValueError("a subscriber")
+
+    end = house.bus.subscribe(feed, fails)
+    house.chat.post_soon(ada, conversation, str(uuid.uuid4()), "hello", outcomes.append)
+    gevent.sleep(0.2)
+    assert [job.outcome().created for job in outcomes] == [True, True]

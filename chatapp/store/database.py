@@ -280,9 +280,11 @@ class Database:
                 pass
             is_done = True
         finally:
-            if not is_done:  # killed: whoever comes next must not wait for a leader that is gone
+            if not is_done:  # killed, or a subscriber failed: nobody must wait for a leader that is gone
                 with self._gate:
-                    self._has_leader = False
+                    self._has_leader = has_loop() and bool(self._jobs)
+                if self._has_leader:
+                    self._leader.ask()
 
     def _commit_next(self) -> bool:
         """Commit the next group and wake its readers; False where there is none."""
@@ -355,11 +357,8 @@ class Database:
 
     def learn(self, heads: Mapping[int, int]) -> list[int]:
         """Note the newest revisions of feeds; returns those that were news."""
-        news = []
-        for feed, revision in heads.items():
-            if revision > self.heads.get(feed, -1):
-                self.heads[feed] = revision
-                news.append(feed)
+        news = [feed for feed, revision in heads.items() if revision > self.heads.get(feed, -1)]
+        self.heads.update({feed: heads[feed] for feed in news})
         if ACCESS in news:
             for forget in self._forget:
                 forget()

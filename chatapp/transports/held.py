@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from chatapp.transports.polling import Poll, Polls
 
 KEEP_S = 75.0  # how long an answered connection may be idle, as gunicorn's
-WRITE_S = 20.0  # how long the other side may take no byte of its answer
+WRITE_S = 20.0  # how long the kernel may have no room for more of an answer; it counts from a third of its buffer on
 MOST_HELD = (
     10_000  # in a worker, with those that were answered; more wait as gunicorn's requests, whose number it bounds
 )
@@ -127,18 +127,22 @@ class HeldPoll(WatchedSocket):
                 found = [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
             except Exception:  # the sweep goes on for all others, and who asks again hears what is wrong
                 log.exception("answering a held poll failed")
-                self.cut()
+                self._give_up()
                 return
-            if found or self._is_ended:
+            # To look may take a while, and the time may have been over meanwhile: no request has two answers.
+            if (found or self._is_ended) and self in self._polls.held:
                 self._answer(found)
+
+    def _give_up(self) -> None:
+        if self in self._polls.held:
+            self.cut()
 
     def check(self, now: float) -> float:
         """Its time is over: of waiting, of taking the answer, or of saying the next thing."""
         if self.blocked_at is not None:
             if now - self.blocked_at >= WRITE_S:
                 self.cut()
-            return now + WRITE_S / 4
-        if self.ended_at is not None:
+        elif self.ended_at is not None:
             if now - self.ended_at >= LINGER_S:
                 self.cut()
         elif now >= self._due:
@@ -146,6 +150,8 @@ class HeldPoll(WatchedSocket):
                 self._answer([])
             else:
                 self.cut()
+        if self.blocked_at is not None:
+            return now + WRITE_S / 4
         return self._due if self.ended_at is None else now + LINGER_S / 4
 
     # Answering
@@ -166,9 +172,14 @@ class HeldPoll(WatchedSocket):
 
     def __call__(self) -> None:
         """Bytes: the next request, which is gunicorn's; before the answer they are too early."""
-        if self in self._polls.held or self.is_blocked or self.ended_at is not None:
+        if self in self._polls.held or self.ended_at is not None:
             super().__call__()
-            return
+        elif self.is_blocked:
+            self.pause()  # it was told that it may ask on: in its turn
+        else:
+            self._give_back()
+
+    def _give_back(self) -> None:
         fd, self._fd = self._fd, -1
         self._reading.stop()
         self._reading.close()
@@ -182,11 +193,14 @@ class HeldPoll(WatchedSocket):
 
     def on_room(self) -> None:
         """The answer is with the kernel."""
+        self._due = time.monotonic() + KEEP_S
+        self.read_on()
 
     def _writable(self) -> None:
+        before = self.bytes_out
         super()._writable()
-        if self.blocked_at is not None:
-            self.blocked_at = time.monotonic()  # some of it was taken
+        if self.blocked_at is not None and self.bytes_out > before:
+            self.blocked_at = time.monotonic()
 
     def on_blocked(self) -> None:
         """The kernel did not take all of it."""
