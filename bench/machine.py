@@ -125,8 +125,12 @@ class Server:
         return sum(time.clock_gettime(((~pid) << 3) | 2) for pid in self.pids)
 
     def memory_kib(self) -> int:
-        """Proportional memory of the process and its children; kernel socket buffers are not in it."""
-        return sum(_pss_kib(pid) for pid in self.pids)
+        """What the process and its children have written into memory; kernel socket buffers are not in it.
+
+        Pages of program files are left out: their proportional share falls with every other Python that starts on
+        this machine, and rises when it ends, by megabytes.
+        """
+        return sum(_written_kib(pid) for pid in self.pids)
 
     def descriptors(self) -> tuple[int, int]:
         """Open (sockets, others) of the process and its children."""
@@ -169,11 +173,12 @@ def _tree(pid: int) -> list[int]:
     return [pid, *(inner for child in children for inner in _tree(int(child)))]
 
 
-def _pss_kib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise Failed(f"no Pss of process {pid}")
+def _written_kib(pid: int) -> int:
+    lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+    found = [int(line[1]) for line in lines if line[0] in ("Pss_Anon:", "Pss_Shmem:")]
+    if len(found) != 2:
+        raise Failed(f"the kernel does not say what memory process {pid} has of its own: Linux 5.4 and later do")
+    return sum(found)
 
 
 def _links(pid: int) -> list[str]:

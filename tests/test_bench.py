@@ -6,6 +6,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from lab.processes import marked_environment
 
 from bench.load.wire import TEXT, Answers, Frames, WireError, encode
+from bench.machine import Server, free_port
 from bench.report import Results, table, verdict
 from bench.rows import ROWS, SHORT
 
@@ -62,6 +64,27 @@ def test_planted_costs_show(tmp_path: Path) -> None:
     assert slept["cpu_us"] < PLANTED_S * 1e6 / 5
     assert burnt["cpu_us"] > 5 * plain["cpu_us"]
     assert burnt["p50_ms"] > plain["p50_ms"]
+
+
+def test_memory_is_the_servers_own(tmp_path: Path) -> None:
+    """Others that run the same program change nothing; what the server keeps shows."""
+    port, keeps = (
+        free_port(),
+        "import http.server as h; a = bytearray(8 << 20); h.test(h.BaseHTTPRequestHandler, port={})",
+    )
+    command = [sys.executable, "-c", keeps.format(port)]
+    others: list[subprocess.Popen[bytes]] = []
+    with Server(command, port, tmp_path / "log", marked_environment(), 0).wait_ready("") as server:
+        alone = server.memory_kib()
+        try:
+            for _ in range(4):
+                others.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+            time.sleep(1)
+            assert abs(server.memory_kib() - alone) < 256
+        finally:
+            for other in others:
+                other.communicate(b"\n", timeout=10)
+    assert 8 << 10 < alone < 64 << 10
 
 
 def test_frames_in_any_pieces() -> None:
