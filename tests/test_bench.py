@@ -6,8 +6,8 @@ import random
 import struct
 import subprocess
 import sys
-import time
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +68,16 @@ def test_planted_costs_show(tmp_path: Path) -> None:
 
 def test_memory_is_the_servers_own(tmp_path: Path) -> None:
     """Others that run the same program change nothing; what the server keeps shows."""
-    port, keeps = (
-        free_port(),
-        "import http.server as h; a = bytearray(8 << 20); h.test(h.BaseHTTPRequestHandler, port={})",
-    )
-    command = [sys.executable, "-c", keeps.format(port)]
-    others: list[subprocess.Popen[bytes]] = []
-    with Server(command, port, tmp_path / "log", marked_environment(), 0).wait_ready("") as server:
+    port = free_port()
+    keeps = f"import http.server as h; kept = bytearray(8 << 20); h.test(h.BaseHTTPRequestHandler, port={port})"
+    other = [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"]
+    server = Server([sys.executable, "-c", keeps], port, tmp_path / "log", marked_environment(), 0)
+    with server.wait_ready(""), ExitStack() as others:
         alone = server.memory_kib()
-        try:
-            for _ in range(4):
-                others.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
-            time.sleep(1)
-            assert abs(server.memory_kib() - alone) < 256
-        finally:
-            for other in others:
-                other.communicate(b"\n", timeout=10)
+        for _ in range(4):
+            process = others.enter_context(subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        assert abs(server.memory_kib() - alone) < 256
     assert 8 << 10 < alone < 64 << 10
 
 

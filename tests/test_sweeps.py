@@ -253,10 +253,11 @@ def test_a_poll_that_cannot_be_answered_is_cut_and_the_others_are_answered(
 def test_a_poll_is_answered_once_even_if_to_look_takes_a_while(
     house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
-    one, end = hold(wait_s=1.0 if then != "news again" else 20)
+    wait_s, takes_s = (20.0, 0.3) if then == "news again" else (1.0, 2.5)
+    one, end = hold(wait_s)
 
     def slow(*_: Any) -> list[str]:
-        gevent.sleep(0.3 if then == "news again" else 2.5)
+        gevent.sleep(takes_s)
         if then == "it fails":
             raise sqlite3.OperationalError("disk I/O error")
         return ["<p>news</p>"]
@@ -265,7 +266,7 @@ def test_a_poll_is_answered_once_even_if_to_look_takes_a_while(
     one.news(0)
     gevent.sleep(0.1)
     one.news(0)
-    gevent.sleep(3.5)
+    gevent.sleep(2 * takes_s)
     got = end.recv(4096)
     assert got.startswith(b"HTTP/1.1 200" if then == "news again" else b"HTTP/1.1 204")
     assert got.count(b"HTTP/1.1") == 1

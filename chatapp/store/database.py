@@ -282,8 +282,8 @@ class Database:
         finally:
             if not is_done:  # killed, or a subscriber failed: nobody must wait for a leader that is gone
                 with self._gate:
-                    self._has_leader = has_loop() and bool(self._jobs)
-                if self._has_leader:
+                    leads = self._has_leader = has_loop() and bool(self._jobs)
+                if leads:
                     self._leader.ask()
 
     def _commit_next(self) -> bool:

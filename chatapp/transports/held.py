@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from chatapp.transports.polling import Poll, Polls
 
 KEEP_S = 75.0  # how long an answered connection may be idle, as gunicorn's
-WRITE_S = 20.0  # how long the kernel may have no room for more of an answer; it counts from a third of its buffer on
+WRITE_S = 20.0  # how long the kernel may have no room for more of an answer; it has, once a third of its buffer is free
 MOST_HELD = (
     10_000  # in a worker, with those that were answered; more wait as gunicorn's requests, whose number it bounds
 )
@@ -122,20 +122,21 @@ class HeldPoll(WatchedSocket):
     def flush(self) -> None:
         """Answer, if there is anything to say."""
         self._is_awake = False
+        found = self._look() if self in self._polls.held else []
+        # To look may take a while, and the time may have been over meanwhile: no request has two answers.
         if self in self._polls.held:
-            try:
-                found = [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
-            except Exception:  # the sweep goes on for all others, and who asks again hears what is wrong
-                log.exception("answering a held poll failed")
-                self._give_up()
-                return
-            # To look may take a while, and the time may have been over meanwhile: no request has two answers.
-            if (found or self._is_ended) and self in self._polls.held:
+            if found is None:
+                self.cut()
+            elif found or self._is_ended:
                 self._answer(found)
 
-    def _give_up(self) -> None:
-        if self in self._polls.held:
-            self.cut()
+    def _look(self) -> list[str] | None:
+        """What there is to say; None where that cannot be known."""
+        try:
+            return [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
+        except Exception:  # the sweep goes on for all others, and who asks again hears what is wrong
+            log.exception("answering a held poll failed")
+            return None
 
     def check(self, now: float) -> float:
         """Its time is over: of waiting, of taking the answer, or of saying the next thing."""
