@@ -203,7 +203,7 @@ def test_functions_and_files_are_short() -> None:
     assert statistics.median(lengths.values()) < 10
     long = {name: length for name, length in lengths.items() if length > 40}
     assert len(long) <= len(lengths) // 50, long
-    limits = [(PYTHON, 400), (SCRIPTS, 300), (sorted((ROOT / "static/css").rglob("*.css")), 250), (TEMPLATES, 120)]
+    limits = [(PYTHON, 600), (SCRIPTS, 450), (sorted((ROOT / "static/css").rglob("*.css")), 250), (TEMPLATES, 120)]
     limits.append((sorted((ROOT / "tests").rglob("*.py")), 600))
     counts = [(path, len(path.read_text().splitlines()), limit) for paths, limit in limits for path in paths]
     wrong = [f"{p.relative_to(ROOT)}: {count} of {limit}" for p, count, limit in counts if count > limit]
