@@ -53,6 +53,7 @@ def _house() -> House:
 
 
 @click.group()
+@click.version_option(package_name="chatapp", prog_name="chatapp")
 def main() -> None:
     """chatapp: a chat with an AI assistant that works on every network."""
 

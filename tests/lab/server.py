@@ -66,15 +66,18 @@ class Server:
         own = {"HOST": "127.0.0.1", "PORT": str(self.port), "DATA_DIR": str(self.data), "PYTHONUNBUFFERED": "1"}
         return marked_environment() | own | self.settings
 
+    def command(self) -> list[str]:
+        """What is run: the console script beside this interpreter, behind the prefix."""
+        return [*self.prefix, str(chatapp_command()), "serve"]
+
     def start(self, timeout: float = START_SECONDS) -> "Server":
         """Starts it and waits until /readyz answers 200; AssertionError with the log if it does not."""
         self.data.mkdir(parents=True, exist_ok=True)
         if self.is_furnished and not (self.data / "chat.db").exists():
             furnish(self.data)
-        command = [*self.prefix, str(chatapp_command()), "serve"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment(), stdout=log, stderr=log, start_new_session=True
+                self.command(), cwd=ROOT, env=self.environment(), stdout=log, stderr=log, start_new_session=True
             )
         try:
             wait_for(self._ready_or_ended, timeout, "the server is ready", every=0.03)
