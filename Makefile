@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover delivery defaults loop simulate traffic conformance bench churn
+.PHONY: help run test check fix lock failover delivery defaults loop simulate traffic conformance bench before churn
 .PHONY: system-packages
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make conformance  WebSocket framing against RFC 6455 and two other implementations (two minutes)"
 	@echo "make traffic   what a page costs the network, measured for the sheet in docs/operations.md (six minutes)"
 	@echo "make bench     beside Flask-SocketIO, Node socket.io and picows (an hour; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
+	@echo "make before    CPU an operation beside another commit (REV=), in interleaved pairs (PAIRS=20), with an A/A (half an hour)"
 	@echo "make churn     clients come and go for an hour (MINUTES=n): memory and descriptors must be back afterwards"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
@@ -62,7 +63,11 @@ traffic: $(VENV)/installed-dev system-packages
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench --rows "$(ROWS)" --who "$(WHO)" --runs "$(or $(RUNS),3)" --seconds "$(SECONDS)" \
-		--out "$(or $(OUT),test-results/bench)" --keep "$(KEEP)" --set "$(SET)"
+		--out "$(or $(OUT),test-results/bench)" --keep "$(KEEP)" --set "$(SET)" --before "$(BEFORE)"
+
+before: $(VENV)/installed-dev
+	$(BIN)/python -m bench.before --rev "$(or $(REV),8c3432f)" --pairs "$(PAIRS)" --rows "$(ROWS)" --seconds "$(SECONDS)" \
+		--out "$(OUT)"
 
 churn: $(VENV)/installed-dev
 	$(BIN)/python -m bench.churn --minutes "$(or $(MINUTES),60)"

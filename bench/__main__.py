@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import json
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import contenders, profile, report
+from bench import before, contenders, profile, report
 from bench.contenders import TITLES, Environment
 from bench.load.loop import TimedOut
 from bench.load.wire import WireError
@@ -35,6 +36,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", default="", help="length of a measurement in s (4)")
     parser.add_argument("--out", default="test-results/bench", help="folder of report.md and report.json")
     parser.add_argument("--keep", default="", help="folder of the peers' environment, kept for the next time")
+    parser.add_argument("--before", default="", help="another commit, measured beside the product (a git worktree)")
     parser.add_argument("--short", action="store_true", help="tiny sizes: shows that the rig works, says nothing else")
     parser.add_argument("--set", default="", help="other sizes, such as readers=200,idle_s=10 (see rows.Scale)")
     return parser.parse_args(list(given))
@@ -64,7 +66,7 @@ def run(rig: Rig, rows: Sequence[Row], who: Sequence[str], runs: int, results: r
     """Everybody in turn, and all of it again: what changes on the machine meets all alike."""
     for number in range(runs):
         for row in rows:
-            for name in row.who:
+            for name in contenders.all_of(row.who):
                 if name not in who or name in rig.environment.missing:
                     continue
                 try:
@@ -90,13 +92,15 @@ def main(given: Sequence[str]) -> int:
     end_on_term()
     scale, names = scale_of(options), [*(row.key for row in ROWS), PROFILE]
     keys, who = chosen(options.rows, names), chosen(options.who, list(TITLES))
+    who = [name for name in who if name != "before" or options.before]
     rows = [row for row in ROWS if row.key in keys]
     where, descriptors = cores(), raise_descriptors()
     # In the checkout and not in /tmp, which may be memory: a FULL commit must reach a disk.
     folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         environment = Environment(Path(options.keep).resolve() if options.keep else folder / "environment")
-        if set(who) - {"product", "null"} or PROFILE in keys:
+        if set(who) - {*contenders.OURS, "null"} or PROFILE in keys:
             print("Installing the peers …", flush=True)
             environment.install()
         os.sched_setaffinity(0, {where.load})
@@ -105,15 +109,17 @@ def main(given: Sequence[str]) -> int:
             print("Filling the product's database …", flush=True)
             product.fill()
         rig = Rig(product, environment, folder, where, scale)
+        if "before" in who:
+            tree = stack.enter_context(before.worktree(options.before, folder))
+            rig.before = before.contender(tree, folder, scale.sizes())
         disk = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True).stdout.strip()
         facts = report.facts((where.server, where.load), descriptors, contenders.versions(environment), disk)
         results = report.Results(scale, int(options.runs or 3), facts)
+        facts |= {"before": before.revision_of(tree)} if rig.before else {}
         facts |= {f"left out: {TITLES[name]}": why for name, why in environment.missing.items() if name in who}
         run(rig, rows, who, results.runs, results)
         profiles = profile.take(rig) if PROFILE in keys and "product" in who else []
         return write(results, rows, profiles, Path(options.out))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(results: report.Results, rows: Sequence[Row], profiles: list[profile.Profile], out: Path) -> int:

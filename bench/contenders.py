@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ PEERS = ROOT / "bench" / "peers"
 PING_S = 25.0
 TITLES = {
     "product": "chatapp",
+    "before": "chatapp, another commit",
     "socketio": "Flask-SocketIO, bare",
     "socketio-full": "Flask-SocketIO, commits and renders",
     "node": "Node socket.io",
@@ -25,6 +26,13 @@ TITLES = {
     "view": "Flask view with a session",
     "null": "null server (ceiling of the load)",
 }
+
+OURS = ("product", "before")
+
+
+def all_of(who: Sequence[str]) -> list[str]:
+    """A row's contenders in order, with the other commit's product right behind the product."""
+    return [name for one in who for name in (OURS if one == "product" else (one,))]
 
 
 class Environment:
@@ -42,8 +50,8 @@ class Environment:
         lock = PEERS / "requirements.lock"
         stamp = self.folder / "installed.lock"
         if not stamp.exists() or stamp.read_bytes() != lock.read_bytes():
-            _run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
-            _run([str(self.python), "-m", "pip", "-q", "install", "--require-hashes", "-r", str(lock)])
+            run_quietly([sys.executable, "-m", "venv", "--clear", str(self.folder)])
+            run_quietly([str(self.python), "-m", "pip", "-q", "install", "--require-hashes", "-r", str(lock)])
             shutil.copyfile(lock, stamp)
         if shutil.which("node") is None or shutil.which("npm") is None:
             self.missing["node"] = "node or npm is not there"
@@ -51,10 +59,11 @@ class Environment:
             self.modules.parent.parent.mkdir(exist_ok=True)
             for name in ("package.json", "package-lock.json"):
                 shutil.copyfile(PEERS / name, self.modules.parent.parent / name)
-            _run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], self.modules.parent.parent)
+            run_quietly(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], self.modules.parent.parent)
 
 
-def _run(command: list[str], folder: Path = ROOT) -> None:
+def run_quietly(command: list[str], folder: Path = ROOT) -> None:
+    """Run a command to its end. Raises Failed with what it said."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise Failed(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")

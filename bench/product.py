@@ -20,9 +20,8 @@ from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 
 from bench.load.dialects import ProductPoll, ProductSocket, Seat, Site
-from bench.machine import ROOT, Failed, Server, free_port
+from bench.machine import Failed, Server, free_port
 
-CHATAPP = Path(sys.executable).parent / "chatapp"
 EMAIL, PASSWORD = "bench@example.org", "only for the bench, 1"
 SESSION_MS = 7 * 86400 * 1000
 # Off for the bench; a setting whose feature is not built yet stops the start, so it is left out then.
@@ -45,6 +44,21 @@ class Sizes:
     messages: int = 0  # in everybody's own conversation
 
 
+@dataclass(frozen=True)
+class Code:
+    """Which code of the product runs: its command, and the folder where Python looks first (empty: as installed)."""
+
+    command: Path = Path(sys.executable).parent / "chatapp"
+    first: str = ""
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to load this code."""
+        return {"PATH": os.environ.get("PATH", "")} | ({"PYTHONPATH": self.first} if self.first else {})
+
+
+INSTALLED = Code()
+
+
 def name_of(kind: str, number: int) -> str:
     """The UUID of something that was filled in: the same in every run."""
     return str(uuid5(NAMESPACE_URL, f"bench:{kind}:{number}"))
@@ -53,10 +67,12 @@ def name_of(kind: str, number: int) -> str:
 class Product:
     """A filled data directory, and servers on copies of it."""
 
-    def __init__(self, folder: Path, sizes: Sizes) -> None:
+    def __init__(self, folder: Path, sizes: Sizes, code: Code = INSTALLED, name: str = "product") -> None:
         self.folder = folder
         self.sizes = sizes
-        self._template = folder / "product-filled"
+        self._code = code
+        self._name = name
+        self._template = folder / f"{name}-filled"
         self._cookie_of: Callable[[str], str] = lambda token: token
         self._epoch = ""
         self._copies = 0
@@ -67,7 +83,11 @@ class Product:
         self._template.mkdir(parents=True)
         create = ["admin", "create", "--name", "Bench", "--email", EMAIL, "--password", PASSWORD]
         made = subprocess.run(
-            [str(CHATAPP), *create], env=self._environment(self._template, 1), cwd=ROOT, capture_output=True, text=True
+            [str(self._code.command), *create],
+            env=self._environment(self._template, 1),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
         )
         if made.returncode:
             raise Failed(made.stderr)
@@ -95,8 +115,8 @@ class Product:
         port = free_port()
         given = {f"CHATAPP_{name.upper()}": str(value) for name, value in settings.items()}
         environment = self._environment(data, port) | self._limits_off() | {"CHATAPP_ASSISTANT": "off"} | given
-        log = self.folder / f"product-{self._copies}.log"
-        server = Server([str(CHATAPP), "serve"], port, log, environment, core).wait_ready("/readyz")
+        log = self.folder / f"{self._name}-{self._copies}.log"
+        server = Server([str(self._code.command), "serve"], port, log, environment, core).wait_ready("/readyz")
         return server, self.site(port, data)
 
     def site(self, port: int, data: Path) -> Site:
@@ -134,17 +154,17 @@ class Product:
     @property
     def data(self) -> Path:
         """The newest copy's directory."""
-        return self.folder / f"product-{self._copies}"
+        return self.folder / f"{self._name}-{self._copies}"
 
     def _environment(self, data: Path, port: int) -> dict[str, str]:
         own = {"HOST": "127.0.0.1", "PORT": str(port), "DATA_DIR": str(data)}
-        return {"PATH": os.environ.get("PATH", ""), **own}
+        return {**self._code.environment(), **own}
 
     def _limits_off(self) -> dict[str, str]:
         if self._limits is not None:
             return self._limits
-        command = [str(CHATAPP), "config", "--json"]
-        found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=self._environment(ROOT, 1))
+        command = [str(self._code.command), "config", "--json"]
+        found = subprocess.run(command, capture_output=True, text=True, env=self._environment(self.folder, 1))
         built = {row["name"] for row in json.loads(found.stdout) if "not built yet" not in row["meaning"]}
         self._limits = {name: value for name, value in LIMITS_OFF.items() if name in built}
         return self._limits

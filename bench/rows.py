@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from bench import answers, contenders
-from bench.contenders import PING_S, Environment
+from bench.contenders import OURS, PING_S, Environment
 from bench.load import work
 from bench.load.dialects import Site
 from bench.load.loop import Loop
@@ -86,15 +86,22 @@ class Rig:
     folder: Path
     cores: Cores
     scale: Scale
+    before: Product | None = None  # another commit's
     bytes_a_delivery: float = 0.0  # of the product, as measured
 
     def start(self, name: str, **settings: object) -> tuple[Server, Site]:
         """A fresh server of a contender."""
-        if name == "product":
-            return self.product.start(self.cores.server, **settings)  # type: ignore[arg-type]
+        if name in OURS:
+            return self.ours(name).start(self.cores.server, **settings)  # type: ignore[arg-type]
         planted = {key: os.environ[key] for key in ("BENCH_SLEEP_S", "BENCH_BURN_S") if key in os.environ}
         pings = {"BENCH_PING_S": f"{self.scale.ping_s:g}"}
         return contenders.start(name, self.environment, self.folder, self.cores.server, **(planted | pings))
+
+    def ours(self, name: str) -> Product:
+        """The product as it is here, or as it was in another commit."""
+        found = self.product if name == "product" else self.before
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ def _round(rig: Rig, who: str) -> Numbers:
 
 def _equalled(rig: Rig, server: Server, site: Site, who: str) -> None:
     """Have a peer's message as long as makes its delivery as long as the product's."""
-    if who in ("product", RENDERED) or not rig.bytes_a_delivery:
+    if who in (*OURS, RENDERED) or not rig.bytes_a_delivery:
         return
     own = work.fan_out(server, site, 2, 0.3)["bytes_a_delivery"]
     site.message_bytes = work.padded(rig.bytes_a_delivery, own)
@@ -174,8 +181,8 @@ def _paced(rig: Rig, who: str) -> Numbers:
 
 
 def _idle(rig: Rig, who: str) -> Numbers:
-    steps = rig.scale.sockets if who == "product" else rig.scale.sockets[:1]
-    settings = {"ws_ping_interval": rig.scale.ping_s} if who == "product" else {}
+    steps = rig.scale.sockets if who in OURS else rig.scale.sockets[:1]
+    settings = {"ws_ping_interval": rig.scale.ping_s} if who in OURS else {}
     server, site = rig.start(who, **settings)
     with server:
         return work.idle(server, site, steps, rig.scale.idle_s, rig.scale.sockets[0])
@@ -213,7 +220,7 @@ def _stream(rig: Rig, who: str) -> Numbers:
     with answers.model(rig.folder, rig.cores.load, rate, answers.STREAM_PIECE, answers.STREAM_CHARACTERS) as settings:
         server, site = rig.start(who, **settings)
         with server:
-            return answers.stream(rig.product, site)
+            return answers.stream(rig.ours(who), site)
 
 
 def _growth(name: str, values: dict[int, float]) -> Numbers:
@@ -235,8 +242,8 @@ def _history(rig: Rig, who: str) -> Numbers:
     server, site = rig.start(who, history=True)
     sizes = rig.scale.history
     with server:
-        found = answers.history(server, rig.product, site, sizes, rig.scale.times)
-    shutil.rmtree(rig.product.data)
+        found = answers.history(server, rig.ours(who), site, sizes, rig.scale.times)
+    shutil.rmtree(rig.ours(who).data)
     posts = _growth("post_us", {size: found[f"post_us_{size}"] for size in sizes})
     return {**posts, **_growth("changes_us", {size: found[f"changes_us_{size}"] for size in sizes})}
 

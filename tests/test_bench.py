@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 from lab.processes import marked_environment
 
+from bench.before import NotLoaded, Ratio, check, ratio
+from bench.before import table as pairs_table
 from bench.load.wire import TEXT, Answers, Frames, WireError, encode
 from bench.machine import Server, free_port
+from bench.product import Code
 from bench.report import Results, table, verdict
 from bench.rows import ROWS, SHORT
 
@@ -64,6 +67,37 @@ def test_planted_costs_show(tmp_path: Path) -> None:
     assert slept["cpu_us"] < PLANTED_S * 1e6 / 5
     assert burnt["cpu_us"] > 5 * plain["cpu_us"]
     assert burnt["p50_ms"] > plain["p50_ms"]
+
+
+def test_another_commit_is_measured_beside_the_product(tmp_path: Path) -> None:
+    """It is loaded from its own worktree, measured pair by pair with a control, and taken away afterwards."""
+    command = [sys.executable, "-m", "bench.before", "--short", "--rev", "HEAD", "--pairs", "1", "--rows", "polls"]
+    command += ["--out", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=marked_environment(), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "before.json").read_text())
+    assert {name: len(values) for name, values in report["us"]["polls"].items()} == dict(product=1, before=1, again=1)
+    assert "| polls |" in (tmp_path / "before.md").read_text()
+    kept = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"{ROOT}/.bench-" not in kept
+    with pytest.raises(NotLoaded):
+        check(Code(), Path(sys.executable), tmp_path)
+
+
+def test_ratios_of_pairs() -> None:
+    """Known pairs give known ratios; a planted cost is found outside the interval, and noise alone is not."""
+    chance = random.Random(3)
+    machine = [chance.uniform(50, 150) for _ in range(20)]  # what each pair has in common
+    theirs = [value * chance.uniform(0.95, 1.05) for value in machine]
+    same, dearer = ([value * cost * chance.uniform(0.95, 1.05) for value in machine] for cost in (1, 1.3))
+    assert ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == Ratio(2.0, 2.0, 2.0, 3.0)
+    alike, found = ratio(same, theirs), ratio(dearer, theirs)
+    assert alike.low < 1 < alike.high
+    assert 1.2 < found.low < 1.3 < found.high < 1.4
+    _, is_met = pairs_table({"polls": {"product": dearer, "before": theirs, "again": dearer}}, "x")
+    assert not is_met
 
 
 def test_memory_is_the_servers_own(tmp_path: Path) -> None:
