@@ -125,7 +125,7 @@ class Chat:
         """Delete the conversation and stop what is being answered in it."""
         with self._store.database.write() as tx:
             place = self._place(tx, person, conversation)
-            self._store.runs.stop(tx, place)
+            self._store.runs.stop_all(tx, place)
             self._conversations.delete(tx, place)
 
     def delete_message(self, person: int, conversation: str, message: str) -> None:
@@ -135,10 +135,14 @@ class Chat:
             if not self._conversations.delete_message(tx, place, message):
                 raise Gone
 
-    def stop(self, person: int, conversation: str) -> None:
-        """Stop the answer that is being written; what was written stays."""
+    def stop(self, person: int, conversation: str, answer: str = "") -> None:
+        """Stop an answer: `answer` (its client id), else the one that is being written, else the one that waits.
+
+        What was written stays, and what waits behind it starts.
+        """
+        answer = checked_id(answer) if answer else ""
         with self._store.database.write() as tx:
-            self._store.runs.stop(tx, self._place(tx, person, conversation))
+            self._store.runs.stop(tx, self._place(tx, person, conversation), answer)
 
     def again(self, person: int, conversation: str) -> None:
         """Have the assistant answer again, unless an answer is under way or the last one is complete."""

@@ -304,8 +304,8 @@ def delete_message(uuid: UUID, message: UUID) -> Any:
 
 @pages.post("/c/<uuid:uuid>/stop")
 def stop(uuid: UUID) -> Any:
-    """Stop the answer."""
-    house().chat.stop(me(), str(uuid))
+    """Stop an answer."""
+    house().chat.stop(me(), str(uuid), request.form.get("answer", ""))
     return _done(uuid)
 
 

@@ -491,15 +491,46 @@ def test_whose_lease_is_lost_writes_no_more(chat: Chat, store: Store, place: Pla
     assert store.runs.reap_runs(-1) == 0
 
 
-def test_stopping_asks_the_writer_and_forgets_what_waits(chat: Chat, store: Store, place: Place, ada: int) -> None:
+def test_stop_ends_what_is_written_and_the_next_one_starts(chat: Chat, store: Store, place: Place, ada: int) -> None:
     run = answer(store, chat, place)
     post(chat, place, "another")
     chat.stop(ada, place.uuid)
     assert store.runs.write_answer(run, "lease", "x", []) == "stop"
     store.runs.end_run(run, "lease", "stopped", "x", [], None)
+    second = store.runs.claim_run("other")
+    assert second is not None and second.history[-1].body == "another"
+    store.runs.end_run(second, "other", "completed", "y", [], None)
     assert store.runs.claim_run("other") is None
+
+
+def test_stop_ends_what_waits_where_nothing_is_written(chat: Chat, store: Store, place: Place, ada: int) -> None:
+    post(chat, place, "hello")
+    chat.stop(ada, place.uuid)
+    assert store.runs.claim_run("lease") is None
     chat.again(ada, place.uuid)
-    assert store.runs.claim_run("other") is not None
+    assert store.runs.claim_run("lease") is not None
+
+
+def test_stop_ends_the_answer_that_it_names(chat: Chat, store: Store, place: Place, ada: int) -> None:
+    run = answer(store, chat, place)
+    first = chat.changes(place, 0).items[-1].client_id
+    post(chat, place, "another")
+    store.runs.end_run(run, "lease", "completed", "x", [], None)
+    second = store.runs.claim_run("lease")
+    assert second is not None
+    chat.stop(ada, place.uuid, first)  # it had ended before the click arrived
+    assert store.runs.write_answer(second, "lease", "y", []) == "go"
+    with pytest.raises(BadMessage):
+        chat.stop(ada, place.uuid, "x")
+
+
+def test_a_deleted_conversation_is_answered_no_more(chat: Chat, store: Store, place: Place, ada: int) -> None:
+    run = answer(store, chat, place)
+    post(chat, place, "another")
+    chat.delete(ada, place.uuid)
+    assert store.runs.write_answer(run, "lease", "x", []) == "stop"
+    store.runs.end_run(run, "lease", "stopped", "x", [], None)
+    assert store.runs.claim_run("other") is None
 
 
 # The database

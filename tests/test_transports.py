@@ -233,6 +233,22 @@ def test_an_answer_that_is_stopped_keeps_what_was_written(tmp_path, connect: Cal
     assert answer.text
 
 
+def test_stop_ends_the_running_answer_and_the_next_one_starts(tmp_path, connect: Callable[[], Peer]) -> None:
+    """What was said to be sent is answered, also where it waited behind the answer that somebody stopped."""
+    with Server(tmp_path / "slow", assistant_pace=60) as server:
+        peer = PEERS[connect().transport](Client(server.url).sign_in())
+        conversation = new_conversation(peer)
+        peer.subscribe({conversation: 0})
+        peer.send(conversation, "How do I let WebSocket through nginx?")
+        peer.wait_until(lambda: any(m.text for m in peer.shown(conversation) if m.author == "assistant"))
+        asked = peer.send(conversation, "And through HAProxy?")
+        peer.client.post(f"/c/{conversation}/stop")
+        peer.wait_until(lambda: [m for m in peer.shown(conversation) if m.position > asked.position and m.text])
+        peer.close()
+        states = [message.state for message in peer.shown(conversation) if message.author == "assistant"]
+    assert states == ["stopped", "running"]
+
+
 @pytest.mark.parametrize("text", ["Grüße, 日本語, 👩‍👩‍👧 and 👍", "<b>&amp; \"quotes\" 'n' </article>", "a\r\nb\nc"])
 def test_text_arrives_as_it_was_written(connect: Callable[[], Peer], text: str) -> None:
     peer = connect()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import bindparam, exists, or_, select, update
+from sqlalchemy import Select, bindparam, exists, or_, select, update
 
 from chatapp.bus import RUNS
 from chatapp.store.conversations import Conversations
@@ -168,14 +168,27 @@ class Runs:
             self._write_blocks(tx, run, revision, changed)
             GROW.run(tx.connection, message=run.message_id, text=body, at=revision)
 
-    def stop(self, tx: Write, place: Place) -> None:
-        """Ask whoever writes the answer to stop, and forget what is queued."""
-        mine = runs.c.conversation_id == place.conversation
-        running = (mine, runs.c.state == "running")
-        tx.connection.execute(update(runs).where(*running).values(stop_asked=True))
-        queued = (mine, runs.c.state == "queued")
-        tx.connection.execute(update(runs).where(*queued).values(state="stopped", ended_at=now_ms()))
+    def stop(self, tx: Write, place: Place, answer: str = "") -> None:
+        """Stop one answer: the one named, else the one that is being written, else the one that waits."""
+        found = {row.state: row.id for row in tx.connection.execute(_live(place, answer))}
+        if "running" in found:
+            tx.connection.execute(update(runs).where(runs.c.id == found["running"]).values(stop_asked=True))
+        elif "queued" in found:
+            self._drop(tx, found["queued"])
         tx.bump(RUNS)
+
+    def stop_all(self, tx: Write, place: Place) -> None:
+        """The conversation is deleted: neither what is written nor what waits goes on."""
+        for row in tx.connection.execute(_live(place)).all():
+            if row.state == "running":
+                tx.connection.execute(update(runs).where(runs.c.id == row.id).values(stop_asked=True))
+            else:
+                self._drop(tx, row.id)
+        tx.bump(RUNS)
+
+    def _drop(self, tx: Write, run: int) -> None:
+        """End a run that has not started."""
+        tx.connection.execute(update(runs).where(runs.c.id == run).values(state="stopped", ended_at=now_ms()))
 
     def reap_runs(self, older_than_s: float) -> int:
         """Mark answers interrupted whose writer is gone; what was written stays. Returns how many."""
@@ -237,6 +250,14 @@ class Runs:
     def _history(self, tx: Write, conversation: int) -> tuple[Turn, ...]:
         rows = reversed(HISTORY.all(tx.connection, conversation=conversation))
         return tuple(Turn("assistant" if kind == "assistant" else "user", body) for kind, body in rows)
+
+
+def _live(place: Place, answer: str = "") -> Select[tuple[int, str]]:
+    """Number and state of what is running or waiting in a conversation; `answer`: of this one alone."""
+    query = select(runs.c.id, runs.c.state).where(
+        runs.c.conversation_id == place.conversation, runs.c.state.in_(("queued", "running"))
+    )
+    return query.where(runs.c.uuid == answer) if answer else query
 
 
 def common_start(a: str, b: str) -> int:

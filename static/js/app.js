@@ -94,14 +94,15 @@ function actor(posts, config) {
 }
 
 function listenToButtons(outbox, act) {
-  const ask = async (button, what) => {
-    const problem = await act(button, what)
+  const ask = async (button, what, fields) => {
+    const problem = await act(button, what, fields)
     const state = button.parentElement?.querySelector(".state")
     if (problem && state) state.textContent = document.getElementById("announcer").textContent = problem
   }
   const ownEntry = (button) => outbox.get(button.closest("article")?.dataset.clientId)
   const actions = {
-    stop: (button) => ask(button, "stop"),
+    // Which one: by the time it arrives, the next answer may be the one that is being written.
+    stop: (button) => ask(button, "stop", { answer: button.closest("article").dataset.clientId }),
     again: (button) => ask(button, "again"),
     "copy-code": (button) => copy(button, button.closest("figure")?.querySelector("code")?.textContent ?? "", words("copied")),
     "retry-message": (button) => outbox.retry(ownEntry(button)?.id),
