@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
@@ -23,6 +23,30 @@ DRILL_SETTLE_S = 15.0  # from a drill's end to its report: clients come back, an
 
 class Stop(click.ClickException):
     """Ends a command with a sentence and exit code 1."""
+
+
+class Commands(click.Group):
+    """All commands: what is wrong with the data directory is said in a sentence, wherever it shows."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for. Raises Stop."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:  # the outermost line of every command
+            problem = _data_problem(error)
+            if problem is None:
+                raise
+            raise Stop(problem) from None
+
+
+def _data_problem(error: Exception) -> str | None:
+    """What an error says about the data directory; None where it says nothing."""
+    if "chatapp.store" not in sys.modules:  # which takes a while to load: only commands with a database have it
+        return None
+    from chatapp.store.migrate import problem_of
+
+    problem = problem_of(_settings().data_dir / "chat.db", error)
+    return None if problem is None else str(problem)
 
 
 def _settings() -> Settings:
@@ -52,7 +76,7 @@ def _house() -> House:
     return house
 
 
-@click.group()
+@click.group(cls=Commands)
 @click.version_option(package_name="chatapp", prog_name="chatapp")
 def main() -> None:
     """chatapp: a chat with an AI assistant that works on every network."""

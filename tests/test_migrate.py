@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 
 from chatapp.assets import asset_dir
-from chatapp.store.migrate import migrate
+from chatapp.store.migrate import UnusableData, migrate
 
 NAMES = ("chat", "metrics")
 LOADED = "import sys; from pathlib import Path; from chatapp.store.migrate import migrate; migrate(Path(sys.argv[1]));"
@@ -62,5 +61,5 @@ def test_a_database_of_a_later_version_is_refused(tmp_path: Path) -> None:
     migrate(tmp_path)
     with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
         database.executescript("UPDATE alembic_version SET version_num = '0099'")
-    with pytest.raises(CommandError, match="0099"):
+    with pytest.raises(UnusableData, match="0099"):
         migrate(tmp_path)
