@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from chatapp import descriptors
 from chatapp.config import DRILL_FAULTS, LONGEST_DRILL_S, ConfigError, Settings, describe, load
 
 if TYPE_CHECKING:
@@ -86,6 +87,12 @@ def main() -> None:
 def serve() -> None:
     """Migrate, then serve in the foreground until TERM."""
     _settings()  # a wrong one is told before anything heavy is loaded
+    descriptors.raise_limit()
+    files = descriptors.allowed()
+    if files < descriptors.FEWEST:
+        raise Stop(
+            f"Only {files} files may be open (ulimit -n); {descriptors.FEWEST} are needed at least, 65536 are right."
+        )
     gc.disable()  # what is loaded stays; looking for garbage in it would take a tenth of the start
     # Patches the library, hence before anything else is imported. The workers are forked from this process and share
     # what it has loaded.
@@ -94,6 +101,8 @@ def serve() -> None:
     house = _house()
     _seed(house)
     print(_welcome(house), flush=True)
+    if warning := descriptors.advice(files):
+        print(warning, flush=True)
     house.store.close()  # no connection to a database may be carried over a fork
     gc.enable()
     Gunicorn().run()

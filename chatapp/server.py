@@ -8,7 +8,6 @@ monkey.patch_all()  # before anything else is imported, also where gunicorn prel
 
 import gc  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 from functools import partial  # noqa: E402
@@ -20,29 +19,26 @@ from gevent.event import Event  # noqa: E402
 from gevent.pool import Group  # noqa: E402
 from gunicorn.app.base import BaseApplication  # noqa: E402
 
-from chatapp import create_app  # noqa: E402
+from chatapp import create_app, descriptors  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
 from chatapp.transports.held import Lender  # noqa: E402
 
-MOST_FILES = 1 << 20  # the kernel's own default limit
 DRAIN_LOOK_S = 1.0  # how late a drain begins at most where it is no signal that ends the worker
 FINISH_S = 1.0  # how long a worker that closes waits for the requests of connections that came back from held polls
 
 given_back = Group()
 settings = load(os.environ)
-# Each WebSocket is a descriptor; the usual soft limit of 1,024 is for programs that use select().
-_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-_most = MOST_FILES if _hard == resource.RLIM_INFINITY else min(_hard, MOST_FILES)
-if _soft != resource.RLIM_INFINITY and _soft < _most:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_most, _hard))
+descriptors.raise_limit()  # each WebSocket is one
 # A thread that renders something long gives way to the event loop after so many seconds (Python's default is 5 ms).
 sys.setswitchinterval(0.001)
 
 bind = f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
 worker_class = "gevent"
 workers = settings.workers
-worker_connections = 10_000  # requests and held polls; WebSockets are not in gunicorn's pool
+worker_connections = descriptors.for_requests(
+    descriptors.allowed()
+)  # requests and held polls; WebSockets are not in gunicorn's pool
 keepalive = 75  # seconds; above the usual 60 of proxies, so that they, not we, drop an idle connection
 timeout = 60  # seconds without a sign of life of the worker's event loop
 graceful_timeout = 10  # seconds

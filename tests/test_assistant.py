@@ -192,3 +192,15 @@ def test_the_settings_decide_who_answers(tmp_path: Path) -> None:
     assert isinstance(make_provider(settings, Knowledge([])), BuiltIn)
     settings.assistant = "off"
     assert make_provider(settings, Knowledge([])) is None
+
+
+def test_a_file_that_is_not_utf_8_is_read_with_gaps_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "latin.md").write_bytes(
+        "# Kaffeemaschine\n\nDie Bohnen stehen im Schrank.\nNachf\u00fcllen um neun.\n".encode("latin-1")
+    )
+    (tmp_path / "locked.md").mkdir()  # a folder of that name cannot be read either
+    knowledge = Knowledge([tmp_path])
+    assert [slug for slug, _ in knowledge.titles()] == ["latin"]
+    assert "Nachf" in knowledge.search("Kaffeemaschine")[0].text
+    assert "latin.md is not UTF-8 (line 4)" in caplog.text
+    assert "locked.md cannot be read" in caplog.text

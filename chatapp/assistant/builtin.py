@@ -3,18 +3,21 @@
 It quotes the passages that fit a question best and says where they stand, or says that it found nothing.
 """
 
+import logging
 import re
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import log
+from math import log as ln
 from pathlib import Path
 
 from chatapp.assistant import blocks
 from chatapp.beside import computed_beside
 from chatapp.store import Turn
+
+log = logging.getLogger("chatapp.knowledge")
 
 CHECK_FOLDERS_S = 2.0
 """The folders are looked at for changes at most this often, in seconds."""
@@ -210,7 +213,7 @@ class Knowledge:
 
     def _weight(self, passages: int) -> float:
         """What a word says about a question: the rarer the more; one that stands nowhere says most."""
-        return log((len(self._passages) + 1) / (passages + 0.5)) * (1 if passages else 1.5) + 0.1
+        return ln((len(self._passages) + 1) / (passages + 0.5)) * (1 if passages else 1.5) + 0.1
 
     def _rows(self, word: str, columns: str = "") -> set[int]:
         """Rows that hold the word or one of its synonyms."""
@@ -266,11 +269,20 @@ def _files(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
 
 
 def _read(path: Path) -> str:
-    """The file's text; empty where it cannot be read, so that one bad file does not take the others away."""
+    """The file's text. One bad file does not take the others away: what cannot be read is left out, or read with
+    gaps, and said in the log."""
     try:
-        return path.read_text(encoding="utf-8-sig", errors="replace").replace("\r", "")
-    except OSError:
+        data = path.read_bytes()
+    except OSError as error:
+        log.warning("%s cannot be read (%s); the assistant answers without it", path, error.strerror)
         return ""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        log.warning("%s is not UTF-8 (line %d): letters are missing until it is saved as UTF-8", path, line)
+        text = data.decode("utf-8-sig", errors="replace")
+    return text.replace("\r", "")
 
 
 def _slug(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 import gevent
 
+from chatapp import descriptors
 from chatapp.beside import Standby
 from chatapp.bus import Wake
 from chatapp.connection.peer import bring
@@ -22,8 +22,6 @@ FIRST_RETRY_S = 0.2  # the successor needs a moment to listen
 SLICE_S = 0.004  # of writing before others get a turn
 A_TURN_S = 1e-6  # a timer, however short, lets the loop look at its sockets; sleep(0) does so every 50th time only
 AT_ONCE = 16  # writes, some 0.1 ms, before the clock is looked at
-MOST_FILES = 1 << 20  # where the system names no limit
-RESERVED_FILES = 200  # descriptors for databases, logs and plain requests
 MOST_SWEEPS = 8  # at once; each but the last waits for something
 RELIEF_S = 0.005  # without a flush: then a sweep waits for something, and the next one takes over
 STORE_AFTER_S = 0.1  # events that come together are stored together: a transaction costs more than a row
@@ -160,8 +158,7 @@ class Live:
         self.lent = 0  # sockets of held polls, also of those that were answered and wait for the next request
         self._lines: list[str] = []
         self._is_storing = False
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = (MOST_FILES if files == resource.RLIM_INFINITY else files) - RESERVED_FILES
+        self._most = descriptors.for_connections(descriptors.allowed())
 
     def __len__(self) -> int:
         return len(self._connections)
