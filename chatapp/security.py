@@ -10,6 +10,9 @@ from flask_babel import gettext as _
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
+from chatapp.store import StorageUnavailable
+from chatapp.store.unavailable import RETRY_S
+
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self' {socket}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; manifest-src 'self'"
@@ -44,6 +47,15 @@ def register(app: Flask) -> None:
         words = _("This page is too old, or the request came from another site. Reload the page and try again.")
         return _error("csrf", 400, _("Please reload"), words)
 
+    @app.errorhandler(StorageUnavailable)
+    def storage(error: StorageUnavailable) -> Any:
+        words = _("The server cannot use its storage just now. Nothing of this was stored: send it again in a moment.")
+        try:
+            answer, status = _error("storage", 503, _("Please try again in a moment"), words)
+        except StorageUnavailable:  # the page about it needs to know who is signed in
+            answer, status = Response(f"{words}\n", content_type="text/plain; charset=utf-8"), 503
+        return answer, status, {"Retry-After": str(RETRY_S)}
+
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Any:
         code = error.code or 500
@@ -53,7 +65,7 @@ def register(app: Flask) -> None:
 
 
 def _error(name: str, code: int, title: str, message: str) -> Any:
-    accepts = request.accept_mimetypes
-    if accepts.best_match(["text/html", "application/json"]) == "application/json":
+    accepts, is_htmx = request.accept_mimetypes, "HX-Request" in request.headers
+    if is_htmx or accepts.best_match(["text/html", "application/json"]) == "application/json":
         return jsonify(error={"code": name, "message": message}), code
     return render_template("errors/error.html", code=code, title=title, message=message), code

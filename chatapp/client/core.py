@@ -388,8 +388,10 @@ def _keep(outcomes: dict[str, Landed], client_id: str, outcome: Landed) -> None:
 
 def _refusal(element: Element) -> Refusal | Again:
     code = element.get("code")
-    if code == "rate":
-        return Again("rate-limited", int(1000 * float(element.get("retry-after") or 1)))
+    if code in ("rate", "storage"):
+        return Again(
+            "rate-limited" if code == "rate" else "server-storage", int(1000 * float(element.get("retry-after") or 1))
+        )
     return Refusal(code, element.text)
 
 

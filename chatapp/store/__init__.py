@@ -7,6 +7,7 @@ runs.py           durable answers
 drills.py         faults on purpose, for a bounded time
 networks.py       what people's browsers learned of networks
 events.py         connection events, in a database file of their own
+unavailable.py    what a database that is locked or full raises
 watch.py          what other processes committed
 checkpoints.py    carry SQLite's log into its file
 hot.py            statements that the driver runs
@@ -35,6 +36,7 @@ from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignI
 from chatapp.store.runs import ClaimedRun, Runs, Turn
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted
 from chatapp.store.tables import db, instance
+from chatapp.store.unavailable import StorageUnavailable
 from chatapp.store.watch import Watcher
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "Place",
     "Posted",
     "SignIn",
+    "StorageUnavailable",
     "Store",
     "Turn",
     "database_url",
@@ -102,7 +105,7 @@ class Store:
         try:
             with self.database.read() as connection:
                 return connection.execute(select(instance.c.value).limit(1)).first() is not None
-        except (SQLAlchemyError, sqlite3.Error):
+        except (SQLAlchemyError, sqlite3.Error, StorageUnavailable):
             log.exception("the database does not answer")
             return False
 

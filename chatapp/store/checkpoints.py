@@ -49,9 +49,15 @@ class Checkpoints:
 
 def _carry(connection: Connection) -> int:
     """Carry over what can be; the log's length in pages."""
-    _, pages, _ = beside(_all, driver(connection), "PRAGMA wal_checkpoint(PASSIVE)")[0]
-    return int(pages)
+    found = beside(_checkpoint, driver(connection))
+    if isinstance(found, sqlite3.Error):
+        raise found
+    return found
 
 
-def _all(connection: sqlite3.Connection, statement: str) -> list[tuple[int, ...]]:
-    return connection.execute(statement).fetchall()
+def _checkpoint(connection: sqlite3.Connection) -> int | sqlite3.Error:
+    """In another thread. What goes wrong is returned: gevent would print what a thread raises."""
+    try:
+        return int(connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
+    except sqlite3.Error as error:
+        return error

@@ -12,7 +12,6 @@ from sys import getsizeof
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, bindparam, event, func, select, update
-from sqlalchemy.exc import OperationalError
 
 from chatapp.beside import Standby, beside, has_loop
 from chatapp.bus import ACCESS, Bus
@@ -21,12 +20,13 @@ from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
 from chatapp.store.hot import Hot, Value, driver
 from chatapp.store.shapes import Changes
 from chatapp.store.tables import feeds
+from chatapp.store.unavailable import StorageUnavailable, translated, translating
 
 SLOW_COMMIT_S = 0.003  # a commit that takes longer goes beside the event loop; a thread costs some 0.3 ms
 # What a connection's transactions are for. Those of the one that is kept for groups begin and end by the driver: for
 # SQLAlchemy, whose own part is a tenth of a post, it is in one transaction for as long as it lives.
 WRITES, BY_HAND = "writes", "by_hand"
-BUSY_TIMEOUT_MS = 5000  # how long SQLite waits for another process's write before SQLITE_BUSY
+BUSY_TIMEOUT_MS = 5000  # how long a write waits for others, in this process and elsewhere, before it is given up
 
 
 def bumping(which: ColumnElement[bool]) -> Hot:
@@ -80,29 +80,38 @@ def prepare_sqlite(engine: Engine, synchronous: str) -> None:
         execute = driver(connection).execute
         if options.get(BY_HAND, False):
             execute("PRAGMA busy_timeout=0")  # as long as it lives
-        elif options.get(WRITES, False):
+        elif WRITES in options:
             execute("PRAGMA busy_timeout=0")
             try:
-                _begin_immediate(execute)
+                _begin_immediate(execute, options[WRITES])
             finally:
                 execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         else:
             execute("BEGIN")
 
 
-def _begin_immediate(execute: Callable[[str], object]) -> None:
-    """Take the write lock. Another process may hold it: then others of this one run while we wait, which SQLite's
-    own busy handler would not let them."""
-    deadline, pause_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000, 0.001
+def _begin_immediate(execute: Callable[[str], object], deadline: float) -> None:
+    """Take the write lock until `deadline` (monotonic). Another process may hold it: then others of this one run
+    while we wait, which SQLite's own busy handler would not let them."""
+    pause_s = 0.001
     while True:
         try:
             execute("BEGIN IMMEDIATE")
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
-                raise OperationalError("BEGIN IMMEDIATE", None, error) from error
+                raise
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.02)
+
+
+def _commit(execute: Callable[[str], object]) -> sqlite3.Error | None:
+    """Commit in another thread. What goes wrong is returned: gevent would print what a thread raises."""
+    try:
+        execute("COMMIT")
+    except sqlite3.Error as error:
+        return error
+    return None
 
 
 def new_id(result: CursorResult[Any]) -> int:
@@ -189,7 +198,7 @@ def _attempt(connection: Connection, job: Job[Any]) -> list[Write]:
     try:
         job.run(tx)
     except Exception as error:  # whatever it is, it belongs to whoever asked for this change
-        job.error = error
+        job.error = translated(error)
         return []
     return [tx]
 
@@ -230,15 +239,28 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent view. Keep it short, and never wait for anybody inside."""
-        with self.engine.connect() as connection, connection.begin():
+        """One consistent view. Keep it short, and never wait for anybody inside. Raises StorageUnavailable."""
+        with translating(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
+    def _writing(self) -> Iterator[float]:
+        """Be this process's one writer; until when (monotonic) the write may wait for others. Raises
+        StorageUnavailable: whoever waits behind a writer that waits for the lock must not wait for it once more."""
+        deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+        if not self._writer.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+            raise StorageUnavailable("busy", "this process waits for another one's write")
+        try:
+            yield deadline
+        finally:
+            self._writer.release()
+
+    @contextmanager
     def write(self) -> Iterator[Write]:
-        """One durable change. When the block ends it is on disk; only then are its readers woken."""
-        with self._writer, self.engine.connect() as plain:
-            connection = plain.execution_options(**{WRITES: True})
+        """One durable change. When the block ends it is on disk; only then are its readers woken. Raises
+        StorageUnavailable."""
+        with translating(), self._writing() as deadline, self.engine.connect() as plain:
+            connection = plain.execution_options(**{WRITES: deadline})
             with connection.begin():
                 tx = Write(connection)
                 yield tx
@@ -249,7 +271,8 @@ class Database:
     def together(self, work: Callable[[Write], R]) -> R:
         """One durable change, in one transaction with those of whoever else comes at this moment.
 
-        Returns when it is on disk. A work that raises is undone alone; a commit that fails fails for all.
+        Returns when it is on disk. A work that raises is undone alone; a commit that fails fails for all. Raises
+        StorageUnavailable.
         """
         latch, ended = threading.Lock(), []
         latch.acquire()
@@ -288,31 +311,47 @@ class Database:
 
     def _commit_next(self) -> bool:
         """Commit the next group and wake its readers; False where there is none."""
-        topics: dict[int, None] = {}
-        with self._writer:
-            with self._gate:
-                jobs, self._jobs = self._jobs[:MOST_TOGETHER], self._jobs[MOST_TOGETHER:]
-                self._has_leader = bool(jobs)
-            problem: Exception | None = RuntimeError("whoever was to commit this was ended")
-            try:
-                topics, problem = self._commit_group(jobs) if jobs else {}, None
-            except Exception as error:  # nothing of it is on disk: each of them must say so
-                problem = error
-            finally:
-                try:
-                    self._bus.publish(topics)
-                finally:
-                    for job in jobs:
-                        job.end(problem)
+        try:
+            with self._writing() as deadline:
+                jobs = self._next_jobs(MOST_TOGETHER)
+                self._commit_and_tell(jobs, deadline)
+        except StorageUnavailable as error:  # before any of them was taken
+            jobs = self._next_jobs(None)
+            for job in jobs:
+                job.end(error)
         return bool(jobs)
 
-    def _commit_group(self, jobs: list[Job[Any]]) -> dict[int, None]:
+    def _next_jobs(self, most: int | None) -> list[Job[Any]]:
+        """Take those that wait; without any there is no leader any more."""
+        with self._gate:
+            taken = self._jobs[:most]
+            self._jobs = self._jobs[len(taken) :]
+            self._has_leader = bool(taken)
+        return taken
+
+    def _commit_and_tell(self, jobs: list[Job[Any]], deadline: float) -> None:
+        topics: dict[int, None] = {}
+        problem: Exception | None = RuntimeError("whoever was to commit this was ended")
+        try:
+            topics, problem = self._commit_group(jobs, deadline) if jobs else {}, None
+        except Exception as error:  # nothing of it is on disk: each of them must say so
+            problem = translated(error)
+            if isinstance(problem, StorageUnavailable) and problem.reason == "busy":
+                jobs += self._next_jobs(None)  # they have waited as well, and would wait as long again
+        finally:
+            try:
+                self._bus.publish(topics)
+            finally:
+                for job in jobs:
+                    job.end(problem)
+
+    def _commit_group(self, jobs: list[Job[Any]], deadline: float) -> dict[int, None]:
         if self._kept is None:
             self._kept = self.engine.connect().execution_options(**{BY_HAND: True})
             self._kept.begin()
         is_done = False
         try:
-            done = self._attempt_all(self._kept, jobs)
+            done = self._attempt_all(self._kept, jobs, deadline)
             is_done = True
         finally:
             if not is_done:
@@ -323,10 +362,10 @@ class Database:
             topics |= tx.topics
         return topics
 
-    def _attempt_all(self, connection: Connection, jobs: list[Job[Any]]) -> list[Write]:
+    def _attempt_all(self, connection: Connection, jobs: list[Job[Any]], deadline: float) -> list[Write]:
         """One transaction for all of them; what each wrote that is on disk now."""
         execute = driver(connection).execute
-        _begin_immediate(execute)
+        _begin_immediate(execute, deadline)
         if len(jobs) == 1:
             done = _attempt(connection, jobs[0])
         else:
@@ -368,7 +407,8 @@ class Database:
         """Wait for the disk; where it is slow, beside the event loop. SQLAlchemy has nothing left to commit."""
         started = time.monotonic()
         if self._commit_s > SLOW_COMMIT_S:
-            beside(execute, "COMMIT")
+            if (error := beside(_commit, execute)) is not None:
+                raise error
         else:
             execute("COMMIT")
         took = time.monotonic() - started

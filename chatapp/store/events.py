@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from chatapp.store.database import Database, now_ms
 from chatapp.store.hot import Hot
 from chatapp.store.tables import connection_events
+from chatapp.store.unavailable import StorageUnavailable
 
 RECENT = 50_000  # how many of the newest events are looked through for one person's: some 20 ms
 
@@ -79,7 +80,7 @@ class Events:
         """Store the server's own events. Where that fails it is logged: measuring must not end what is measured."""
         try:
             self.add(events)
-        except (SQLAlchemyError, sqlite3.Error):
+        except (SQLAlchemyError, sqlite3.Error, StorageUnavailable):
             log.exception("connection events were lost: %s", events)
 
     def states_of(self, person: str, most: int) -> list[ConnectionEvent]:

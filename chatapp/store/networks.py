@@ -14,6 +14,7 @@ from chatapp.beside import soon
 from chatapp.connection.memory import Experience, Network, Networks, note
 from chatapp.store.database import Database, Write, now_ms
 from chatapp.store.tables import network_memory
+from chatapp.store.unavailable import StorageUnavailable
 
 log = logging.getLogger("chatapp.networks")
 
@@ -42,7 +43,7 @@ class NetworkTable:
         try:
             with self._database.write() as tx:
                 _note(tx, person, experiences)
-        except (SQLAlchemyError, sqlite3.Error):
+        except (SQLAlchemyError, sqlite3.Error, StorageUnavailable):
             log.exception("what was learned of networks was lost: %s", experiences)
 
 

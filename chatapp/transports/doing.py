@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from chatapp.connection.peer import MOST_FEEDS, Peer, TooManyFeeds
 from chatapp.conversation import Chat, ChatError
-from chatapp.store import Posted
+from chatapp.store import Posted, StorageUnavailable
 from chatapp.store.database import Job
+from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import frames
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ def post(chat: Chat, peer: Peer, frame: frames.Send, done: Callable[[Job[Posted]
 
 
 def outcome(frame: frames.Send, job: Job[Posted]) -> str | None:
-    """The answer to a message; None where the database failed."""
+    """The answer to a message; None where the server made a mistake."""
     if isinstance(job.error, ChatError):
         return frames.refused(frame.client_id, job.error.code, job.error.message)
+    if isinstance(job.error, StorageUnavailable):
+        words = "The server cannot store messages just now; send it again in a moment."
+        return frames.refused(frame.client_id, "storage", words, RETRY_S)
     return None if job.error else frames.ack(job.outcome())
 
 

@@ -132,9 +132,9 @@ def ack(posted: Posted) -> str:
     )
 
 
-def refused(client_id: str, code: str, words: str) -> str:
-    """The message was not taken."""
-    return element("chat-refused", escape(words), client_id=client_id, code=code)
+def refused(client_id: str, code: str, words: str, retry_after_s: int | None = None) -> str:
+    """The message was not taken; `retry_after_s`: not for good."""
+    return element("chat-refused", escape(words), client_id=client_id, code=code, retry_after=retry_after_s)
 
 
 def error(code: str, words: str) -> str:

@@ -24,7 +24,8 @@ from chatapp.bus import Bus, session_topic
 from chatapp.config import Settings
 from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
 from chatapp.conversation import Gone
-from chatapp.store import SignIn
+from chatapp.store import SignIn, StorageUnavailable
+from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import frames
 from chatapp.transports.held import MOST_HELD, HeldPoll, Lender
 
@@ -235,7 +236,10 @@ class Door:
             return None
         if poll.person not in (None, sign_in.person.uuid):
             return None
-        found = self._polls.now(sign_in.person.id, poll)
+        try:
+            found = self._polls.now(sign_in.person.id, poll)
+        except StorageUnavailable:
+            return None
         if found or poll.wait_s <= 0:
             return found
         head = "".join(f"{name}: {value}\r\n" for name, value in self._document_headers(environ))
@@ -262,7 +266,12 @@ def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:
             poll = parse(request.args, settings.poll_longest_hold)
         except BadPoll as error:
             return _error("bad-poll", str(error), 400)
-        found = polls.answer(sign_in.person.id, sign_in.id, poll)
+        try:
+            found = polls.answer(sign_in.person.id, sign_in.id, poll)
+        except StorageUnavailable:
+            response, status = _error("storage", "The server cannot read its storage just now.", 503)
+            response.headers["Retry-After"] = str(RETRY_S)
+            return response, status
         if not found:
             return Response(status=204)
         return Response(frames.answer(found), content_type="text/html; charset=utf-8")

@@ -110,7 +110,7 @@ async function poll() {
 }
 async function refused(code) {
   if (code === "csrf" || code === "signed-out") await signIn();
-  throw Object.assign(new Error(code), { fatal: !["csrf", "signed-out", "rate"].includes(code) });
+  throw Object.assign(new Error(code), { fatal: !["csrf", "signed-out", "rate", "storage"].includes(code) });
 }
 async function post(path, fields) {
   const { status, text } = await request("POST", path, { csrf_token: token, ...fields }, "application/json");

@@ -48,8 +48,9 @@ export const ackOf = (element) => Object.fromEntries(
 
 export function refusalOf(element) {
   const code = element.getAttribute("code")
-  if (code !== "rate") return { refused: code, words: element.textContent }
-  return { retry: "rate-limited", advice_ms: within(1000 * Number(element.getAttribute("retry-after") || 1)) }
+  const pause = { rate: "rate-limited", storage: "server-storage" }[code]
+  if (!pause) return { refused: code, words: element.textContent }
+  return { retry: pause, advice_ms: within(1000 * Number(element.getAttribute("retry-after") || 1)) }
 }
 
 export class Posts {
@@ -95,6 +96,7 @@ export class Posts {
       this.#on({ type: "signed_out", reason: "signed-out" })
       return { retry: "signed-out" }
     }
+    if (code === "storage") return { retry: "server-storage", advice_ms: advice(headers, text), words: data.error.message }
     if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: advice(headers, text) }
     if (code === "csrf") return this.#renew()
     if (status === 413) return { refused: "too-long" }

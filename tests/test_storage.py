@@ -1,0 +1,109 @@
+"""A database that is locked or full for a while: nothing is lost, nothing ends, and it is said when to come back."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_FSIZE, prlimit
+
+import pytest
+from lab.http import JSON, Answer, Client
+from lab.peer import WebSocketPeer
+from lab.server import Server
+
+LOCKED_S = 6.5  # longer than a write waits for others
+
+
+@contextmanager
+def locked(server: Server) -> Iterator[None]:
+    """Another program writes all the time."""
+    other = sqlite3.connect(server.data / "chat.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+@contextmanager
+def full(server: Server) -> Iterator[None]:
+    """No file of the server's grows any more."""
+    assert server.process
+    size, pid = (server.data / "chat.db-wal").stat().st_size, server.process.pid
+    workers = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    for each in workers:
+        prlimit(each, RLIMIT_FSIZE, (size, RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        for each in workers:
+            prlimit(each, RLIMIT_FSIZE, (RLIM_INFINITY, RLIM_INFINITY))
+
+
+class Asked(threading.Thread):
+    """One request in a thread; `answer` and the seconds that it took."""
+
+    def __init__(self, ask: Callable[[], Answer]) -> None:
+        super().__init__(daemon=True)
+        self._ask = ask
+        self.answer: Answer | None = None
+        self.seconds = 0.0
+        self.start()
+
+    def run(self) -> None:
+        started = time.monotonic()
+        self.answer = self._ask()
+        self.seconds = time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for this file."""
+    with Server(tmp_path_factory.mktemp("storage"), assistant="off") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> None:
+    """The shared server outlives each test."""
+
+
+WRITES: dict[str, Callable[[Client, str], Answer]] = {
+    "json": lambda client, uuid: client.post_message(uuid, "json"),
+    "form": lambda client, uuid: client.post(f"/c/{uuid}/messages", body="form"),
+    "htmx": lambda client, uuid: client.post(f"/c/{uuid}/messages", {"HX-Request": "true"}, body="htmx"),
+    "new": lambda client, _: client.create(),
+    "title": lambda client, uuid: client.post(f"/c/{uuid}/title", JSON, title="another"),
+    "stop": lambda client, uuid: client.post(f"/c/{uuid}/stop", JSON),
+    "delete": lambda client, uuid: client.post(f"/c/{uuid}/delete", JSON),
+}
+
+
+@pytest.mark.parametrize("fault", [locked, full])
+def test_a_write_that_cannot_be_made_now_is_503_and_says_when_to_come_back(
+    shared: Server, fault: Callable[[Server], Iterator[None]]
+) -> None:
+    client = Client(shared.url).sign_in()
+    uuid = client.create("first").json["conversation"]
+    with WebSocketPeer(client) as peer, fault(shared):
+        asked = {name: Asked(lambda write=write: write(client.clone(), uuid)) for name, write in WRITES.items()}
+        sent = peer.send(uuid, "by WebSocket", timeout=9)
+        for thread in asked.values():
+            thread.join(10)
+        assert client.get("/readyz").status in (200, 503) and client.open(uuid), "reading goes on"
+    assert sent.refused == "storage"
+    assert peer.arrived[-1][1].number("retry-after") >= 1
+    for name, thread in asked.items():
+        answer = thread.answer
+        assert answer is not None and answer.status == 503, (name, answer)
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert thread.seconds < 8, "all wait together, not one after the other"
+        if name == "form":
+            assert "again in a moment" in answer.page.one("main").text
+        else:
+            assert answer.json["error"]["code"] == "storage"
+    assert client.post_message(uuid, "and now").status == 201
+    assert "Traceback" not in shared.log_text()
