@@ -104,7 +104,7 @@ class Server:
                 raise Failed(f"not ready: {' '.join(self.command)}\n{self.log_text()}")
             time.sleep(0.02)
         self.ready_s = time.monotonic() - self._began
-        self.pids = tuple(_tree(self.process.pid))
+        self.pids = tuple(tree_of(self.process.pid))
         return self
 
     def _answers(self, path: str) -> bool:
@@ -130,7 +130,7 @@ class Server:
         Pages of program files are left out: their proportional share falls with every other Python that starts on
         this machine, and rises when it ends, by megabytes.
         """
-        return sum(_written_kib(pid) for pid in self.pids)
+        return sum(written_kib(pid) for pid in self.pids)
 
     def descriptors(self) -> tuple[int, int]:
         """Open (sockets, others) of the process and its children."""
@@ -168,12 +168,14 @@ class Server:
         self.stop()
 
 
-def _tree(pid: int) -> list[int]:
+def tree_of(pid: int) -> list[int]:
+    """A process and all that come from it."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(inner for child in children for inner in _tree(int(child)))]
+    return [pid, *(inner for child in children for inner in tree_of(int(child)))]
 
 
-def _written_kib(pid: int) -> int:
+def written_kib(pid: int) -> int:
+    """What a process has written into memory, in KiB."""
     lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
     found = [int(line[1]) for line in lines if line[0] in ("Pss_Anon:", "Pss_Shmem:")]
     if len(found) != 2:

@@ -19,18 +19,19 @@ from urllib.parse import urlsplit
 from flask import Flask, Request, g, request, session
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from itsdangerous import BadSignature
-from werkzeug.http import parse_cookie
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from chatapp.beside import beside
 from chatapp.bus import ACCESS, Bus
+from chatapp.cache import Cache
 from chatapp.config import Settings, plain_address
 from chatapp.store import Person, SignIn, Store, now_ms
 
 TOKEN = "token"
 SHORTEST_PASSWORD = 10  # characters
 CACHE_S = 30.0  # how long a checked session is believed without the database
-MOST_CACHED = 10_000
+MOST_CACHED, MOST_CACHED_BYTES = 10_000, 8 << 20  # of each cache; an entry has the size of a name and some strings
+ENTRY_BYTES, SIGN_IN_BYTES = 450, 900  # of an entry whose content is of fixed size; of a sign-in without its names
 MOST_COMERS = 256  # who opened a WebSocket lately, and may soon do so again because the network is bad
 JUDGED = "chatapp.sign_in"  # in a request's environment: whose it is, found out before Flask
 CODE_FILE = "first-run-code"
@@ -52,7 +53,7 @@ class Auth:
     def __init__(self, store: Store, settings: Settings, bus: Bus) -> None:
         self._people = store.people
         self._settings = settings
-        self._cache: dict[str, tuple[SignIn, float]] = {}
+        self._cache: Cache[str, tuple[SignIn, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
         bus.subscribe(ACCESS, lambda _topic: self._cache.clear())
 
     # Sessions
@@ -73,13 +74,11 @@ class Auth:
         if cached is None or time.monotonic() - cached[1] > CACHE_S:
             sign_in = self._people.session(token_hash)
             if sign_in is None:
-                self._cache.pop(token_hash, None)
+                self._cache.drop(token_hash)
                 return None
             cached = (sign_in, time.monotonic())
             if keeps:
-                if len(self._cache) >= MOST_CACHED:
-                    self._cache.clear()
-                self._cache[token_hash] = cached
+                self._cache.put(token_hash, cached, size_of(sign_in))
         return cached[0] if cached[0].expires_at > now_ms() else None
 
     def goes_on(self, session: int) -> bool:
@@ -104,7 +103,7 @@ class Auth:
         """Sign out."""
         token_hash = self.token_hash()
         self._people.end_session(token_hash)
-        self._cache.pop(token_hash, None)
+        self._cache.drop(token_hash)
         session.clear()
 
     # Passwords
@@ -152,42 +151,52 @@ def _nobody() -> str:
 
 
 class Cookies:
-    """Reads the session out of a Cookie header as Flask does, for what answers before Flask."""
+    """Whose a Cookie header is, read as Flask does, for what answers before Flask.
 
-    def __init__(self, app: Flask) -> None:
+    Kept by a digest of the session's cookie alone, and only where the session is live: neither a stranger nor what else
+    stands in the header takes any memory.
+    """
+
+    def __init__(self, app: Flask, auth: Auth) -> None:
         interface = app.session_interface
         assert isinstance(interface, SecureCookieSessionInterface)
+        self._auth = auth
         self._serializer = interface.get_signing_serializer(app)
-        self._name = interface.get_cookie_name(app)
+        self._pair = re.compile(rf"(?:^|;)[ \t]*{re.escape(interface.get_cookie_name(app))}[ \t]*=[ \t]*([^;]*)")
         self._longest_s = int(app.permanent_session_lifetime.total_seconds())
-        self._known: dict[str, tuple[str, float]] = {}  # token's hash by the header's text, and when it was read
+        # The token's hash by the digest, and when it was read.
+        self._known: Cache[bytes, tuple[str, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
 
-    def token_hash(self, header: str) -> str | None:
-        """The hash of the session's token; None where there is none, or its signature is not ours."""
-        known = self._known.get(header)
-        if known is None or time.monotonic() - known[1] > CACHE_S:
-            token_hash = self.read(header)
-            if token_hash is None:
-                return None
-            if len(self._known) >= MOST_CACHED:
-                self._known.clear()
-            known = self._known[header] = (token_hash, time.monotonic())
-        return known[0]
+    def sign_in(self, header: str) -> SignIn | None:
+        """The live session of a Cookie header; None where there is none, or its signature is not ours."""
+        value = self.own(header)
+        if not value:
+            return None
+        key = digest(value)
+        known = self._known.get(key)
+        if known is not None and time.monotonic() - known[1] <= CACHE_S:
+            return self._auth.check(known[0])
+        self._known.drop(key)
+        token_hash = self.token_hash(value)
+        found = self._auth.check(token_hash) if token_hash else None
+        if found is not None and token_hash is not None:
+            self._known.put(key, (token_hash, time.monotonic()), ENTRY_BYTES)
+        return found
 
-    def read(self, header: str) -> str | None:
-        """The same, not kept."""
-        token = self._token(header)
-        return None if token is None else hash_token(token)
+    def own(self, header: str) -> str:
+        """The value of the session's cookie, as it stands in the header; empty where there is none."""
+        found = self._pair.search(header)
+        return found[1].rstrip() if found else ""
 
-    def _token(self, header: str) -> str | None:
-        value = parse_cookie(header).get(self._name)
-        if not value or self._serializer is None:
+    def token_hash(self, value: str) -> str | None:
+        """The hash of the token in a session's cookie, which is not kept; None where its signature is not ours."""
+        if self._serializer is None or not value.isascii():
             return None
         try:
             token = self._serializer.loads(value, max_age=self._longest_s).get(TOKEN)
         except BadSignature:
             return None
-        return token if isinstance(token, str) else None
+        return hash_token(token) if isinstance(token, str) else None
 
 
 class Comers:
@@ -196,22 +205,34 @@ class Comers:
     def __init__(self, auth: Auth, cookies: Cookies, bus: Bus) -> None:
         self._auth = auth
         self._cookies = cookies
-        self._known: dict[str, tuple[SignIn, float]] = {}  # by the header's text, and when it was read
+        # By the digest of the session's cookie, and when it was read.
+        self._known: Cache[bytes, tuple[SignIn, float]] = Cache(MOST_COMERS, MOST_CACHED_BYTES)
         bus.subscribe(ACCESS, lambda _topic: self._known.clear())
 
     def sign_in(self, header: str) -> SignIn | None:
         """The live session of a Cookie header."""
-        known = self._known.get(header)
+        value = self._cookies.own(header)
+        key = digest(value)
+        known = self._known.get(key)
         if known is None or time.monotonic() - known[1] > CACHE_S:
-            self._known.pop(header, None)
-            token_hash = self._cookies.read(header)
+            self._known.drop(key)
+            token_hash = self._cookies.token_hash(value) if value else None
             found = self._auth.check(token_hash, keeps=False) if token_hash else None
             if found is None:
                 return None
-            if len(self._known) >= MOST_COMERS:
-                del self._known[next(iter(self._known))]
-            known = self._known[header] = (found, time.monotonic())
+            known = (found, time.monotonic())
+            self._known.put(key, known, size_of(found))
         return known[0] if known[0].expires_at > now_ms() else None
+
+
+def digest(value: str) -> bytes:
+    """What stands for a cookie's value in a cache: of one size, however long the value is."""
+    return hashlib.sha256(value.encode()).digest()
+
+
+def size_of(sign_in: SignIn) -> int:
+    """About how many bytes a cache's entry of this session takes."""
+    return SIGN_IN_BYTES + 4 * (len(sign_in.person.name) + len(sign_in.person.email))
 
 
 class Sessions(SecureCookieSessionInterface):

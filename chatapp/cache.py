@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class Cache(dict[Key, Value]):
-    """Entries by key, the oldest first to go. Read it like a dictionary; change it by `put` alone."""
+    """Entries by key, the oldest first to go. Read it like a dictionary; change it by `put`, `drop` and `clear`."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
         super().__init__()
@@ -20,15 +20,22 @@ class Cache(dict[Key, Value]):
 
     def put(self, key: Key, value: Value, size: int) -> None:
         """Keep an entry of so many bytes, in place of others; one that is larger than all may be is not kept."""
-        self._drop(key)
+        self.drop(key)
         if size > self._most_bytes:
             return
         while self and (len(self) >= self._most or self.bytes + size > self._most_bytes):
-            self._drop(next(iter(self)))
+            self.drop(next(iter(self)))
         self[key], self._sizes[key] = value, size
         self.bytes += size
 
-    def _drop(self, key: Key) -> None:
+    def drop(self, key: Key) -> None:
+        """Forget an entry, where there is one."""
         if key in self:
             del self[key]
             self.bytes -= self._sizes.pop(key)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self._sizes.clear()
+        self.bytes = 0

@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config.update(_flask_settings(settings, key, instance))
     house = app.extensions["chatapp"] = _build(app, settings, instance)
     app.session_interface = Sessions()
-    cookies = Cookies(app)
+    cookies = Cookies(app, house.auth)
     Babel(app)
     CSRFProtect(app)
     app.register_blueprint(pages.pages)
@@ -69,7 +69,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     door = polling.Door(
         app.wsgi_app,
         house.polls,
-        house.auth,
         cookies,
         settings,
         security.answer_headers,

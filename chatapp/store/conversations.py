@@ -10,6 +10,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, and_, bindparam, or_, select, update
 
 from chatapp.bus import ACCESS
+from chatapp.cache import Cache
 from chatapp.store.database import REVISION, Database, Write, bumping, new_id, now_ms
 from chatapp.store.hot import Hot
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, moment
@@ -17,7 +18,8 @@ from chatapp.store.tables import blocks, conversations, feeds, memberships, mess
 
 PAGE = 40  # messages on a page as it loads, and in each step back
 END = 1 << 62  # after every position
-MOST_PLACES = 10_000  # cached permissions, some 2 MB
+MOST_PLACES, MOST_PLACES_BYTES = 10_000, 6 << 20  # cached permissions
+PLACE_BYTES = 500  # of one, without its title
 MOST_CHANGES = 200  # in one answer; the rest follows from the new cursor
 
 
@@ -131,7 +133,8 @@ class Conversations:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._list_feeds: dict[int, int] = {}  # never changes for a person
-        self._places: dict[tuple[int, str], Place] = {}  # forgotten whole when anybody's access changes
+        # Forgotten whole when anybody's access changes.
+        self._places: Cache[tuple[int, str], Place] = Cache(MOST_PLACES, MOST_PLACES_BYTES)
         database.on_access_change(self._places.clear)
 
     # Finding: always through the person's membership
@@ -144,9 +147,7 @@ class Conversations:
             with self.database.read() as connection:
                 place = self._place(connection, person, uuid)
             if place is not None:
-                if len(self._places) >= MOST_PLACES:
-                    self._places.clear()
-                self._places[key] = place
+                self._places.put(key, place, PLACE_BYTES + 4 * len(place.title or ""))
         return place
 
     def newest(self, person: int) -> str | None:

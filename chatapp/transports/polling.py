@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -21,6 +20,7 @@ from werkzeug.wsgi import get_host
 
 from chatapp.auth import Auth, Cookies
 from chatapp.bus import Bus, session_topic
+from chatapp.cache import Cache
 from chatapp.config import Settings
 from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
 from chatapp.conversation import Gone
@@ -30,6 +30,8 @@ from chatapp.transports import frames
 from chatapp.transports.held import MOST_HELD, HeldPoll, Lender
 
 NOTHING = [("Cache-Control", "no-store"), ("Vary", "Cookie")]  # headers of an answer that holds no document
+MOST_QUERIES, MOST_QUERY_BYTES = 4096, 4 << 20  # kept as parsed
+POLL_BYTES, FEED_BYTES = 800, 200  # that a parsed query takes, and each feed in it
 DRAIN_RETRY_S = 1  # when a poll that a closing server sends away should come back
 
 
@@ -68,10 +70,20 @@ def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
     return Poll(arguments.get("epoch", ""), cursors, min(wait_s, longest_hold_s), arguments.get("person"))
 
 
-@lru_cache(maxsize=4096)
-def parse_text(query: str, longest_hold_s: float) -> Poll:
-    """The same from the query's text; who has nothing new asks the same again and again. Raises BadPoll."""
-    return parse(MultiDict(parse_qsl(query, keep_blank_values=True)), longest_hold_s)
+class Queries:
+    """Queries as polls: who has nothing new asks the same again and again."""
+
+    def __init__(self, longest_hold_s: float) -> None:
+        self._longest_hold_s = longest_hold_s
+        self._known: Cache[str, Poll] = Cache(MOST_QUERIES, MOST_QUERY_BYTES)
+
+    def poll(self, query: str) -> Poll:
+        """Understand a query. Raises BadPoll."""
+        found = self._known.get(query)
+        if found is None:
+            found = parse(MultiDict(parse_qsl(query, keep_blank_values=True)), self._longest_hold_s)
+            self._known.put(query, found, POLL_BYTES + 3 * len(query) + FEED_BYTES * len(found.cursors))
+        return found
 
 
 class Polls:
@@ -189,7 +201,6 @@ class Door:
         self,
         app: Any,
         polls: Polls,
-        auth: Auth,
         cookies: Cookies,
         settings: Settings,
         headers: Callable[[bool, str], list[tuple[str, str]]],
@@ -197,9 +208,8 @@ class Door:
     ) -> None:
         self._app = app
         self._polls = polls
-        self._auth = auth
         self._cookies = cookies
-        self._longest_hold_s = settings.poll_longest_hold
+        self._queries = Queries(settings.poll_longest_hold)
         self._is_spoiled = is_spoiled  # a drill is running, and spoils what reaches Flask
         self._headers = headers  # of every answer: (is https, host) -> names and values
 
@@ -226,12 +236,11 @@ class Door:
         if self._is_spoiled():
             return None
         query = environ.get("QUERY_STRING", "")
-        token_hash = self._cookies.token_hash(environ.get("HTTP_COOKIE", ""))
-        sign_in = self._auth.check(token_hash) if token_hash else None
+        sign_in = self._cookies.sign_in(environ.get("HTTP_COOKIE", ""))
         if sign_in is None or self._polls.is_draining or not query.isascii():
             return None
         try:
-            poll = parse_text(query, self._longest_hold_s)
+            poll = self._queries.poll(query)
         except BadPoll:
             return None
         if poll.person not in (None, sign_in.person.uuid):
