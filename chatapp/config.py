@@ -326,12 +326,12 @@ def _show(value: Any) -> str:
 
 
 def browser_config(
-    settings: Settings, urls: Mapping[str, str], network: str, remembered: Mapping[str, Any] | None
+    settings: Settings, urls: Mapping[str, str], network: str, remembered: Mapping[str, Any] | None, drill_ms: int
 ) -> str:
     """What the page's JavaScript must know, as JSON. Times are milliseconds where the name ends in _ms.
 
     `network`: the key of the network that the page is asked from, `remembered`: what is known of it for this
-    person; see connection/memory.py.
+    person; see connection/memory.py. `drill_ms`: how long a drill still runs for them.
     """
     return json.dumps(
         {
@@ -348,5 +348,6 @@ def browser_config(
             "poll_backoff": settings.poll_backoff,
             "poll_hold_ms": round(settings.poll_longest_hold * 1000),
             "ws_max_message": settings.ws_max_message_size,
+            "drill_ms": drill_ms,
         }
     )

@@ -89,13 +89,16 @@ def guard() -> Any:
 def mark() -> Response:
     """Whose answer this is, and what of the request arrived."""
     parts = house()
-    origin = request.args.get("origin", "")
+    origin, fails_ms = request.args.get("origin", ""), parts.drills.left_ms(_me())
     facts = {
         "nonce": request.args.get("nonce", "")[:LONGEST_NONCE],
         "protocol": request.environ.get("SERVER_PROTOCOL", ""),
         "origin": _word(origin_is_allowed(parts.settings, origin, request.host_url)),
+        "expected": request.host_url.rstrip("/"),
         "header": _word(HEADER in request.headers),
         "drill": drill.fault if (drill := parts.drills.on(_me())) else "",
+        "drill-ms": str(fails_ms),
+        "room": _word(not parts.live.is_full()),
         "offered": _word("websocket" in parts.settings.transports),
         "hold": f"{parts.settings.poll_longest_hold:g}",
     }

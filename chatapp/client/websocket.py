@@ -18,7 +18,7 @@ from chatapp.connection.detector import TRIGGERS, Detector
 from chatapp.connection.record import Event
 
 ECHOES_OF_PROOF = 3
-DEAD, DONE, SIGNED_OUT, RESTART = 4000, 1000, 4401, 1012
+DEAD, DONE, SIGNED_OUT, RESTART, SERVER_ERROR = 4000, 1000, 4401, 1012, 1011
 
 
 @dataclass
@@ -130,6 +130,9 @@ class WebSocketTransport:
         why = "server-restart" if code == RESTART else "socket-closed" if facts.hello else "upgrade-refused"
         advice = re.search(r"retry=([\d.]+)", reason)
         event: Event = {"type": "ws_closed", "reason": why}
+        if code == SERVER_ERROR:  # the server's own fault says nothing about the network: no blame
+            event["reason"] = "server-storage" if reason.startswith("storage") else "server-error"
+            event["advice_ms"] = 0
         event["silent_ms"] = round(self._world.now - facts.detector.last_in)
         if advice:
             event["advice_ms"] = round(1000 * float(advice[1]))

@@ -42,6 +42,9 @@ class Faulty(Protocol):
     def cut(self) -> None:
         """Cut it."""
 
+    def announce_drill(self, ms: int) -> None:
+        """Say that a drill runs for so long."""
+
 
 Sockets = Callable[[int | None], Iterable[Faulty]]
 
@@ -82,6 +85,11 @@ class Drills:
         if drill is None or drill.ends_at <= now_ms() or drill.person_id not in (None, person):
             return None
         return drill
+
+    def left_ms(self, person: int) -> int:
+        """How long this person's drill still runs; 0 where there is none."""
+        drill = self.on(person)
+        return drill.ends_at - now_ms() if drill else 0
 
     def step(self) -> None:
         """Look at clock and database, and do what is to be done now."""
@@ -134,6 +142,8 @@ class Drills:
             seconds = (drill.ends_at - now_ms()) / 1000
             whom = "everybody" if drill.person_id is None else f"person {drill.person_id}"
             log.warning("drill %s begins: %s for %.0f s, %s", drill.uuid, drill.fault, seconds, whom)
+            for socket in self._sockets(drill.person_id):
+                socket.announce_drill(drill.ends_at - now_ms())
 
     def _apply(self, drill: Drill) -> None:
         cuts = drill.fault == "close" or (drill.fault == "refuse" and not self._cut_at)

@@ -34,6 +34,8 @@ def note(record: Record, event: Event, now: int) -> None:
         record["pollReason"] = event.get("reason")
     elif kind.startswith("ws_"):
         _note_websocket(record, event, now)
+    elif kind == "cause" and record["ws"] == "none" and record["wsReason"] == event.get("of"):
+        record["wsReason"] = event.get("reason")
     if kind in ("online", "retry"):
         record["penalty"] = record["blame"] = record["dampedUntil"] = 0
         record["probeDelay"] = 0

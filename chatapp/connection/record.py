@@ -14,6 +14,7 @@ class Event(TypedDict):
 
     type: str
     reason: NotRequired[str]
+    of: NotRequired[str]  # of a cause: the reason that it explains
     advice_ms: NotRequired[int]  # the server's Retry-After or closing advice
     quick: NotRequired[bool]  # a poll that was cut while it waited: worth one retry at once
     rtt: NotRequired[int]

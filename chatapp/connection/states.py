@@ -15,6 +15,7 @@ from chatapp.connection.record import Event, Record, State, new_record
 
 Rows = dict[str, tuple[State, str]]
 
+PAUSES = ("rate-limited", "drill", "server-storage")  # what polls that work may still be told
 OFFLINE_ATTEMPTS = 5  # while offline, attempts are not counted, and come as far apart as after so many
 
 STATES: tuple[State, ...] = ("disconnected", "connecting", "connected", "polling", "reconnecting", "error")
@@ -346,7 +347,7 @@ def _reason(record: Record, config: Config) -> str | None:
     if record["status"] == "polling" and "websocket" not in config["transports"]:
         return record["pollReason"] or "websocket-off"
     if record["status"] == "polling":
-        return "rate-limited" if record["pollReason"] == "rate-limited" else record["wsReason"]
+        return record["pollReason"] if record["pollReason"] in PAUSES else record["wsReason"]
     return record["pollReason"] or record["wsReason"]
 
 

@@ -95,7 +95,8 @@ class WebSocketConnection(WatchedSocket):
         self._peer.follow_session(self._session)
         self._note(OPENED, {"address": self._address})
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
-        hello = framing.frame(frames.hello(house.epoch, self._person, self.name, *limits).encode())
+        fails_ms = house.drills.left_ms(self._peer.person)
+        hello = framing.frame(frames.hello(house.epoch, self._person, self.name, *limits, fails_ms).encode())
         self.read_on()
         self.write(answer + hello)
         self.bytes_out = max(0, self.bytes_out - len(answer))  # what is counted begins after the handshake
@@ -292,6 +293,11 @@ class WebSocketConnection(WatchedSocket):
     def _may_write(self) -> bool:
         """Whether the event loop may write at once, instead of leaving it to the sweep."""
         return self._may_flush() and not self._is_flushing and not self._is_doubtful
+
+    def announce_drill(self, ms: int) -> None:
+        """A drill begins: what happens now is no fault of the network."""
+        if self._may_write():
+            self.write(framing.frame(frames.drill(ms).encode()))
 
     # Time-outs: by the one timer
 

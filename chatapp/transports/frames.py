@@ -113,10 +113,16 @@ def element(name: str, content: str = "", **attributes: object) -> str:
     return "".join((*parts, ">", content, f"</{name}>"))
 
 
-def hello(epoch: str, person: str, connection: str, max_message: int, ping_s: float) -> str:
+def hello(epoch: str, person: str, connection: str, max_message: int, ping_s: float, drill_ms: int = 0) -> str:
     """The first frame on a WebSocket."""
     who = {"epoch": epoch, "person": person, "connection": connection}
-    return element("chat-hello", "", **who, max_message=max_message, ping=f"{ping_s:g}")
+    limits = {"max_message": max_message, "ping": f"{ping_s:g}"}
+    return element("chat-hello", "", **who, **limits, drill_ms=drill_ms or None)
+
+
+def drill(ms: int) -> str:
+    """A drill runs for so long: the server fails on purpose, and nothing is to be learned from it."""
+    return element("chat-drill", ms=ms)
 
 
 def echo(n: int) -> str:

@@ -69,6 +69,12 @@ class Connection(Flushed, Timed, Protocol):
     def restart(self, advice: str) -> None:
         """Close, and say when to come back."""
 
+    def cut(self) -> None:
+        """Close without a word: a drill."""
+
+    def announce_drill(self, ms: int) -> None:
+        """Say that a drill runs for so long."""
+
     def replace(self) -> None:
         """Close: the browser has opened another one."""
 

@@ -6,6 +6,7 @@ import { QualityWatch } from "./quality.js"
 import { isConnected, newRecord, step } from "./states.js"
 import { publish } from "./status.js"
 import { NetworkMemory, Presence, delivery, latency, listen } from "./surroundings.js"
+import { Cause } from "./transports/cause.js"
 import { PollingTransport } from "./transports/polling.js"
 import { ackOf, refusalOf } from "./transports/posts.js"
 import { WebSocketTransport } from "./transports/websocket.js"
@@ -15,7 +16,7 @@ const SLEPT = 3000
 export class Connection {
   #config; #states; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
-  #feeds = new Map(); #resyncs = new Map(); #resyncedAt = 0; #flights = new Map(); #presence; #memory; #quality
+  #feeds = new Map(); #resyncs = new Map(); #resyncedAt = 0; #flights = new Map(); #presence; #memory; #quality; #cause
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
@@ -30,8 +31,9 @@ export class Connection {
     this.#states = states
     this.#record = { ...newRecord(config), killGap }
     this.#presence = new Presence(() => this.#hasten())
+    this.#cause = new Cause(config, (event) => this.dispatch(event))
     const world = {
-      on: (event) => this.dispatch(event),
+      on: (event) => this.dispatch(this.#cause.excuse(event)),
       receive: (element, transport) => this.#receive(element, transport),
       plan: () => ({ epoch: document.body.dataset.epoch ?? "", feeds: Object.fromEntries(this.#feeds) }),
       activity: (awaiting) => this.#activity(awaiting),
@@ -50,6 +52,7 @@ export class Connection {
     })
     this.onHello = (element) => {
       maxMessage = Number(element.getAttribute("max-message")) || maxMessage
+      this.#cause.noteDrill(element.getAttribute("drill-ms"))
       this.replaces = element.getAttribute("connection") ?? ""
     }
   }
@@ -120,7 +123,8 @@ export class Connection {
     const [after, actions] = step(this.#states, before, event, Date.now(), this.#config, Math.random)
     this.#record = after
     this.#quality.note(event, before, after)
-    this.#memory.note(before, after)
+    if (event.type === "ws_ready" || event.type === "online" || event.type === "retry") this.#cause.forget()
+    this.#memory.note(before, after, this.#cause.isSure(after.wsReason))
     for (const action of actions) {
       try { this.#do(action) } catch (error) { console.error(error) }
     }
@@ -132,6 +136,7 @@ export class Connection {
     if (killGap !== before.killGap) this.#report("idle-kill", { data: { killGap } })
     const shown = (record) => JSON.stringify({ ...record, timers: null })
     if (shown(before) !== shown(after)) this.#publish()
+    this.#cause.explain(after)
   }
 
   #do(action) {
@@ -179,6 +184,7 @@ export class Connection {
       case "chat-refused": return this.#land(element.getAttribute("client-id"), refusalOf(element))
       case "chat-reload": this.#adoptEpoch(element.getAttribute("epoch"))
         return this.#restart(feed)
+      case "chat-drill": return this.#cause.noteDrill(element.getAttribute("ms"))
       case "chat-gone":
         this.#feeds.delete(feed)
         this.view?.gone(feed)

@@ -8,6 +8,7 @@ import {
 
 const BUDGET = 60000 // six polls beside suspected sockets, and one more every ten seconds
 const POLL_COST = 10000
+const PAUSES = ["rate-limited", "drill", "server-storage"] // what polls that work may still be told
 const OFFLINE_ATTEMPTS = 5 // while offline they are not counted, and come as far apart as after so many
 
 export const isConnected = (status) => status === "connected" || status === "polling"
@@ -80,6 +81,7 @@ function note(record, event, now) {
   } else if (kind.startsWith("poll_")) notePoll(record, event, now)
   else if (kind === "signed_out" || kind === "refused" || kind === "stop") record.pollReason = event.reason ?? null
   else if (kind.startsWith("ws_")) noteWebSocket(record, event, now)
+  else if (kind === "cause" && record.ws === "none" && record.wsReason === event.of) record.wsReason = event.reason
   if (kind === "online" || kind === "retry") {
     Object.assign(record, { penalty: 0, blame: 0, dampedUntil: 0, probeDelay: 0 })
   }
@@ -288,6 +290,6 @@ function reasonOf(record, config) {
   if (record.status === "disconnected") return record.pollReason
   if (record.offline) return "offline"
   if (record.status === "polling" && !config.transports.includes("websocket")) return record.pollReason || "websocket-off"
-  if (record.status === "polling") return record.pollReason === "rate-limited" ? "rate-limited" : record.wsReason
+  if (record.status === "polling") return PAUSES.includes(record.pollReason) ? record.pollReason : record.wsReason
   return record.pollReason || record.wsReason
 }

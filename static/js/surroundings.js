@@ -87,9 +87,9 @@ export class NetworkMemory {
     return { is_doubtful: trust(network, Date.now()) < 0.5, killGap: network?.killGap ?? 0 }
   }
 
-  // Every change of the connection's record.
-  note(before, after) {
-    const blamed = ["upgrade-refused", "upgrade-hung", "mute", "unstable"].includes(after.wsReason)
+  // Every change of the connection's record. isSure: its reason was found out, not guessed.
+  note(before, after, isSure) {
+    const blamed = isSure && ["upgrade-refused", "upgrade-hung", "mute", "unstable"].includes(after.wsReason)
     if (after.status === "connected" && before.status !== "connected") this.#add("worked", true)
     else if (after.status === "polling" && after.ws === "none" && blamed) this.#add("failed", false)
     if (after.killGap !== before.killGap) this.#add(`gap ${after.killGap}`, null, after.killGap)

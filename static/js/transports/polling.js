@@ -4,7 +4,7 @@
 
 import { rttEstimate } from "../delays.js"
 import { Pacing } from "./pacing.js"
-import { Posts, advice, fetchWithin, isSignIn } from "./posts.js"
+import { Posts, advice, codeOf, fetchWithin, isSignIn } from "./posts.js"
 
 const MARK = "<chat-answer"
 const END = "</chat-answer>"
@@ -32,6 +32,7 @@ export class PollingTransport {
     listen("htmx:config:request", ({ detail }) => {
       this.#request.ctx = detail.ctx
       detail.ctx.request.timeout = this.#request.wait * 1000 + 6000
+      detail.ctx.request.redirect = "manual" // ours are none; a sign-in page elsewhere must be told from a dead server
     })
     listen("htmx:after:request", (event) => this.#gate(event))
     listen("htmx:after:swap", () => this.#takeIn())
@@ -121,9 +122,10 @@ export class PollingTransport {
     ctx.hx = {} // a foreign answer's HX-* headers are not obeyed either
     if (ours || status === 204) this.#request.outcome = { ok: true, news: false }
     else if (status === 401 || isSignIn(raw, this.#config)) this.#request.outcome = { signedOut: true }
-    else if (status === 429) this.#request.outcome = { reason: "rate-limited", advice_ms: advice(headers, text) }
+    else if (raw.type === "opaqueredirect") this.#request.outcome = { reason: "redirected" }
+    else if (status === 429) this.#request.outcome = { reason: reasonOf(text, "rate-limited"), advice_ms: advice(headers, text) }
     else if (begun) this.#request.outcome = { reason: "server-unreachable" } // cut off on the way
-    else if (status >= 500) this.#request.outcome = { reason: "server-unreachable", advice_ms: advice(headers, text) }
+    else if (status >= 500) this.#request.outcome = { reason: reasonOf(text, "server-unreachable"), advice_ms: advice(headers, text) }
     else this.#request.outcome = { reason: "foreign-page" }
   }
 
@@ -233,3 +235,7 @@ export class PollingTransport {
     this.verify()
   }
 }
+
+// What our own refusals say of themselves; everything else is as it looks.
+const REASONS = { drill: "drill", storage: "server-storage" }
+const reasonOf = (text, otherwise) => REASONS[codeOf(text)] ?? otherwise

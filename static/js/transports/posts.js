@@ -18,7 +18,7 @@ export function advice(headers, text) {
 export const within = (asked, most = LONGEST_PAUSE) => Math.min(Math.max(0, asked), most)
 
 // The code of a refusal in our words: {"error": {"code", "message"}}. Everything else comes from something on the way.
-function codeOf(text) {
+export function codeOf(text) {
   const code = parsed(text)?.error?.code
   return typeof code === "string" ? code : ""
 }
@@ -80,7 +80,7 @@ export class Posts {
     const body = new URLSearchParams({ ...fields, csrf_token: token() })
     try {
       const headers = { Accept: "application/json" }
-      const { response, text } = await fetchWithin(10000, url, { method: "POST", body, headers })
+      const { response, text } = await fetchWithin(10000, url, { method: "POST", body, headers, redirect: "manual" })
       return await this.#outcome(response, text, isDone)
     } catch {
       return { retry: "server-unreachable" }
@@ -92,6 +92,7 @@ export class Posts {
     const code = codeOf(text)
     const { status, headers } = response
     if (isDone(response, data)) return { ok: true, ack: data }
+    if (response.type === "opaqueredirect") return { retry: "redirected" }
     if (status === 401 || isSignIn(response, this.#config)) {
       this.#on({ type: "signed_out", reason: "signed-out" })
       return { retry: "signed-out" }

@@ -27,7 +27,7 @@ export class WebSocketTransport {
       socket = new WebSocket(this.#address())
     } catch (error) {
       console.error(error)
-      setTimeout(() => this.#world.on({ type: "ws_closed", reason: "upgrade-refused" }), 50)
+      setTimeout(() => this.#world.on({ type: "ws_closed", reason: "upgrade-failed" }), 50)
       return
     }
     const { heartbeat, triggers } = this.#world
@@ -196,10 +196,13 @@ export class WebSocketTransport {
     const facts = socket.facts
     this.#forget()
     if (event.code === 4401) return this.#world.on({ type: "signed_out", reason: "signed-out" })
-    const seconds = Number(/retry=([\d.]+)/.exec(event.reason ?? "")?.[1])
-    const reason = facts.hello ? "socket-closed" : "upgrade-refused"
+    const said = event.reason ?? ""
+    const seconds = Number(/retry=([\d.]+)/.exec(said)?.[1])
+    const reason = facts.hello ? "socket-closed" : "upgrade-failed"
     const closed = { type: "ws_closed", reason, silent_ms: silence(facts) }
     if (event.code === 1012) closed.reason = "server-restart"
+    // The server's own fault says nothing about the network: no blame.
+    if (event.code === 1011) Object.assign(closed, { reason: said.startsWith("storage") ? "server-storage" : "server-error", advice_ms: 0 })
     if (seconds >= 0) closed.advice_ms = within(Math.round(seconds * 1000))
     this.#world.on(closed)
   }

@@ -1,0 +1,78 @@
+// Why WebSocket does not open. A browser does not tell with which status an upgrade was refused, so the server is asked
+// over HTTP: does it answer itself, did it refuse, and what did it expect? Only then is the network blamed.
+
+import { fetchWithin } from "./posts.js"
+
+const WITHIN = 5000
+const VALID = 60000 // an explanation is believed so long, then the server is asked again
+const DRILL_ENDS = 3000 // sockets are cut until so much later
+
+// What one failed attempt cannot tell from a refusal by the server.
+const UNEXPLAINED = ["upgrade-failed", "upgrade-hung", "mute"]
+
+export class Cause {
+  #url; #on; #found = null; #foundAt = 0; #isAsking = false; #drillUntil = 0
+
+  // url: of the server's mark; on(event): {type: "cause", of: the reason so far, reason}
+  constructor({ mark_url: url, drill_ms: drill }, on) {
+    this.#url = url
+    this.#on = on
+    this.noteDrill(drill)
+  }
+
+  // The server fails on purpose for so long (ms): nothing is learned from it.
+  noteDrill(ms) { if (ms > 0) this.#drillUntil = Date.now() + Number(ms) + DRILL_ENDS }
+
+  get isDrill() { return Date.now() < this.#drillUntil }
+
+  forget() { this.#found = null }
+
+  // What the transport reports, as far as it is not WebSocket's fault: `advice_ms` says so to the state machine.
+  excuse(event) {
+    if (event.type !== "ws_closed") return event
+    if (this.isDrill) return { advice_ms: 0, ...event, reason: "drill" }
+    const isKnown = event.reason === "upgrade-failed" && this.#found !== null
+    return isKnown ? { ...event, reason: this.#found } : event
+  }
+
+  // Whether this reason may be learned from: it has been found, not guessed.
+  isSure(reason) { return !this.isDrill && (!UNEXPLAINED.includes(reason) || this.#isFresh) }
+
+  // Every change of the record.
+  async explain({ status, ws, wsReason }) {
+    const isOpen = UNEXPLAINED.includes(wsReason)
+    if (status !== "polling" || ws !== "none" || (!isOpen && wsReason !== this.#found)) return
+    const tell = (reason) => this.#on({ type: "cause", of: wsReason, reason })
+    if (this.isDrill) return isOpen && tell("drill")
+    if (this.#isAsking || this.#isFresh) return
+    this.#isAsking = true
+    const found = await this.#ask()
+    this.#isAsking = false
+    if (found === "drill") return tell(found)
+    if (!found) return
+    this.#found = found
+    this.#foundAt = Date.now()
+    // That it hung, or was mute, says more than that it was not the server who refused.
+    tell(found === "upgrade-refused" && isOpen && wsReason !== "upgrade-failed" ? wsReason : found)
+  }
+
+  get #isFresh() { return this.#found !== null && Date.now() - this.#foundAt < VALID }
+
+  // "upgrade-refused", by the network, where the server would have taken it; null where it could not be asked.
+  async #ask() {
+    const nonce = String(Math.random()).slice(2)
+    const query = new URLSearchParams({ nonce, origin: location.origin })
+    try {
+      const { text } = await fetchWithin(WITHIN, `${this.#url}?${query}`, { redirect: "manual" })
+      const mark = new DOMParser().parseFromString(text, "text/html").querySelector("chat-test")
+      const says = (name) => mark?.getAttribute(name)
+      if (says("nonce") !== nonce) return null
+      if (says("drill")) {
+        this.noteDrill(Number(says("drill-ms")))
+        return "drill"
+      }
+      if (says("origin") === "no") return "origin"
+      return says("room") === "no" ? "server-full" : "upgrade-refused"
+    } catch { return null }
+  }
+}

@@ -1,0 +1,109 @@
+"""Who is to blame: the server's own faults and its drills teach no page anything about WebSocket or the network."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+from lab.browser import messages, record, say, sign_in, wait_for, wait_state
+from lab.processes import wait_for as wait
+from lab.server import Server, run_chatapp
+from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> None:
+    """The shared server outlives each test; it ends with the module."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all."""
+    with Server(tmp_path_factory.mktemp("blame"), assistant="off") as running:
+        yield running
+
+
+@pytest.fixture
+def chat(server: Server, page: Page) -> Page:
+    """A page with a message in it, connected."""
+    sign_in(page, server.url)
+    wait_state(page, "connected")
+    say(page, "the first one makes the conversation")
+    page.locator(".message[data-author=user][data-state=sent]").first.wait_for()
+    return page
+
+
+@contextmanager
+def drill(server: Server, fault: str) -> Iterator[None]:
+    """A drill for everybody."""
+    run = run_chatapp(server, "drill", "start", fault, "--seconds", "120", "--no-wait")
+    assert run.returncode == 0, run.stderr
+    try:
+        yield
+    finally:
+        assert run_chatapp(server, "drill", "stop").returncode == 0
+
+
+def penalties(page: Page) -> list[float]:
+    """What WebSocket was blamed for, at each change of the record."""
+    return sorted({one["penalty"] + one["blame"] for one in record(page, "states")})
+
+
+def failures(page: Page, server: Server) -> list[float]:
+    """Failures that the browser and the server remember of any network."""
+    stored = "Object.entries(localStorage).filter(([k]) => k.endsWith(':networks')).map(([, v]) => JSON.parse(v))"
+    found: list[Any] = [one["failed"] for networks in page.evaluate(stored) for one in networks.values()]
+    with closing(sqlite3.connect(server.data / "chat.db")) as database:
+        found += [failed for (failed,) in database.execute("select failed from network_memory")]
+    return [failed for failed in found if failed]
+
+
+def reason(page: Page) -> str:
+    """Why it is not live."""
+    return page.locator("#connection-status").get_attribute("data-reason") or ""
+
+
+@pytest.mark.parametrize("fault", ["refuse", "close", pytest.param("mute", marks=pytest.mark.slow)])
+def test_a_drill_teaches_nothing(server: Server, chat: Page, fault: str) -> None:
+    """Cut, refused or mute on purpose: the page falls back and says so; WebSocket is as trusted after it as before."""
+    with drill(server, fault):
+        wait_for(chat, lambda: any(one["status"] == "polling" for one in record(chat, "states")), 25, "it falls back")
+        told = [one["reason"] for one in record(chat, "states") if one["status"] == "polling"]
+        assert set(told) <= {"drill", None}, told
+        say(chat, f"during {fault}")
+        wait_for(chat, lambda: messages(chat)[-1]["state"] == "sent", 10, "messages go on")
+    again = chat.locator("#connection-status [data-action=retry]:visible")
+    if again.count():
+        again.click()
+    wait_state(chat, "connected")
+    assert penalties(chat) == [0]
+    assert failures(chat, server) == []
+
+
+def test_a_page_that_is_loaded_during_a_drill_knows_it(server: Server, chat: Page) -> None:
+    """Refused from its first attempt on: the network is not blamed, not even by a page that found out by asking."""
+    with drill(server, "refuse"):
+        wait_state(chat, "polling")
+        chat.reload()
+        wait_state(chat, "polling")
+        wait_for(chat, lambda: reason(chat) == "drill", 5, "the drill is named")
+        assert failures(chat, server) == []
+
+
+def test_a_locked_database_is_the_servers_own_fault(server: Server, chat: Page) -> None:
+    """Two messages that could not be stored: named so, no penalty, and WebSocket is back once the lock is gone."""
+    with closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        say(chat, "while it is locked")
+        reasons = lambda: {one["reason"] for one in record(chat, "states")} | {reason(chat)}  # noqa: E731
+        wait_for(chat, lambda: reasons() & {"server-storage", "server-error"}, 15, "it says whose fault it is")
+        other.execute("ROLLBACK")
+    wait_state(chat, "connected")
+    wait_for(chat, lambda: messages(chat)[-1]["state"] == "sent", 15, "what waited is stored")
+    assert penalties(chat) == [0] and failures(chat, server) == []
+    assert "upgrade-refused" not in json.dumps(record(chat, "states"))
+    wait(lambda: "could not be stored" in server.log_text(), 2, "the log says it")
