@@ -212,6 +212,12 @@ class Settings:
     session_lifetime: float = _setting("A sign-in ends after so many days.", 30.0, _number(0.01, 3650), "days")
     assistant: str = _setting("Who answers: builtin, openai or off.", "builtin", _one_of(*ASSISTANTS))
     assistant_pace: float = _setting("Speed of the built-in assistant.", 400.0, _number(1, 1e7), "characters a second")
+    longest_answer: int = _setting(
+        "An answer ends, in words, when it has become so long.",
+        200_000,
+        _number(1000, 10_000_000, whole=True),
+        "characters",
+    )
     openai_base_url: str = _setting("OpenAI-compatible server, such as http://127.0.0.1:8080/v1.", "", _origin)
     openai_api_key: str = _setting("Its key, where it wants one.", "", str.strip, secret=True)
     openai_model: str = _setting("Its model.", "", str.strip)

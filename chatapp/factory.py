@@ -29,6 +29,7 @@ from chatapp.proxies import InFront
 from chatapp.served import Files
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
+from chatapp.store.workers import Worker
 from chatapp.transports import drilled, polling, websocket
 from chatapp.transports.frames import Renderer
 
@@ -104,7 +105,9 @@ def _build(app: Flask, settings: Settings, instance: str) -> House:
         polls=polling.Polls(reader, bus, epoch),
         live=live,
         drills=Drills(store, bus, live.sockets, settings.drill_schedule),
-        runner=Runner(store.runs, bus, provider) if provider is not None else None,
+        runner=None
+        if provider is None
+        else Runner(store.runs, bus, provider, Worker(settings.data_dir / "workers"), settings.longest_answer),
     )
 
 

@@ -67,6 +67,7 @@ DEFAULTS = {
     "heartbeat_interval": 30,
     "assistant": "builtin",
     "assistant_pace": 400,
+    "longest_answer": 200_000,
     "openai_timeout": 60,
 }
 

@@ -483,12 +483,12 @@ def test_one_run_goes_and_one_waits_however_much_is_posted(chat: Chat, store: St
 def test_whose_lease_is_lost_writes_no_more(chat: Chat, store: Store, place: Place) -> None:
     run = answer(store, chat, place)
     store.runs.write_answer(run, "lease", "kept", [(0, "<p>kept</p>")])
-    assert store.runs.reap_runs(-1) == 1
+    assert store.runs.reap_runs(lambda _run, _lease: True, "other", 1) == (1, [])
     assert store.runs.write_answer(run, "lease", "late", [(0, "<p>late</p>")]) == "lost"
     store.runs.end_run(run, "lease", "completed", "late", [(0, "<p>late</p>")], None)
     last = chat.changes(place, 0).items[-1]
     assert (last.state, last.body, last.blocks[0].html) == ("interrupted", "kept", "<p>kept</p>")
-    assert store.runs.reap_runs(-1) == 0
+    assert store.runs.reap_runs(lambda _run, _lease: True, "other", 1) == (0, [])
 
 
 def test_stop_ends_what_is_written_and_the_next_one_starts(chat: Chat, store: Store, place: Place, ada: int) -> None:

@@ -91,7 +91,7 @@ def use_everything(house: House) -> None:
     store.people.password_hash("ada@example.org")
     store.database.head(place.feed, fresh=True)
     store.runs.is_answering(place.conversation)
-    store.runs.reap_runs(5)
+    store.runs.reap_runs(lambda _run, _lease: True, "another", 1)
     chat.stop(ada, place.uuid)
     chat.again(ada, place.uuid)
     store.people.end_session(hash_token("token"))

@@ -1,5 +1,8 @@
 """Durable runs: queued, claimed, written as they grow, ended once; on the real store."""
 
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +18,9 @@ from chatapp.assistant.blocks import answer_html
 from chatapp.assistant.builtin import BuiltIn, Knowledge
 from chatapp.assistant.runner import Runner
 from chatapp.bus import Bus
-from chatapp.store import ClaimedRun, Place, Store, Turn, migrate
-from chatapp.store.tables import runs
+from chatapp.store import ClaimedRun, Place, Store, Turn, database, migrate, now_ms
+from chatapp.store.tables import messages, runs
+from chatapp.store.workers import Worker
 
 # Durable runs, on the real store
 
@@ -32,7 +36,7 @@ class House:
     """A store on disk, a bus, and one conversation in which questions can be queued."""
 
     def __init__(self, folder: Path) -> None:
-        self.bus = Bus()
+        self.bus, self.folder = Bus(), folder
         migrate.migrate(folder)
         self.store = Store(Flask(__name__), folder, self.bus)
         self.person = self.store.people.add_first_admin("Ada", "ada@example.org", "x").id
@@ -47,15 +51,20 @@ class House:
             self.store.runs.queue(tx, place)
         return place
 
-    def start(self, provider: Provider) -> Runner:
+    def start(self, provider: Provider, longest: int = 200_000) -> Runner:
         """A runner of this house."""
-        self.runners.append(Runner(self.store.runs, self.bus, provider))
+        worker = Worker(self.folder / "workers")
+        self.runners.append(Runner(self.store.runs, self.bus, provider, worker, longest))
         self.runners[-1].start()
         return self.runners[-1]
 
     def answer(self, place: Place) -> Any:
         """The assistant's message, or None."""
         return next((m for m in self.store.conversations.changes(place, 0).items if m.author == "assistant"), None)
+
+    def messages(self, place: Place) -> Any:
+        """All of them."""
+        return self.store.conversations.changes(place, 0).items
 
     def wait(self, place: Place, state: str, seconds: float = 5.0) -> Any:
         """The assistant's message once it is in that state."""
@@ -196,18 +205,16 @@ def test_sixteen_are_answered_at_once_and_the_others_afterwards(house: House) ->
     assert max(most) == runner.MOST_AT_ONCE
 
 
-def test_a_silent_provider_does_not_stop_the_heartbeat(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "HEARTBEAT_S", 0.2)
+def test_a_silent_provider_is_not_taken_for_a_dead_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LOOK_AROUND_S", 0.1)
 
     def play(history: Sequence[Turn]) -> Iterator[str]:
         gevent.sleep(1.0)
         yield "at last"
 
     house.start(Script(play))
-    place = house.ask("q")
-    gevent.sleep(0.7)
-    assert house.store.runs.reap_runs(0.5) == 0
-    house.wait(place, "completed")
+    house.start(Script(play))  # a second process on the same data
+    house.wait(house.ask("q"), "completed")
 
 
 def test_a_run_whose_writer_was_killed_is_interrupted_at_the_next_start(house: House) -> None:
@@ -215,22 +222,188 @@ def test_a_run_whose_writer_was_killed_is_interrupted_at_the_next_start(house: H
     run = house.store.runs.claim_run("a process that was killed")
     assert run is not None
     house.store.runs.write_answer(run, "a process that was killed", "half", [(0, "<p>half</p>")])
-    with house.store.database.write() as tx:
-        tx.connection.execute(update(runs).values(heartbeat_at=runs.c.heartbeat_at - 6000))
     house.start(Script(slowly))
-    assert house.wait(place, "interrupted").body == "half"
+    assert house.wait(place, "interrupted", 1).body == "half"
+
+
+def test_no_clock_says_whether_a_writer_lives(house: House) -> None:
+    """Set back or fast, in this process or in another one: it is not asked."""
+    place = house.ask("q")
+    run = house.store.runs.claim_run("a process that was killed")
+    assert run is not None
+    house.store.runs.write_answer(run, "a process that was killed", "half", [(0, "<p>half</p>")])
+    with house.store.database.write() as tx:
+        tomorrow = now_ms() + 86_400_000
+        tx.connection.execute(update(runs).values(heartbeat_at=tomorrow, started_at=tomorrow))
+    house.start(Script(slowly))
+    house.wait(place, "interrupted", 1)
+
+
+def test_a_second_process_with_a_fast_clock_leaves_answers_alone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LOOK_AROUND_S", 0.1)
+    house.start(Script(slowly))
+    place = house.ask("q")
+    house.wait(place, "running")
+    fast = now_ms() + 10_000
+    monkeypatch.setattr("chatapp.store.runs.now_ms", lambda: fast)
+    house.start(Script(slowly))
+    gevent.sleep(0.5)  # several looks around
+    assert house.answer(place).state == "running"
+
+
+def test_a_dead_writer_is_found_while_others_go_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LOOK_AROUND_S", 0.2)
+    house.start(Script(slowly))
+    place = house.ask("q")
+    house.wait(place, "running")
+    first = house.answer(place).uuid
+    with house.store.database.write() as tx:  # its process was killed in this moment
+        tx.connection.execute(update(runs).values(lease="killed"))
+        tx.connection.execute(update(messages).where(messages.c.uuid == first).values(body="kept"))
+    assert house.wait(place, "interrupted", 2).uuid == first
+    assert runner.LOOK_AROUND_S <= 5 and house.runners[0].running() == 0
+
+
+def test_a_run_of_which_nothing_was_shown_goes_on_in_the_next_process(house: House) -> None:
+    place = house.ask("q")
+    assert house.store.runs.claim_run("killed") is not None
+    before = house.answer(place)
+    with house.store.database.write() as tx:  # a question that comes later has a run of its own
+        house.store.conversations.post(tx, place, "m-later", "later")
+        house.store.runs.queue(tx, place)
+    house.start(Script(lambda history: iter([f"to {history[-1].body}"])))
+    after = house.wait(place, "completed")
+    assert (after.uuid, after.position, after.body) == (before.uuid, before.position, "to q")
+    with gevent.Timeout(5, AssertionError("the later question")):
+        while [m.body for m in house.messages(place) if m.author == "assistant"] != ["to q", "to later"]:
+            gevent.sleep(0.02)
+
+
+def test_a_run_that_two_processes_died_of_is_not_tried_again(house: House) -> None:
+    place = house.ask("q")
+    run = house.store.runs.claim_run("killed")
+    ended, resumed = house.store.runs.reap_runs(lambda _run, _lease: True, "killed too", 1)
+    assert run is not None and (ended, [each.id for each in resumed]) == (0, [run.id])
+    house.start(Script(slowly))
+    house.wait(place, "interrupted", 1)
+
+
+def test_stop_ends_a_run_whose_writer_is_gone(house: House) -> None:
+    place = house.ask("q")
+    assert house.store.runs.claim_run("killed") is not None
+    with house.store.database.write() as tx:
+        house.store.runs.stop(tx, place)
+    house.start(Script(slowly))
+    house.wait(place, "stopped", 1)
+
+
+def test_draining_leaves_a_run_of_which_nothing_was_shown_to_the_next_process(house: House) -> None:
+    def silent(history: Sequence[Turn]) -> Iterator[str]:
+        gevent.sleep(30)
+        yield "never"
+
+    first = house.start(Script(silent))
+    place = house.ask("q")
+    house.wait(place, "running")
+    first.drain()
+    assert house.answer(place).state == "running"
+    house.start(Script(lambda history: iter(["at last"])))
+    assert house.wait(place, "completed").body == "at last"
+
+
+def test_a_process_lives_until_it_ends_and_not_longer(tmp_path: Path) -> None:
+    """However it ends: the kernel lets go of its lock."""
+    code = "import sys, pathlib; from chatapp.store.workers import Worker; w = Worker(pathlib.Path(sys.argv[1]))\n"
+    code += "w.begin(); print(w.name, flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "workers")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    name = other.stdout.readline().decode().strip()
+    mine = Worker(tmp_path / "workers")
+    mine.begin()
+    assert mine.is_alive(name) and mine.is_alive(mine.name)
+    assert not mine.is_alive("0" * 32) and not mine.is_alive("../../etc/passwd")
+    other.kill()
+    other.wait(5)
+    assert not mine.is_alive(name)
+    again = Worker(tmp_path / "workers")
+    again.begin()
+    assert {path.name for path in (tmp_path / "workers").iterdir()} == {mine.name, again.name}
+    mine.end()
+    assert not again.is_alive(mine.name)
+    again.end()
+    other.communicate()
 
 
 def test_a_writer_that_lost_its_lease_writes_nothing_more(house: House) -> None:
     house.start(Script(slowly))
     place = house.ask("q")
     gevent.sleep(0.4)
-    assert house.store.runs.reap_runs(-60) == 1
+    assert house.store.runs.reap_runs(lambda _run, _lease: True, "other", 0) == (1, [])
     kept = house.answer(place).body
     gevent.sleep(0.5)
     answer = house.answer(place)
     assert (answer.state, answer.body) == ("interrupted", kept)
     assert house.runners[0].running() == 0
+
+
+# A database that does not answer for a while
+
+
+def test_a_locked_database_ends_no_answer(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider is read on meanwhile, and what it said is written afterwards, the end too."""
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr(runner, "RETRY_S", 0.1)
+    read: list[str] = []
+
+    def play(history: Sequence[Turn]) -> Iterator[str]:
+        for number in range(40):
+            read.append(f"word{number} ")
+            yield read[-1]
+            gevent.sleep(0.02)
+
+    house.start(Script(play))
+    place = house.ask("q")
+    house.wait(place, "running")
+    other = sqlite3.connect(house.folder / "chat.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with gevent.Timeout(5, AssertionError("it is not read on")):
+        while len(read) < 40:
+            gevent.sleep(0.05)
+    gevent.sleep(0.5)  # its end, too, finds the database locked
+    assert house.answer(place).state == "running" and len(house.answer(place).body) < len("".join(read))
+    other.execute("ROLLBACK")
+    other.close()
+    assert house.wait(place, "completed").body == "".join(read)
+
+
+# The longest answer
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 4000])
+def test_an_answer_ends_in_words_at_the_longest_and_the_provider_is_left(house: House, pieces: int) -> None:
+    closed: list[int] = []
+
+    def play(history: Sequence[Turn]) -> Iterator[str]:
+        given = 0
+        try:
+            while True:
+                given += 1
+                yield "x" * (4000 // pieces)
+        finally:
+            closed.append(given)
+
+    house.start(Script(play), longest=1000)
+    answer = house.wait(house.ask("q"), "stopped")
+    assert answer.body == "x" * 1000
+    assert "1,000 characters" in answer.error
+    assert closed == [1000 // (4000 // pieces) + 1]
+
+
+def test_an_answer_of_just_the_longest_is_complete(house: House) -> None:
+    house.start(Script(lambda history: iter(["x" * 600, "x" * 400, ""])), longest=1000)
+    assert len(house.wait(house.ask("q"), "completed").body) == 1000
 
 
 def test_the_runner_outlives_a_store_that_fails_for_a_while(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +415,7 @@ def test_the_runner_outlives_a_store_that_fails_for_a_while(house: House, monkey
         return claim(lease)
 
     monkeypatch.setattr(house.store.runs, "claim_run", sometimes)
-    monkeypatch.setattr(runner, "CLAIM_EVERY_S", 0.1)
+    monkeypatch.setattr(runner, "LOOK_AROUND_S", 0.1)
     house.start(Script(lambda history: iter(["fine"])))
     house.wait(house.ask("q"), "completed")
 

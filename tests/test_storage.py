@@ -10,10 +10,9 @@ from resource import RLIM_INFINITY, RLIMIT_FSIZE, prlimit
 
 import pytest
 from lab.http import JSON, Answer, Client
-from lab.peer import WebSocketPeer
+from lab.model import Handler, Scripted
+from lab.peer import PollingPeer, WebSocketPeer
 from lab.server import Server
-
-LOCKED_S = 6.5  # longer than a write waits for others
 
 
 @contextmanager
@@ -59,10 +58,35 @@ class Asked(threading.Thread):
         self.seconds = time.monotonic() - started
 
 
+WORDS = [f"word{number} " for number in range(180)]
+
+
+def talk(handler: Handler) -> None:
+    """The model server: nine seconds of words to a long question, two words to any other."""
+    _, _, request = handler.server.requests[-1]
+    handler.begin()
+    if "long" not in request["messages"][-1]["content"]:
+        return handler.say("Very well.", finish="stop", end="[DONE]")
+    for word in WORDS:
+        handler.say(word)
+        time.sleep(0.05)
+    handler.say(finish="stop", end="[DONE]")
+
+
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def model() -> Iterator[Scripted]:
+    """A model server."""
+    server = Scripted(talk)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, model: Scripted) -> Iterator[Server]:
     """One server for this file."""
-    with Server(tmp_path_factory.mktemp("storage"), assistant="off") as server:
+    with Server(tmp_path_factory.mktemp("storage"), **model.settings) as server:
         yield server
 
 
@@ -88,12 +112,17 @@ def test_a_write_that_cannot_be_made_now_is_503_and_says_when_to_come_back(
 ) -> None:
     client = Client(shared.url).sign_in()
     uuid = client.create("first").json["conversation"]
+    long = client.create("a long one").json["conversation"]
+    reader = PollingPeer(client.clone())
+    reader.subscribe({long: 0})
+    reader.wait_until(lambda: [m for m in reader.shown(long) if m.text.startswith("word0")])
     with WebSocketPeer(client) as peer, fault(shared):
         asked = {name: Asked(lambda write=write: write(client.clone(), uuid)) for name, write in WRITES.items()}
         sent = peer.send(uuid, "by WebSocket", timeout=9)
         for thread in asked.values():
             thread.join(10)
         assert client.get("/readyz").status in (200, 503) and client.open(uuid), "reading goes on"
+        time.sleep(2)  # the answer that is being written has waited for longer than a write waits, too
     assert sent.refused == "storage"
     assert peer.arrived[-1][1].number("retry-after") >= 1
     for name, thread in asked.items():
@@ -106,4 +135,6 @@ def test_a_write_that_cannot_be_made_now_is_503_and_says_when_to_come_back(
         else:
             assert answer.json["error"]["code"] == "storage"
     assert client.post_message(uuid, "and now").status == 201
+    answer = reader.wait_for_answer(long)
+    assert (answer.state, answer.text.split()) == ("completed", "".join(WORDS).split())
     assert "Traceback" not in shared.log_text()

@@ -1,9 +1,13 @@
 """Two worker processes on SQLite alone: what is said through one is seen through the other."""
 
+import os
+import signal
+import sqlite3
 import statistics
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -156,3 +160,22 @@ def test_a_drain_closes_the_sockets_of_both_workers_with_advice(tmp_path: Path) 
     assert len(workers) == 2
     assert {code for code, _ in closed} == {1012}
     assert all(reason.startswith("retry=") for _, reason in closed)
+
+
+def test_an_answer_whose_worker_was_killed_is_found_by_another_within_seconds(tmp_path: Path) -> None:
+    """Also where every clock that was stored says that it was written just now, or will be tomorrow."""
+    with Server(tmp_path, workers=2, assistant_pace=20) as server:
+        client = Client(server.url).sign_in()
+        conversation = str(uuid.uuid4())
+        client.create("How do I let WebSocket through nginx?", conversation)
+        peer = PollingPeer(client)
+        peer.subscribe({conversation: 0})
+        peer.wait_until(lambda: [m for m in peer.shown(conversation) if m.author == "assistant" and m.text])
+        with closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as database:
+            (lease,) = database.execute("SELECT lease FROM runs").fetchone()
+            database.execute("UPDATE runs SET heartbeat_at = 1e15, started_at = 1e15")
+        os.kill(int((server.data / "workers" / lease).read_text()), signal.SIGKILL)
+        started = time.monotonic()
+        answer = peer.wait_for_answer(conversation)
+        assert answer.state == "interrupted" and answer.text
+        assert time.monotonic() - started < 8, "looked at every 5 s"

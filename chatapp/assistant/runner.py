@@ -1,14 +1,14 @@
 """Durable answers: claims queued runs, writes each answer as it grows, and ends it exactly once.
 
-The database holds the truth. Whatever happens to this process, a run whose heartbeat is too old is found by
-``reap_runs`` and ends as interrupted with what was written kept.
+The database holds the truth. Whatever happens to this process, the next one finds its runs within seconds: those of
+which nothing was shown go on, the others end as interrupted with what was written kept. A database that is locked or
+full for a while ends nothing: the provider is read on, and what it says is written as soon as that works.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
-from uuid import uuid4
 
 import gevent
 from gevent.event import Event
@@ -17,20 +17,21 @@ from chatapp.assistant.blocks import GrowingAnswer
 from chatapp.assistant.provider import Provider, ProviderError
 from chatapp.beside import computed_beside
 from chatapp.bus import RUNS, Bus
-from chatapp.store import ClaimedRun, Turn
-from chatapp.store.runs import Verdict
+from chatapp.store import ClaimedRun, StorageUnavailable, Turn
+from chatapp.store.runs import AGAIN, IsGone, Verdict
 
 FLUSH_S = 0.15
 """How often an answer that grows is written, in seconds."""
-HEARTBEAT_S = 1.0
-"""How often a run says that it lives where there is nothing to write, in seconds."""
-HEARTBEAT_TOO_OLD = 5.0
-"""A run silent for so many seconds has lost its writer."""
-SECOND_REAP_S = 6.0
-"""After a start: when even the youngest heartbeat of a killed process is too old."""
-REAP_EVERY_S = 60.0
-CLAIM_EVERY_S = 5.0
-"""A wake-up may be lost: the queue is looked at as often as this without one, in seconds."""
+LOOK_S = 1.0
+"""How often a run asks whether to stop where it has nothing to write and no notice came, in seconds."""
+LOOK_AROUND_S = 5.0
+"""How often the queue, and the runs of processes that ended, are looked at without a notice, in seconds."""
+RETRY_S = 1.0
+"""After how many seconds a write is tried again that the database did not take."""
+SLICE_S = 0.004
+"""A provider that always has more to say lets others run after so many seconds."""
+A_TURN_S = 1e-6
+"""A timer, however short, lets the event loop look at its sockets."""
 LONG_BLOCK = 3000
 """Characters of an open block from which on it is rendered beside the event loop: some 10 ms."""
 MOST_AT_ONCE = 16
@@ -38,6 +39,7 @@ DRAIN_S = 5.0
 
 FAILED = "The assistant failed on this question. The server's log says why."
 EMPTY = "The assistant gave no answer."
+TOO_LONG = "the answer reached the longest that this chat takes, {most:,} characters. Ask the assistant to go on."
 
 State = Literal["completed", "stopped", "interrupted", "failed"]
 Blocks = Sequence[tuple[int, str]]
@@ -60,25 +62,46 @@ class RunStore(Protocol):
         """End the run for good."""
         ...
 
-    def reap_runs(self, older_than_s: float) -> int:
-        """End the runs whose writer is gone."""
+    def reap_runs(self, is_gone: IsGone, by: str, room: int) -> tuple[int, list[ClaimedRun]]:
+        """End the runs whose writer is gone, or take them over."""
+        ...
+
+
+class Liveness(Protocol):
+    """What a runner needs to know of processes (``store.workers.Worker``)."""
+
+    name: str
+
+    def begin(self) -> None:
+        """Show that this process lives."""
+        ...
+
+    def end(self) -> None:
+        """Show it no longer."""
+        ...
+
+    def is_alive(self, name: str) -> bool:
+        """Whether the process of that name lives."""
         ...
 
 
 class _Answer:
     """One run being answered: a reader takes text from the provider, ``write`` stores it by the clock."""
 
-    def __init__(self, store: RunStore, provider: Provider, run: ClaimedRun, lease: str) -> None:
+    def __init__(self, store: RunStore, provider: Provider, run: ClaimedRun, longest: int) -> None:
+        self.run = run
         self._store = store
         self._provider = provider
-        self._run = run
-        self._lease = lease
+        self._longest = longest
+        self._room = longest  # characters that may still be read
         self._text = GrowingAnswer()
         self._pieces: list[str] = []  # read and not yet taken in
         self._unwritten: dict[int, str] = {}
         self._reader = gevent.Greenlet(self._read, run.history)
         self._interrupted = False
         self._asked = False
+        self._is_cut = False
+        self._written_at = self._next_try = 0.0  # monotonic
 
     def look(self) -> None:
         """Somebody may have asked to stop: ask the store at the next flush, also where nothing is new."""
@@ -94,20 +117,24 @@ class _Answer:
         try:
             self._write()
         except Exception as error:  # the outermost line of a run: it must end with a word, whatever went wrong
-            log.exception("run %d failed", self._run.id)
+            log.exception("run %d failed", self.run.id)
             self._fail(str(error) if isinstance(error, ProviderError) else FAILED)
 
     def _write(self) -> None:
         verdict = self._write_until_read()
         if verdict == "lost":
-            log.warning("run %d is another writer's now", self._run.id)
+            log.warning("run %d is another writer's now", self.run.id)
             return
         self._take_in()
+        if self._interrupted and not self._text.body:
+            return  # nobody has seen anything of it: the next process goes on with it
         computed_beside(self._text.finish)
         if self._interrupted:
             self._end("interrupted")
         elif verdict == "stop":
             self._end("stopped")
+        elif self._is_cut:
+            self._end("stopped", TOO_LONG.format(most=self._longest))
         elif isinstance(self._reader.value, ProviderError):
             self._end("failed", str(self._reader.value))
         elif isinstance(self._reader.value, Exception):
@@ -121,21 +148,23 @@ class _Answer:
         """Write by the clock until the provider is done, somebody stops it, or the lease is lost."""
         if not self._interrupted:
             self._reader.start()
-        written = time.monotonic()
+        self._written_at = time.monotonic()
         try:
             while not self._interrupted:
                 self._reader.join(timeout=FLUSH_S)
                 if self._reader.ready():
                     break
                 self._take_in()
-                if self._unwritten or self._asked or time.monotonic() - written >= HEARTBEAT_S:
-                    verdict = self._flush()
-                    written = time.monotonic()
-                    if verdict != "go":
-                        return verdict
+                if self._is_due() and (verdict := self._flush()) != "go":
+                    return verdict
         finally:
-            self._reader.kill(timeout=HEARTBEAT_S)  # closes the provider's iterator; nothing where it is done
+            self._reader.kill(timeout=LOOK_S)  # closes the provider's iterator; nothing where it is done
         return "go"
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        has_reason = self._unwritten or self._asked or now - self._written_at >= LOOK_S
+        return bool(has_reason) and now >= self._next_try
 
     def _take_in(self) -> None:
         """Render what was read meanwhile. A long open block takes long, so that is done beside the event loop."""
@@ -149,11 +178,16 @@ class _Answer:
         return self._text.changed()
 
     def _flush(self) -> Verdict:
-        """Write what changed; it stays unwritten where the store fails."""
+        """Write what changed; it stays unwritten, for the next time, where the database does not take it."""
         self._asked = False
         changed = sorted(self._unwritten.items())
-        verdict = self._store.write_answer(self._run, self._lease, self._text.body, changed)
+        try:
+            verdict = self._store.write_answer(self.run, self.run.lease, self._text.body, changed)
+        except StorageUnavailable:
+            self._asked, self._next_try = True, time.monotonic() + RETRY_S
+            return "go"
         self._unwritten.clear()
+        self._written_at = time.monotonic()
         return verdict
 
     def _read(self, history: Sequence[Turn]) -> Exception | None:
@@ -161,14 +195,26 @@ class _Answer:
         try:
             pieces = self._provider.answer(history)
             try:
-                for piece in pieces:
-                    self._pieces.append(piece)
+                self._read_pieces(pieces)
             finally:
                 close: Callable[[], object] = getattr(pieces, "close", lambda: None)
                 close()
         except Exception as error:  # handed to the writer, which raises it where it can be told
             return error
         return None
+
+    def _read_pieces(self, pieces: Iterator[str]) -> None:
+        """Up to the longest answer: whatever comes, memory is bounded by it."""
+        until = time.monotonic() + SLICE_S
+        for piece in pieces:
+            self._pieces.append(piece[: self._room])
+            self._is_cut = len(piece) > self._room
+            self._room -= min(len(piece), self._room)
+            if self._is_cut:
+                return
+            if time.monotonic() > until:
+                gevent.sleep(A_TURN_S)
+                until = time.monotonic() + SLICE_S
 
     def _fail(self, sentence: str) -> None:
         """The last word on a run that broke. Where not even that can be stored, the reaper ends it."""
@@ -177,32 +223,40 @@ class _Answer:
             computed_beside(self._text.finish)
             self._end("failed", sentence)
         except Exception:  # the store itself fails: nothing is left to try
-            log.exception("run %d could not be ended; it will be found as interrupted", self._run.id)
+            log.exception("run %d could not be ended; it will be found as interrupted", self.run.id)
 
     def _end(self, state: State, error: str | None = None) -> None:
         self._unwritten.update(self._text.changed())
         changed = sorted(self._unwritten.items())
-        self._store.end_run(self._run, self._lease, state, self._text.body, changed, error)
+        while True:
+            try:
+                return self._store.end_run(self.run, self.run.lease, state, self._text.body, changed, error)
+            except StorageUnavailable:  # it is kept until the database takes it, or this process ends
+                gevent.sleep(RETRY_S)
 
 
 class Runner:
     """Answers what is queued, one greenlet a run, 16 at most at once; the others wait in the database."""
 
-    def __init__(self, store: RunStore, bus: Bus, provider: Provider) -> None:
+    def __init__(self, store: RunStore, bus: Bus, provider: Provider, worker: Liveness, longest: int) -> None:
+        """`longest`: characters of an answer."""
         self._store = store
         self._bus = bus
         self._provider = provider
+        self._worker = worker
+        self._longest = longest
         self._wake = Event()
         self._draining = Event()
         self._answers: dict[gevent.Greenlet, _Answer] = {}
-        self._loops: list[gevent.Greenlet] = []
+        self._loop: gevent.Greenlet | None = None
+        self._looked_around = float("-inf")  # monotonic
         self._unsubscribe: Callable[[], None] | None = None
 
     def start(self) -> None:
         """Begin to answer, and to look after runs whose writer is gone. Returns at once."""
+        self._worker.begin()
         self._unsubscribe = self._bus.subscribe(RUNS, self._on_notice)
-        self._wake.set()
-        self._loops = [gevent.spawn(self._claim_loop), gevent.spawn(self._reap_loop)]
+        self._loop = gevent.spawn(self._work)
 
     def drain(self, timeout: float = DRAIN_S) -> None:
         """Take no more runs; those that are being answered end as interrupted, with what was written."""
@@ -212,8 +266,9 @@ class Runner:
             self._unsubscribe()
         for answer in list(self._answers.values()):
             answer.interrupt()
-        # A loop may be claiming: it is waited for, so that no run is left behind without a writer.
-        gevent.joinall([*self._loops, *self._answers], timeout=timeout)
+        # The loop may be claiming: it is waited for, so that no run is left behind without a writer.
+        gevent.joinall([*([self._loop] if self._loop else []), *self._answers], timeout=timeout)
+        self._worker.end()
 
     def running(self) -> int:
         """How many answers are being written."""
@@ -225,21 +280,41 @@ class Runner:
         for answer in self._answers.values():
             answer.look()
 
-    def _claim_loop(self) -> None:
+    def _work(self) -> None:
+        """Claim and look around by turns, so that what was just claimed never looks like left behind."""
         while not self._draining.is_set():
             self._wake.clear()
+            self._safely(self._look_around)
             self._safely(self._claim_all)
-            self._wake.wait(timeout=CLAIM_EVERY_S)
+            self._wake.wait(timeout=max(0.0, self._looked_around + LOOK_AROUND_S - time.monotonic()))
 
     def _claim_all(self) -> None:
         while len(self._answers) < MOST_AT_ONCE and not self._draining.is_set():
-            lease = uuid4().hex
-            run = self._store.claim_run(lease)
+            run = self._store.claim_run(self._worker.name)
             if run is None:
                 return
-            self._spawn(_Answer(self._store, self._provider, run, lease))
+            self._spawn(run)
 
-    def _spawn(self, answer: _Answer) -> None:
+    def _look_around(self) -> None:
+        """See to the runs of processes that ended."""
+        if time.monotonic() - self._looked_around < LOOK_AROUND_S:  # a notice woke us
+            return
+        self._looked_around = time.monotonic()
+        room = max(0, MOST_AT_ONCE - len(self._answers))
+        ended, resumed = self._store.reap_runs(self._is_gone, self._worker.name, room)
+        if ended or resumed:
+            log.warning("answers that had lost their writer: %d interrupted, %d resumed", ended, len(resumed))
+        for run in resumed:
+            self._spawn(run)
+
+    def _is_gone(self, run: int, lease: str) -> bool:
+        name = lease.rstrip(AGAIN)
+        if name == self._worker.name:  # its greenlet may have ended without a last word
+            return all(answer.run.id != run for answer in self._answers.values())
+        return not self._worker.is_alive(name)
+
+    def _spawn(self, run: ClaimedRun) -> None:
+        answer = _Answer(self._store, self._provider, run, self._longest)
         greenlet = gevent.Greenlet(answer.work)
         self._answers[greenlet] = answer
         greenlet.link(self._ended)
@@ -251,23 +326,11 @@ class Runner:
         self._answers.pop(greenlet, None)
         self._wake.set()
 
-    def _reap_loop(self) -> None:
-        for wait in (0.0, SECOND_REAP_S):
-            if self._draining.wait(timeout=wait):
-                return
-            self._safely(self._reap)
-        while not self._draining.wait(timeout=REAP_EVERY_S):
-            self._safely(self._reap)
-
-    def _reap(self) -> None:
-        found = self._store.reap_runs(HEARTBEAT_TOO_OLD)
-        if found:
-            log.warning("%d answers had lost their writer and are interrupted now", found)
-            self._wake.set()
-
     def _safely(self, turn: Callable[[], None]) -> None:
         """One turn of a loop that must outlive a database that is busy or full for a while."""
         try:
             turn()
+        except StorageUnavailable:  # the store has said so; the next turn tries again
+            return
         except Exception:  # the outermost line of a loop
             log.exception("the assistant's runner goes on after an error")

@@ -8,6 +8,7 @@ drills.py         faults on purpose, for a bounded time
 networks.py       what people's browsers learned of networks
 events.py         connection events, in a database file of their own
 unavailable.py    what a database that is locked or full raises
+workers.py        which processes of this host live
 watch.py          what other processes committed
 checkpoints.py    carry SQLite's log into its file
 hot.py            statements that the driver runs

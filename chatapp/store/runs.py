@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import Select, bindparam, exists, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, exists, func, or_, select, update
 
 from chatapp.bus import RUNS
+from chatapp.store.conversations import END as AFTER_ALL
 from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, Write, now_ms
 from chatapp.store.hot import Hot, Value
@@ -19,7 +20,9 @@ from chatapp.store.tables import blocks, conversations, messages, people, runs
 
 MOST_TURNS = 20  # messages of the conversation that an assistant gets to see
 MOST_STEPS = 20  # changes of the open block that a reader may be behind and still get only the rest
+AGAIN = "+"  # ends the lease of a run that was resumed: the next worker that dies of it is the last one
 
+IsGone = Callable[[int, str], bool]  # whether nobody writes this run (its number, its lease) any more
 Verdict = Literal["go", "stop", "lost"]
 
 
@@ -38,6 +41,7 @@ class ClaimedRun:
     id: int
     conversation_id: int
     message_id: int
+    lease: str
     history: tuple[Turn, ...]
 
 
@@ -66,7 +70,11 @@ PLACE = Hot(select(conversations).where(conversations.c.id == bindparam("convers
 HISTORY = Hot(
     select(people.c.kind, messages.c.body)
     .join(people, people.c.id == messages.c.author_id)
-    .where(messages.c.conversation_id == bindparam("conversation"), messages.c.deleted_at.is_(None))
+    .where(
+        messages.c.conversation_id == bindparam("conversation"),
+        messages.c.position < bindparam("before"),
+        messages.c.deleted_at.is_(None),
+    )
     .order_by(messages.c.position.desc())
     .limit(MOST_TURNS)
 )
@@ -78,13 +86,11 @@ START = Hot(
         state="running",
         lease=bindparam("by"),
         message_id=bindparam("message"),
-        heartbeat_at=bindparam("now"),
         started_at=bindparam("now"),
     )
 )
 VERDICT = Hot(select(runs.c.state, runs.c.lease, runs.c.stop_asked).where(runs.c.id == bindparam("run")))
 FEED = Hot(select(conversations.c.feed_id).where(conversations.c.id == bindparam("conversation")))
-BEAT = Hot(update(runs).where(runs.c.id == bindparam("run")).values(heartbeat_at=bindparam("now")))
 GROW = Hot(
     update(messages)
     .where(messages.c.id == bindparam("message"))
@@ -97,7 +103,13 @@ CHANGE_BLOCK = Hot(
     .where(blocks.c.message_id == bindparam("message"), blocks.c.ordinal == bindparam("index"))
     .values(revision=bindparam("at"), html=bindparam("text"), steps=bindparam("by"))
 )
-GONE = Hot(select(runs).where(runs.c.state == "running", runs.c.heartbeat_at < bindparam("before")))
+RUNNING = Hot(
+    select(runs.c.id, runs.c.conversation_id, runs.c.message_id, runs.c.lease, runs.c.stop_asked, messages.c.position)
+    .join(messages, messages.c.id == runs.c.message_id)
+    .where(runs.c.state == "running")
+)
+SHOWN = Hot(select(func.length(messages.c.body)).where(messages.c.id == bindparam("message")))
+TAKE_OVER = Hot(update(runs).where(runs.c.id == bindparam("run")).values(lease=bindparam("by")))
 END = Hot(
     update(runs)
     .where(runs.c.id == bindparam("run"))
@@ -131,7 +143,8 @@ class Runs:
             return ANSWERING.first(connection, conversation=conversation) is not None
 
     def claim_run(self, lease: str) -> ClaimedRun | None:
-        """Take the oldest queued run of a conversation in which none is running; None when there is none."""
+        """Take the oldest queued run of a conversation in which none is running; None when there is none. `lease`: the
+        worker's name. Raises StorageUnavailable."""
         with self.database.read() as connection:
             if CLAIMABLE.first(connection) is None:
                 return None
@@ -140,15 +153,17 @@ class Runs:
             return self._claim(tx, row, lease) if row is not None else None
 
     def write_answer(self, run: ClaimedRun, lease: str, body: str, changed: Sequence[tuple[int, str]]) -> Verdict:
-        """Store what there is so far. "stop": somebody asked for it; "lost": another holds the run."""
+        """Store what there is so far. "stop": somebody asked for it; "lost": another holds the run. Raises
+        StorageUnavailable."""
+        if not changed:
+            with self.database.read() as connection:
+                return self._verdict(connection, run, lease)
         with self.database.write() as tx:
-            verdict = self._verdict(tx, run, lease)
+            verdict = self._verdict(tx.connection, run, lease)
             if verdict == "go":
-                BEAT.run(tx.connection, run=run.id, now=now_ms())
-                if changed:
-                    revision = self._bump(tx, run.conversation_id)
-                    self._write_blocks(tx, run, revision, changed)
-                    GROW.run(tx.connection, message=run.message_id, text=body, at=revision)
+                revision = self._bump(tx, run.conversation_id)
+                self._write_blocks(tx, run, revision, changed)
+                GROW.run(tx.connection, message=run.message_id, text=body, at=revision)
         return verdict
 
     def end_run(
@@ -160,9 +175,10 @@ class Runs:
         changed: Sequence[tuple[int, str]],
         error: str | None,
     ) -> None:
-        """End a run for good, with the rest of its text. Does nothing where the lease is lost."""
+        """End a run for good, with the rest of its text. Does nothing where the lease is lost. Raises
+        StorageUnavailable."""
         with self.database.write() as tx:
-            if self._verdict(tx, run, lease) == "lost":
+            if self._verdict(tx.connection, run, lease) == "lost":
                 return
             revision = self._end(tx, run.id, run.conversation_id, run.message_id, state, error)
             self._write_blocks(tx, run, revision, changed)
@@ -190,17 +206,36 @@ class Runs:
         """End a run that has not started."""
         tx.connection.execute(update(runs).where(runs.c.id == run).values(state="stopped", ended_at=now_ms()))
 
-    def reap_runs(self, older_than_s: float) -> int:
-        """Mark answers interrupted whose writer is gone; what was written stays. Returns how many."""
-        before = now_ms() - round(older_than_s * 1000)
+    def reap_runs(self, is_gone: IsGone, by: str, room: int) -> tuple[int, list[ClaimedRun]]:
+        """See to the runs that nobody writes any more: how many ended, and up to `room` that are `by`'s from now on.
+
+        Where nothing was shown yet a run is taken over, once; elsewhere it is interrupted, and what was written stays.
+        """
         with self.database.read() as connection:
-            if GONE.first(connection, before=before) is None:
-                return 0
+            gone = [row for row in RUNNING.all(connection) if is_gone(row.id, row.lease)]
+        if not gone:
+            return 0, []
+        resumed: list[ClaimedRun] = []
         with self.database.write() as tx:
-            rows = GONE.all(tx.connection, before=before)
-            for row in rows:
-                self._end(tx, row.id, row.conversation_id, row.message_id, "interrupted", None)
-        return len(rows)
+            now = {row.id: row for row in RUNNING.all(tx.connection)}
+            still = [now[row.id] for row in gone if row.id in now and now[row.id].lease == row.lease]
+            for row in (fresh := [row for row in still if self._is_fresh(tx, row)])[:room]:
+                resumed.append(self._take_over(tx, row, by + AGAIN))
+            over = [row for row in still if row not in fresh]
+            for row in over:
+                state = "stopped" if row.stop_asked else "interrupted"
+                self._end(tx, row.id, row.conversation_id, row.message_id, state, None)
+        return len(over), resumed
+
+    def _is_fresh(self, tx: Write, row: Any) -> bool:
+        """Whether nobody has seen anything of it, and it has not cost two workers their life."""
+        may = not row.stop_asked and not row.lease.endswith(AGAIN)
+        return may and SHOWN.one(tx.connection, message=row.message_id) == 0
+
+    def _take_over(self, tx: Write, row: Any, lease: str) -> ClaimedRun:
+        TAKE_OVER.run(tx.connection, run=row.id, by=lease)
+        turns = self._history(tx, row.conversation_id, row.position)  # what came later has a run of its own
+        return ClaimedRun(row.id, row.conversation_id, row.message_id, lease, turns)
 
     def _claim(self, tx: Write, row: Any, lease: str) -> ClaimedRun:
         place = self._whereabouts(tx, row.conversation_id)
@@ -210,10 +245,10 @@ class Runs:
         assistant = self._assistant
         message = self._conversations.add_answer(tx, place, assistant, row.uuid)
         START.run(tx.connection, run=row.id, by=lease, message=message, now=now_ms())
-        return ClaimedRun(row.id, row.conversation_id, message, turns)
+        return ClaimedRun(row.id, row.conversation_id, message, lease, turns)
 
-    def _verdict(self, tx: Write, run: ClaimedRun, lease: str) -> Verdict:
-        row = VERDICT.first(tx.connection, run=run.id)
+    def _verdict(self, connection: Connection, run: ClaimedRun, lease: str) -> Verdict:
+        row = VERDICT.first(connection, run=run.id)
         if row.state != "running" or row.lease != lease:
             return "lost"
         return "stop" if row.stop_asked else "go"
@@ -247,8 +282,8 @@ class Runs:
         row = PLACE.first(tx.connection, conversation=conversation)
         return Place(row.id, row.feed_id, row.uuid, row.title, row.created_by)
 
-    def _history(self, tx: Write, conversation: int) -> tuple[Turn, ...]:
-        rows = reversed(HISTORY.all(tx.connection, conversation=conversation))
+    def _history(self, tx: Write, conversation: int, before: int = AFTER_ALL) -> tuple[Turn, ...]:
+        rows = reversed(HISTORY.all(tx.connection, conversation=conversation, before=before))
         return tuple(Turn("assistant" if kind == "assistant" else "user", body) for kind, body in rows)
 
 

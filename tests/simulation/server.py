@@ -12,7 +12,7 @@ from flask import Flask
 from flask_babel import Babel
 
 from chatapp.assets import asset_dir
-from chatapp.assistant.runner import CLAIM_EVERY_S, HEARTBEAT_TOO_OLD, SECOND_REAP_S
+from chatapp.assistant.runner import LOOK_AROUND_S
 from chatapp.bus import RUNS, Bus
 from chatapp.client.actions import Answer, Ask
 from chatapp.connection.peer import News, Peer, Reader, StaleCursor
@@ -169,9 +169,8 @@ class Server:
         self._assistant_waits = False
         self.world.note(f"boot {self.life}")
         if self.answers:
-            self._claim_now_and_then()
-            self._alive(SECOND_REAP_S * 1000, self._reap)
             self._alive(0, self._reap)
+            self._claim_now_and_then()
 
     def crash(self, down_ms: float, tell_clients: bool) -> None:
         """Die now, and start again later."""
@@ -325,12 +324,13 @@ class Server:
 
     def _claim(self) -> None:
         self._assistant_waits = False
-        lease, claimed = str(self.world.uuid()), []
-        if not self._survives(lambda: claimed.append(self.store.runs.claim_run(lease))):
-            return
-        if (run := claimed[0]) is not None:
-            script = Script(self.world, self.most_changes < MOST_CHANGES)
-            self._alive(FLUSH_MS, lambda: self._write(run, lease, script))
+        claimed: list[ClaimedRun | None] = []
+        if self._survives(lambda: claimed.append(self.store.runs.claim_run(f"life{self.life}"))) and claimed[0]:
+            self._answer(claimed[0])
+
+    def _answer(self, run: ClaimedRun) -> None:
+        script = Script(self.world, self.most_changes < MOST_CHANGES)
+        self._alive(FLUSH_MS, lambda: self._write(run, run.lease, script))
 
     def _write(self, run: ClaimedRun, lease: str, script: Script) -> None:
         changed, runs = script.grow(), self.store.runs
@@ -347,13 +347,18 @@ class Server:
             self._alive(FLUSH_MS, lambda: self._write(run, lease, script))
 
     def _reap(self) -> None:
-        found: list[int] = []
-        if self._survives(lambda: found.append(self.store.runs.reap_runs(HEARTBEAT_TOO_OLD))) and found[0]:
+        mine = f"life{self.life}"
+        found: list[tuple[int, list[ClaimedRun]]] = []
+        if self._survives(
+            lambda: found.append(self.store.runs.reap_runs(lambda _, by: by.strip("+") != mine, mine, 9))
+        ):
+            for run in found[0][1]:
+                self._answer(run)
             self._claim_soon()
 
     def _claim_now_and_then(self) -> None:
         self._claim_soon()
-        self._alive(CLAIM_EVERY_S * 1000, self._claim_now_and_then)
+        self._alive(LOOK_AROUND_S * 1000, self._claim_now_and_then)
 
 
 class Script:
