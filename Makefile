@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover delivery defaults loop simulate traffic conformance bench before churn
+.PHONY: help run test check fix lock failover delivery defaults loop simulate traffic conformance fuzz bench before churn
 .PHONY: system-packages
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make defaults  the long time-outs as they are, and what else takes long to watch (eight minutes)"
 	@echo "make loop      how late echoes are while the disk is slow and large things are rendered (half a minute)"
 	@echo "make conformance  WebSocket framing against RFC 6455 and two other implementations (two minutes)"
+	@echo "make fuzz      100,000 nonsensical hosts, headers, targets, bodies and frames: none is answered 500 (FUZZ=n; half an hour)"
 	@echo "make traffic   what a page costs the network, measured for the sheet in docs/operations.md (six minutes)"
 	@echo "make bench     beside Flask-SocketIO, Node socket.io and picows (an hour; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
 	@echo "make before    CPU an operation beside another commit (REV=), in interleaved pairs (PAIRS=20), with an A/A (half an hour)"
@@ -51,6 +52,9 @@ simulate: $(VENV)/installed-dev
 
 conformance: $(VENV)/installed-dev
 	CONFORMANCE_ROUNDS=30 $(BIN)/python -m pytest tests/test_conformance.py --timeout 900 $(ARGS)
+
+fuzz: $(VENV)/installed-dev
+	FUZZ=$(or $(FUZZ),100000) $(BIN)/python -m pytest tests/test_nonsense.py --timeout 7200 $(ARGS)
 
 defaults: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest -m slow -n 2 --ignore tests/test_loop.py $(ARGS)

@@ -8,6 +8,7 @@ from typing import Any
 import gevent
 from gunicorn.glogging import Logger
 
+LONGEST_PATH = 200  # characters of a path in a line; the product's own are shorter
 WRITE_AFTER_S = 0.1  # lines that come together are written together
 
 
@@ -23,6 +24,8 @@ class AccessLog(Logger):  # type: ignore[misc]
         if not self.access_log_enabled:
             return
         path = environ.get("PATH_INFO", "")
+        if len(path) > LONGEST_PATH:
+            path = f"{path[:LONGEST_PATH]}…"
         if not path.isprintable() or '"' in path:  # else a request could write lines of its own
             path = path.encode("unicode_escape").decode().replace('"', "%22")
         status, ms = resp.status.split(None, 1)[0], request_time // timedelta(milliseconds=1)

@@ -9,12 +9,13 @@ from functools import cache
 from typing import Any
 
 from flask import Flask, Request, Response, jsonify, render_template
+from flask.json.provider import DefaultJSONProvider
 from flask_babel import Babel, get_locale
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 from markupsafe import Markup
 from werkzeug.routing import MapAdapter
 
-from chatapp import offline, pages, probing, security
+from chatapp import offline, pages, probing, security, wellformed
 from chatapp.assets import asset_dir, content_hash
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
@@ -36,8 +37,21 @@ from chatapp.transports.frames import Renderer
 MOST_FORM_BYTES = 512 * 1024  # a report of 200 events or a message of 20,000 characters, with room
 
 
+class Json(DefaultJSONProvider):
+    """Flask's JSON, for which no text is worse than wrong: what nests too deeply is answered with 400, too."""
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        """Read JSON. Raises ValueError."""
+        try:
+            return super().loads(s, **kwargs)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
 class App(Flask):
     """Flask, which looks for no route where the door has chosen it already."""
+
+    json_provider_class = Json
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """What finds a request's route."""
@@ -75,7 +89,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         security.answer_headers,
         lambda: house.drills.is_running,
     )
-    app.wsgi_app = InFront(door, settings)  # type: ignore[method-assign]
+    app.wsgi_app = InFront(wellformed.Door(door), settings)  # type: ignore[method-assign]
     return app
 
 

@@ -19,7 +19,7 @@ from gevent.event import Event  # noqa: E402
 from gevent.pool import Group  # noqa: E402
 from gunicorn.app.base import BaseApplication  # noqa: E402
 
-from chatapp import create_app, descriptors  # noqa: E402
+from chatapp import create_app, descriptors, wellformed  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
 from chatapp.transports.held import Lender  # noqa: E402
@@ -56,6 +56,7 @@ proc_name = "chatapp"
 def post_worker_init(worker: Any) -> None:
     """Start the background work, and watch for the end."""
     house = worker.wsgi.extensions["chatapp"]
+    wellformed.hook(worker)
     gc.collect()
     gc.freeze()  # what was loaded stays: a full collection that looks at all of it would hold the loop for 50 ms
     house.start()

@@ -24,7 +24,7 @@ BESIDE |= {".gitattributes", "bench", "deploy", "docs"}
 
 # A room may import what stands before its own row, and within its row only itself.
 ROWS: list[set[str]] = [
-    {"config", "bus", "beside", "assets", "cache", "served", "descriptors"}
+    {"config", "bus", "beside", "assets", "cache", "served", "descriptors", "wellformed"}
     | {
         f"connection.{name}"
         for name in ("states", "facts", "delays", "record", "detector", "quality", "memory", "pacing")

@@ -81,7 +81,7 @@ class Events:
         try:
             self.add(events)
         except (SQLAlchemyError, sqlite3.Error, StorageUnavailable):
-            log.exception("connection events were lost: %s", events)
+            log.exception("%d connection events were lost", len(events))
 
     def states_of(self, person: str, most: int) -> list[ConnectionEvent]:
         """The newest changes of state that a person's pages reported, newest first; a page's start is none."""

@@ -24,6 +24,7 @@ from chatapp.store import SignIn, Store
 from chatapp.transports.carrier import WebSocketConnection
 from chatapp.transports.deflate import agreed
 from chatapp.transports.live import Live
+from chatapp.wellformed import shown
 
 if TYPE_CHECKING:
     from chatapp.house import House
@@ -105,7 +106,7 @@ class Judge:
             return Refusal(401, "Sign in first.\n")
         origin, host = environ.get("HTTP_ORIGIN", ""), f"{environ['wsgi.url_scheme']}://{get_host(environ)}"
         if not origin_is_allowed(self._house.settings, origin, host):
-            log.warning("refused a WebSocket from origin %r", origin)
+            log.warning("refused a WebSocket from origin %s", shown(origin))
             return Refusal(403, "This origin may not open a WebSocket here.\n")
         if self._house.live.is_full() or "gunicorn.socket" not in environ:
             return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))

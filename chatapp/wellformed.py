@@ -1,0 +1,133 @@
+"""What a request must be before anything looks at it: a host that is one, cookies that fit, text that can be read.
+
+What is not is answered here, in words and with one short line of log: 400, or what HTTP has for it (414, 417, 431). The
+`Door` does so for what gunicorn has understood, `answer_nonsense` for what it has not.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from ipaddress import IPv6Address
+from typing import Any
+
+from gunicorn.http import errors
+from gunicorn.util import write_nonblock
+
+LONGEST_COOKIES = 8190  # characters of all cookies together; gunicorn's own limit of a header's line
+LONGEST_SHOWN = 100  # characters of what a stranger sent, in a line of log
+LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
+HOST = re.compile(rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>{LABEL}(?:\.{LABEL})*)\.?)(?::(?P<port>[0-9]{{0,5}}))?")
+LONGEST_NAME = 253  # characters of a host's name (RFC 1035)
+KNOWN_HOSTS = 256
+
+COOKIES = (
+    "Your browser sends more than 8 kB of cookies to this address, which is more than this server takes. Nearly always"
+    " other sites of the same domain have set them, such as a single sign-on. Delete this domain's cookies in the"
+    " browser's settings, then reload. If they come back: whoever runs the sign-on can bind its cookies to one host.\n"
+)
+HEADERS = (
+    f"A header of this request is longer than 8 kB, or there are too many. Most often these are cookies. {COOKIES}"
+)
+LINE = "The address of this request is longer than this server takes.\n"
+MALFORMED = "This is not an HTTP request that this server understands.\n"
+WRONG_HOST = (
+    "The header Host of this request names no server: it must be a name or an address, with or without a port.\n"
+)
+EXPECTED = "This server does not do what the header Expect asks for.\n"
+CODED = "This server takes no body in this transfer coding.\n"
+
+PLAIN = [
+    ("Content-Type", "text/plain; charset=utf-8"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Cache-Control", "no-store"),
+]
+
+log = logging.getLogger("chatapp.requests")
+
+
+class Door:
+    """WSGI middleware: lets through what is well formed."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._hosts: set[str] = set()  # that were found to be hosts; none is longer than a name may be
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        host, cookies = environ.get("HTTP_HOST"), environ.get("HTTP_COOKIE", "")
+        if host is not None and host not in self._hosts:
+            if not is_host(host):
+                return _refuse(environ, start_response, "400 BAD REQUEST", WRONG_HOST, f"host {shown(host)}")
+            if len(self._hosts) >= KNOWN_HOSTS:
+                self._hosts.clear()
+            self._hosts.add(host)
+        if len(cookies) > LONGEST_COOKIES:
+            said = f"{len(cookies)} characters of cookies"
+            return _refuse(environ, start_response, "431 REQUEST HEADER FIELDS TOO LARGE", COOKIES, said)
+        if not cookies.isascii():  # other sites': ours are ASCII, and Flask wants all of them to be UTF-8
+            environ["HTTP_COOKIE"] = cookies.encode("ascii", "replace").decode()
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        return answer
+
+
+def is_host(text: str) -> bool:
+    """Whether this can be what a client asks for: a name whose labels are at most 63 long, or an address."""
+    found = HOST.fullmatch(text)
+    if found is None or int(found["port"] or 0) > 65535 or len(found["name"] or "") > LONGEST_NAME:
+        return False
+    try:
+        return found["v6"] is None or bool(IPv6Address(found["v6"]))
+    except ValueError:
+        return False
+
+
+def shown(text: object) -> str:
+    """The beginning of what a stranger sent, on one line, as it may stand in the log."""
+    whole = ascii(text)
+    return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:LONGEST_SHOWN]}… ({len(whole)})"
+
+
+def _refuse(environ: dict[str, Any], start_response: Any, status: str, words: str, said: str) -> Iterable[bytes]:
+    log.warning("refused a request from %s: %s", environ.get("REMOTE_ADDR", "-"), said)
+    body = words.encode()
+    start_response(status, [*PLAIN, ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def answer_nonsense(error: BaseException) -> tuple[int, str, str] | None:
+    """Status, its name and words for what gunicorn could not understand; None where it is no client's fault."""
+    ours = errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName
+    if not isinstance(error, errors.ParseException) or isinstance(error, ours):
+        return None
+    if isinstance(error, errors.LimitRequestHeaders):
+        return 431, "Request Header Fields Too Large", HEADERS
+    if isinstance(error, errors.LimitRequestLine):
+        return 414, "URI Too Long", LINE
+    if isinstance(error, errors.ExpectationFailed):
+        return 417, "Expectation Failed", EXPECTED
+    if isinstance(error, errors.UnsupportedTransferCoding):
+        return 501, "Not Implemented", CODED
+    return 400, "Bad Request", MALFORMED
+
+
+def hook(worker: Any) -> None:
+    """Have gunicorn's worker answer nonsense in words and log it on one short line, which it does not by itself."""
+    gunicorns = worker.handle_error
+
+    def handle_error(request: Any, client: Any, address: Any, error: BaseException) -> None:
+        found = answer_nonsense(error)
+        if found is None:
+            gunicorns(request, client, address, error)
+            return
+        status, name, words = found
+        worker.log.warning("refused a request from %s: %s", (address or ("-",))[0], shown(str(error)))
+        body = words.encode()
+        headers = [("Connection", "close"), *PLAIN, ("Content-Length", str(len(body)))]
+        lines = [f"HTTP/1.1 {status} {name}", *(f"{header}: {value}" for header, value in headers), "", ""]
+        try:
+            write_nonblock(client, "\r\n".join(lines).encode() + body)
+        except OSError:  # whoever sent it has gone
+            worker.log.debug("nobody was there for the answer")
+
+    worker.handle_error = handle_error
