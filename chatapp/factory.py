@@ -163,8 +163,8 @@ def _register_plain(app: Flask, house: House) -> None:
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        is_ready = house.store.is_ready() and not house.live.is_draining
-        return jsonify(ready=is_ready), 200 if is_ready else 503
+        trouble = "closing" if house.live.is_draining else house.store.trouble()
+        return (jsonify(ready=False, reason=trouble), 503) if trouble else (jsonify(ready=True), 200)
 
     @cache
     def in_language(_language: str, template: str) -> Markup:

@@ -41,7 +41,7 @@ def test_a_database_that_fails_is_not_ready(app: Flask, tmp_path: Path, caplog: 
         (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / "chat.db").write_bytes(b"this is no database, whatever its name says " * 100)
     answer = client.get("/readyz")
-    assert (answer.status_code, answer.json) == (503, {"ready": False})
+    assert (answer.status_code, answer.json) == (503, {"ready": False, "reason": "failed"})
     assert "the database does not answer" in caplog.text
     assert client.get("/healthz").status_code == 200
 

@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from resource import RLIM_INFINITY, RLIMIT_FSIZE, prlimit
 
@@ -12,6 +12,7 @@ import pytest
 from lab.http import JSON, Answer, Client
 from lab.model import Handler, Scripted
 from lab.peer import PollingPeer, WebSocketPeer
+from lab.processes import wait_for
 from lab.server import Server
 
 
@@ -138,3 +139,19 @@ def test_a_write_that_cannot_be_made_now_is_503_and_says_when_to_come_back(
     answer = reader.wait_for_answer(long)
     assert (answer.state, answer.text.split()) == ("completed", "".join(WORDS).split())
     assert "Traceback" not in shared.log_text()
+
+
+@pytest.mark.parametrize(("fault", "reason"), [(locked, "busy"), (full, "failed")])
+def test_not_ready_while_writes_fail_and_ready_again_by_itself(
+    shared: Server, fault: Callable[[Server], AbstractContextManager[None]], reason: str
+) -> None:
+    """Also where nobody writes any more: a balancer has sent everybody elsewhere."""
+    client = Client(shared.url).sign_in()
+    uuid = client.create("first").json["conversation"]
+    assert client.request("GET", "/readyz").json == {"ready": True}
+    with fault(shared):
+        assert client.post_message(uuid, "not now").status == 503
+        answer = client.request("GET", "/readyz")
+        assert (answer.status, answer.json) == (503, {"ready": False, "reason": reason})
+    wait_for(lambda: shared.status("/readyz") == 200, 20, "ready again")
+    assert client.post_message(uuid, "now").status == 201

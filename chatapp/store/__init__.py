@@ -27,6 +27,7 @@ from flask import Flask
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from chatapp.beside import soon
 from chatapp.bus import Bus
 from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, now_ms, prepare_sqlite
@@ -101,14 +102,19 @@ class Store:
         self.events = Events(Database(metrics, bus))
         self.watcher = Watcher(self.database, bus, workers)
 
-    def is_ready(self) -> bool:
-        """Whether the database answers and is migrated. Where it fails, the log says how."""
+    def trouble(self) -> str:
+        """Why the database cannot serve: `busy`, `full` or `failed`, as the last write or a read of now says; empty
+        where it can. After a write that failed another one is tried every five seconds, as long as somebody asks."""
         try:
             with self.database.read() as connection:
-                return connection.execute(select(instance.c.value).limit(1)).first() is not None
-        except (SQLAlchemyError, sqlite3.Error, StorageUnavailable):
+                is_migrated = connection.execute(select(instance.c.value).limit(1)).first() is not None
+        except StorageUnavailable as error:
+            return error.reason
+        except (SQLAlchemyError, sqlite3.Error):
             log.exception("the database does not answer")
-            return False
+            return "failed"
+        soon(self.database.try_write)  # not waited for: whoever asks wants to know now
+        return (self.database.failing or "") if is_migrated else "failed"
 
     def close(self) -> None:
         """Close every connection to the databases that is not in use."""

@@ -19,8 +19,8 @@ from chatapp.cache import Cache
 from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
 from chatapp.store.hot import Hot, Value, driver
 from chatapp.store.shapes import Changes
-from chatapp.store.tables import feeds
-from chatapp.store.unavailable import StorageUnavailable, translated, translating
+from chatapp.store.tables import feeds, instance
+from chatapp.store.unavailable import Reason, StorageUnavailable, translated, translating
 
 SLOW_COMMIT_S = 0.003  # a commit that takes longer goes beside the event loop; a thread costs some 0.3 ms
 # What a connection's transactions are for. Those of the one that is kept for groups begin and end by the driver: for
@@ -39,6 +39,9 @@ def bumping(which: ColumnElement[bool]) -> Hot:
 # Statements that run with every message are built once: building one costs more than running it.
 BUMP = bumping(feeds.c.id == bindparam("feed"))
 REVISION = Hot(select(feeds.c.revision).where(feeds.c.id == bindparam("feed")))
+# Changes nothing, and is written and committed like anything else.
+TRY = update(instance).where(instance.c.name == "epoch").values(value=instance.c.value)
+TRY_EVERY_S = 5.0
 MOST_TOGETHER = 100  # changes in one transaction: the first of them waits for the last
 MOST_FRESH = 1000  # feeds whose newest items are kept
 MOST_FRESH_BYTES = 8 << 20  # of them together: one item can have 20,000 characters
@@ -227,6 +230,8 @@ class Database:
         self._fresh: Cache[int, Changes[Any]] = Cache(MOST_FRESH, MOST_FRESH_BYTES)
         self._forget: list[Callable[[], None]] = []
         self._commit_s = 0.0  # how long commits took lately
+        self.failing: Reason | None = None  # why the last write failed; nothing where it did not
+        self._tries_at = 0.0  # when the next write may be tried, only to know (monotonic)
         # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
         self._writer = threading.RLock()
         self._checkpoints = Checkpoints(engine, self._writer)
@@ -259,7 +264,7 @@ class Database:
     def write(self) -> Iterator[Write]:
         """One durable change. When the block ends it is on disk; only then are its readers woken. Raises
         StorageUnavailable."""
-        with translating(), self._writing() as deadline, self.engine.connect() as plain:
+        with self._noting(), translating(), self._writing() as deadline, self.engine.connect() as plain:
             connection = plain.execution_options(**{WRITES: deadline})
             with connection.begin():
                 tx = Write(connection)
@@ -267,6 +272,26 @@ class Database:
                 self._commit(driver(connection).execute)
         self._learn_own(tx)
         self._bus.publish(tx.topics)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageUnavailable as error:
+            self.failing = error.reason
+            raise
+
+    def try_write(self) -> None:
+        """Find out whether writes work again, where one failed: every five seconds at most."""
+        now = time.monotonic()
+        if self.failing is None or now < self._tries_at:
+            return
+        self._tries_at = now + TRY_EVERY_S
+        try:
+            with self.write() as tx:
+                tx.connection.execute(TRY)
+        except StorageUnavailable:
+            pass  # it has been logged, and `failing` says it
 
     def together(self, work: Callable[[Write], R]) -> R:
         """One durable change, in one transaction with those of whoever else comes at this moment.
@@ -316,6 +341,7 @@ class Database:
                 jobs = self._next_jobs(MOST_TOGETHER)
                 self._commit_and_tell(jobs, deadline)
         except StorageUnavailable as error:  # before any of them was taken
+            self.failing = error.reason
             jobs = self._next_jobs(None)
             for job in jobs:
                 job.end(error)
@@ -339,6 +365,9 @@ class Database:
             if isinstance(problem, StorageUnavailable) and problem.reason == "busy":
                 jobs += self._next_jobs(None)  # they have waited as well, and would wait as long again
         finally:
+            for found in (problem, *(job.error for job in jobs)):
+                if isinstance(found, StorageUnavailable):
+                    self.failing = found.reason
             try:
                 self._bus.publish(topics)
             finally:
@@ -411,6 +440,7 @@ class Database:
                 raise error
         else:
             execute("COMMIT")
+        self.failing = None
         took = time.monotonic() - started
         # Up at once, down slowly: one slow commit on the loop is one too many.
         self._commit_s = took if took > self._commit_s else 0.98 * self._commit_s + 0.02 * took
