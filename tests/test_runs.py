@@ -1,5 +1,6 @@
 """Durable runs: queued, claimed, written as they grow, ended once; on the real store."""
 
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from flask import Flask
 from sqlalchemy import select, update
 
 from chatapp.assistant import SHIPPED_KNOWLEDGE, Provider, ProviderError, runner
-from chatapp.assistant.blocks import answer_html
+from chatapp.assistant.blocks import MOST_BLOCKS, answer_html
 from chatapp.assistant.builtin import BuiltIn, Knowledge
 from chatapp.assistant.runner import Runner
 from chatapp.bus import Bus
@@ -427,3 +428,29 @@ def test_the_built_in_assistant_answers_through_the_runner(house: House) -> None
     assert any('class="citation"' in block.html for block in answer.blocks)
     with house.store.database.read() as connection:
         assert connection.execute(select(runs.c.state)).scalars().all() == ["completed"]
+
+
+def test_an_answer_of_many_small_blocks_is_bounded_rows_written_by_turns(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of them takes what is too many; what is shown is the whole."""
+    text, written = "# h\n" * 2300, list[int]()
+    write = house.store.runs.write_answer
+
+    def counted(run: ClaimedRun, lease: str, body: str, changed: Sequence[tuple[int, str]]) -> Any:
+        written.append(len(changed))
+        return write(run, lease, body, changed)
+
+    monkeypatch.setattr(house.store.runs, "write_answer", counted)
+    house.start(Script(lambda history: iter([text])))
+    answer = house.wait(house.ask("q"), "completed", 20)
+    assert answer.body == text and MOST_BLOCKS < len(answer.blocks) + 2 <= MOST_BLOCKS + 3
+    assert "\n".join(block.html for block in answer.blocks).split() == "\n".join(answer_html(text)).split()
+    assert max(written) <= runner.MOST_WRITTEN
+
+
+def test_a_long_block_is_rendered_without_collections_of_garbage() -> None:
+    """With them it held up everybody for most of a second."""
+    before = gc.isenabled()
+    assert runner._uncollected(gc.isenabled) is False
+    assert gc.isenabled() is before

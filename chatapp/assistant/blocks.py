@@ -26,6 +26,12 @@ HALF_LINK = re.compile(r"!?\[[^\[\]\n]*(?:\](?:\([^()\s]*)?)?\Z")
 HALF_TABLE = re.compile(r"\A[ \t]*\|[^\n]*(?:\n[ \t|:-]*)?\Z")
 LARGE = 6000
 """An open block of more characters is parsed only once it has grown by a twentieth: parsing costs its length."""
+VAST = 40_000
+"""One of more characters only once it has grown by a quarter: a list or table of that size takes a second."""
+MOST_BLOCKS = 2000
+"""What follows so many finished blocks is joined to the last of them: each is a row to read with every page."""
+BUNCH = 500
+"""Tokens that are let go of at once: some 0.2 ms, in which nobody else can run."""
 MANY_TOKENS = 400
 """A list of more tokens is sanitised in bunches of about as many: some 2 ms each."""
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
@@ -245,7 +251,8 @@ class GrowingAnswer:
 
         A block that was shown and turned out to belong to its predecessor comes with empty HTML.
         """
-        if self._unparsed and (len(self._tail) < LARGE or self._unparsed * 20 > len(self._tail)):
+        length = len(self._tail)
+        if self._unparsed and (length < LARGE or self._unparsed * (20 if length < VAST else 4) > length):
             self._parse()
         now = self._finished + self._open
         now += [""] * (len(self._taken) - len(now))
@@ -258,7 +265,7 @@ class GrowingAnswer:
         self._unparsed = 0
         self._close_blocks()
         shown = self._tail if self._ended else _settled(self._tail)
-        self._open = [_html(_demoted(tokens)) for _, tokens in _top_level(shown)]
+        self._open = [_drawn(tokens) for _, tokens in _top_level(shown)]
 
     def _close_blocks(self) -> None:
         """Move to the finished ones every block after which another one has begun.
@@ -267,10 +274,31 @@ class GrowingAnswer:
         """
         whole = self._tail[: self._tail.rfind("\n") + 1]
         blocks = _top_level(whole)
-        if len(blocks) < 2:
-            return
-        self._finished += [_html(_demoted(tokens)) for _, tokens in blocks[:-1]]
-        self._tail = _from_line(self._tail, blocks[-1][0])
+        if len(blocks) > 1:
+            for _, tokens in blocks[:-1]:
+                self._finish(_drawn(tokens))
+            self._tail = _from_line(self._tail, blocks[-1][0])
+        for _, tokens in blocks:
+            _let_go(tokens)
+
+    def _finish(self, html: str) -> None:
+        if len(self._finished) < MOST_BLOCKS:
+            self._finished.append(html)
+        else:
+            self._finished[-1] += f"\n{html}"
+
+
+def _drawn(tokens: list[Token]) -> str:
+    """HTML of a block of an answer; its tokens are used up."""
+    html = _html(_demoted(tokens))
+    _let_go(tokens)
+    return html
+
+
+def _let_go(tokens: list[Token]) -> None:
+    """Forget tokens in bunches: to forget a hundred thousand of them in one go holds everybody up for 0.1 s."""
+    while tokens:
+        del tokens[-BUNCH:]
 
 
 def _from_line(text: str, line: int) -> str:

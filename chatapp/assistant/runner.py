@@ -5,10 +5,11 @@ which nothing was shown go on, the others end as interrupted with what was writt
 full for a while ends nothing: the provider is read on, and what it says is written as soon as that works.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 import gevent
 from gevent.event import Event
@@ -32,6 +33,8 @@ SLICE_S = 0.004
 """A provider that always has more to say lets others run after so many seconds."""
 A_TURN_S = 1e-6
 """A timer, however short, lets the event loop look at its sockets."""
+MOST_WRITTEN = 50
+"""Blocks in one transaction: some 5 ms of the event loop; more follow after a turn."""
 LONG_BLOCK = 3000
 """Characters of an open block from which on it is rendered beside the event loop: some 10 ms."""
 MOST_AT_ONCE = 16
@@ -43,6 +46,9 @@ TOO_LONG = "the answer reached the longest that this chat takes, {most:,} charac
 
 State = Literal["completed", "stopped", "interrupted", "failed"]
 Blocks = Sequence[tuple[int, str]]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +134,7 @@ class _Answer:
         self._take_in()
         if self._interrupted and not self._text.body:
             return  # nobody has seen anything of it: the next process goes on with it
-        computed_beside(self._text.finish)
+        computed_beside(_uncollected, self._text.finish)
         if self._interrupted:
             self._end("interrupted")
         elif verdict == "stop":
@@ -171,7 +177,7 @@ class _Answer:
         pieces, self._pieces = self._pieces, []
         text = "".join(pieces)
         is_long = self._text.open_length + len(text) > LONG_BLOCK
-        self._unwritten.update(computed_beside(self._render, text) if is_long else self._render(text))
+        self._unwritten.update(computed_beside(_uncollected, self._render, text) if is_long else self._render(text))
 
     def _render(self, text: str) -> list[tuple[int, str]]:
         self._text.feed(text)
@@ -180,13 +186,20 @@ class _Answer:
     def _flush(self) -> Verdict:
         """Write what changed; it stays unwritten, for the next time, where the database does not take it."""
         self._asked = False
-        changed = sorted(self._unwritten.items())
         try:
-            verdict = self._store.write_answer(self.run, self.run.lease, self._text.body, changed)
+            while (verdict := self._write_some()) == "go" and self._unwritten:
+                gevent.sleep(A_TURN_S)
         except StorageUnavailable:
             self._asked, self._next_try = True, time.monotonic() + RETRY_S
             return "go"
-        self._unwritten.clear()
+        return verdict
+
+    def _write_some(self) -> Verdict:
+        """Write the first of the blocks that changed. Raises StorageUnavailable."""
+        changed = sorted(self._unwritten.items())[:MOST_WRITTEN]
+        verdict = self._store.write_answer(self.run, self.run.lease, self._text.body, changed)
+        for index, _ in changed:
+            del self._unwritten[index]
         self._written_at = time.monotonic()
         return verdict
 
@@ -220,19 +233,33 @@ class _Answer:
         """The last word on a run that broke. Where not even that can be stored, the reaper ends it."""
         try:
             self._take_in()
-            computed_beside(self._text.finish)
+            computed_beside(_uncollected, self._text.finish)
             self._end("failed", sentence)
         except Exception:  # the store itself fails: nothing is left to try
             log.exception("run %d could not be ended; it will be found as interrupted", self.run.id)
 
     def _end(self, state: State, error: str | None = None) -> None:
         self._unwritten.update(self._text.changed())
-        changed = sorted(self._unwritten.items())
         while True:
             try:
-                return self._store.end_run(self.run, self.run.lease, state, self._text.body, changed, error)
+                while len(self._unwritten) > MOST_WRITTEN and self._write_some() != "lost":
+                    gevent.sleep(A_TURN_S)
+                rest = sorted(self._unwritten.items())
+                return self._store.end_run(self.run, self.run.lease, state, self._text.body, rest, error)
             except StorageUnavailable:  # it is kept until the database takes it, or this process ends
                 gevent.sleep(RETRY_S)
+
+
+def _uncollected(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call it without collections of garbage: each would look at all that a long text was parsed into, which takes up
+    to a second in which nobody else can run, and finds nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Runner:

@@ -19,6 +19,7 @@ from chatapp.connection.peer import News, Peer, Reader, StaleCursor
 from chatapp.conversation import Chat, ChatError, Conflict, Gone
 from chatapp.store import ClaimedRun, Person, Posted
 from chatapp.store.conversations import MOST_CHANGES, Conversations
+from chatapp.store.runs import AGAIN
 from chatapp.transports import frames
 from chatapp.transports.polling import Poll, Polls
 from simulation.disk import EPOCH, Crashed, Disk, MemoryStore
@@ -167,6 +168,7 @@ class Server:
         self.connections.clear()
         self.bus.subscribe(RUNS, lambda _: self._claim_soon())
         self._assistant_waits = False
+        self._leases: set[str] = set()  # of this process
         self.world.note(f"boot {self.life}")
         if self.answers:
             self._alive(0, self._reap)
@@ -324,8 +326,9 @@ class Server:
 
     def _claim(self) -> None:
         self._assistant_waits = False
-        claimed: list[ClaimedRun | None] = []
-        if self._survives(lambda: claimed.append(self.store.runs.claim_run(f"life{self.life}"))) and claimed[0]:
+        lease, claimed = self.world.uuid().hex, list[ClaimedRun | None]()
+        self._leases.add(lease)
+        if self._survives(lambda: claimed.append(self.store.runs.claim_run(lease))) and claimed[0]:
             self._answer(claimed[0])
 
     def _answer(self, run: ClaimedRun) -> None:
@@ -347,14 +350,16 @@ class Server:
             self._alive(FLUSH_MS, lambda: self._write(run, lease, script))
 
     def _reap(self) -> None:
-        mine = f"life{self.life}"
         found: list[tuple[int, list[ClaimedRun]]] = []
-        if self._survives(
-            lambda: found.append(self.store.runs.reap_runs(lambda _, by: by.strip("+") != mine, mine, 9))
-        ):
+        lease = f"life{self.life}"
+        self._leases.add(lease)
+        if self._survives(lambda: found.append(self.store.runs.reap_runs(self._is_gone, lease, 9))):
             for run in found[0][1]:
                 self._answer(run)
             self._claim_soon()
+
+    def _is_gone(self, _run: int, lease: str) -> bool:
+        return lease.rstrip(AGAIN) not in self._leases
 
     def _claim_now_and_then(self) -> None:
         self._claim_soon()
