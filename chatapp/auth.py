@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,12 +18,12 @@ from urllib.parse import urlsplit
 from flask import Flask, Request, g, request, session
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from itsdangerous import BadSignature
-from werkzeug.security import check_password_hash, generate_password_hash
+from werkzeug.security import generate_password_hash
 
-from chatapp.beside import beside
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.config import Settings, plain_address
+from chatapp.hashing import Hashing
 from chatapp.store import Person, SignIn, Store, now_ms
 
 TOKEN = "token"
@@ -54,6 +53,7 @@ class Auth:
         self._people = store.people
         self._settings = settings
         self._cache: Cache[str, tuple[SignIn, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
+        self._hashing = Hashing(settings.data_dir / "hashing.lock" if settings.workers > 1 else None)
         bus.subscribe(ACCESS, lambda _topic: self._cache.clear())
 
     # Sessions
@@ -108,18 +108,19 @@ class Auth:
 
     # Passwords
 
-    def sign_in(self, email: str, password: str) -> int:
-        """The number of the person with this address and password. Raises Refused."""
+    def sign_in(self, email: str, password: str, address: str) -> int:
+        """The number of the person with this e-mail and password, asked for from an address. Raises Refused, Busy."""
         found = self._people.password_hash(email.strip())
-        is_right = beside(check_password_hash, found[1] if found else _nobody(), password)
-        if found is None or not is_right:
+        is_right = self._hashing.check(address, found[1] if found else None, password)
+        # It may have waited, and the password been replaced meanwhile.
+        if found is None or not is_right or self._people.password_hash(email.strip()) != found:
             raise Refused("password", "The e-mail address or the password is wrong.")
         return found[0]
 
-    def first_run(self, name: str, email: str, password: str) -> Person:
-        """Make the first admin. Raises Refused for bad input, AlreadySetUp if somebody was faster."""
+    def first_run(self, name: str, email: str, password: str, address: str = "") -> Person:
+        """Make the first admin. Raises Refused for bad input, AlreadySetUp if somebody was faster, Busy."""
         name, email = checked_person(name, email, password)
-        return self._people.add_first_admin(name, email, hash_password(password))
+        return self._people.add_first_admin(name, email, self._hashing.make(address, password))
 
     # First run: strangers need the code that the start printed
 
@@ -142,12 +143,6 @@ class Auth:
         path = self._settings.data_dir / CODE_FILE
         expected = path.read_text().strip() if path.exists() else ""
         return expected != "" and hmac.compare_digest(expected.encode(), code.strip().upper().encode())
-
-
-@cache
-def _nobody() -> str:
-    """Hashed once, so that an unknown address costs as much time as a wrong password."""
-    return hash_password(secrets.token_hex(8))
 
 
 class Cookies:
@@ -286,8 +281,8 @@ def checked_person(name: str, email: str, password: str) -> tuple[str, str]:
 
 
 def hash_password(password: str) -> str:
-    """A slow hash, computed beside the event loop."""
-    return beside(generate_password_hash, password)
+    """A slow hash, for commands: no event loop waits for it."""
+    return generate_password_hash(password)
 
 
 def hash_token(token: str) -> str:

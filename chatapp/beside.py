@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import gevent
 from gevent import monkey
@@ -12,33 +12,38 @@ from gevent.threadpool import ThreadPool
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_computing: list[Any] = []  # this process's one thread for computing, made at its first use
-
 
 def has_loop() -> bool:
     """Whether an event loop serves this process, as gunicorn's worker does."""
     return bool(monkey.is_module_patched("threading"))
 
 
-def beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Wait for the disk or for C code in gevent's thread pool, and let others run meanwhile.
+class SingleThread:
+    """One real thread beside the event loop, made at its first use. What is given to it runs in turn, so each kind of
+    work has one of its own: what people wait for must not stand behind what strangers ask for."""
 
-    Without an event loop: call it here. The function must not touch locks, sockets or anything else of gevent's.
-    """
-    if not has_loop():
-        return function(*args, **kwargs)
-    result: R = gevent.get_hub().threadpool.apply(function, args, kwargs)
-    return result
+    def __init__(self) -> None:
+        self._pool: ThreadPool | None = None
+
+    def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Wait for the disk or for C code in the thread, and let others run meanwhile.
+
+        Without an event loop: call it here. The function must not touch locks, sockets or anything else of gevent's.
+        """
+        if not has_loop():
+            return function(*args, **kwargs)
+        if self._pool is None:
+            self._pool = ThreadPool(1)
+        result: R = self._pool.apply(function, args, kwargs)
+        return result
+
+
+_computing = SingleThread()
 
 
 def computed_beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Compute in Python beside the event loop: one thing at a time, or the loop would wait its turn behind all."""
-    if not has_loop():
-        return function(*args, **kwargs)
-    if not _computing:
-        _computing.append(ThreadPool(1))
-    result: R = _computing[0].apply(function, args, kwargs)
-    return result
+    return _computing.run(function, *args, **kwargs)
 
 
 class Standby:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from werkzeug.routing import MapAdapter
 
 from chatapp import offline, pages, probing, security, wellformed
+from chatapp.admission import Admission
 from chatapp.assets import asset_dir, content_hash
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
@@ -70,6 +71,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     house = app.extensions["chatapp"] = _build(app, settings, instance)
     app.session_interface = Sessions()
     cookies = Cookies(app, house.auth)
+    app.wsgi_app = Admission(app.wsgi_app, cookies)  # type: ignore[method-assign]
     Babel(app)
     CSRFProtect(app)
     app.register_blueprint(pages.pages)

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from flask import Blueprint, abort, current_app, jsonify, make_response, redirect, render_template, request, url_for
+from flask_babel import gettext as _
 
 from chatapp import auth as auth_room
 from chatapp.auth import Refused
@@ -19,6 +20,7 @@ from chatapp.config import browser_config
 from chatapp.connection.memory import experience, network_key
 from chatapp.connection.states import table_json
 from chatapp.conversation import ChatError, Conflict, Gone
+from chatapp.hashing import Busy
 from chatapp.house import house
 from chatapp.store import AlreadySetUp, ConnectionEvent, Place, Posted
 
@@ -139,12 +141,22 @@ def sign_in_post() -> Any:
     """Sign in and go where the person wanted to go."""
     form = request.form
     try:
-        person = house().auth.sign_in(form.get("email", ""), form.get("password", ""))
+        person = house().auth.sign_in(form.get("email", ""), form.get("password", ""), request.remote_addr or "")
     except Refused as error:
-        errors = {error.field: error.message}
-        return render_template("auth/sign_in.html", errors=errors, values=form, next=form.get("next", "")), 422
-    house().auth.begin(person)
-    return redirect(_own_path(form.get("next", "")), 303)
+        errors, status, headers = {error.field: error.message}, 422, {}
+    except Busy as busy:
+        errors, status, headers = {"form": busy_words(busy)}, 503, {"Retry-After": str(busy.retry_s)}
+    else:
+        house().auth.begin(person)
+        return redirect(_own_path(form.get("next", "")), 303)
+    page = render_template("auth/sign_in.html", errors=errors, values=form, next=form.get("next", ""))
+    return page, status, headers
+
+
+def busy_words(busy: Busy) -> str:
+    """What a person reads whose password cannot be checked now."""
+    words = _("Too many people are signing in at this moment. Try again in %(seconds)s seconds.", seconds=busy.retry_s)
+    return str(words)
 
 
 @pages.post("/sign-out")

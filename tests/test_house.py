@@ -24,17 +24,17 @@ BESIDE |= {".gitattributes", "bench", "deploy", "docs"}
 
 # A room may import what stands before its own row, and within its row only itself.
 ROWS: list[set[str]] = [
-    {"config", "bus", "beside", "assets", "cache", "served", "descriptors", "wellformed"}
+    {"config", "bus", "beside", "assets", "cache", "served", "descriptors", "wellformed", "fair_queue"}
     | {
         f"connection.{name}"
         for name in ("states", "facts", "delays", "record", "detector", "quality", "memory", "pacing")
     },
-    {"store"},
+    {"store", "hashing"},
     {"conversation", "auth"},
     {"connection"},
     {"transports", "assistant", "monitoring", "knowledge"},
     {"house"},
-    {"pages", "probing", "security", "proxies", "offline"},
+    {"pages", "probing", "security", "proxies", "offline", "admission"},
     {"client"},
     {"doctor"},
     {"cli", "server", "factory", ""},

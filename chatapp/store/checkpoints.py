@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatapp.beside import Standby, beside, has_loop
+from chatapp.beside import SingleThread, Standby, has_loop
 from chatapp.store.hot import driver
 
 PAGES = 1000  # of the log, about, between two checkpoints: SQLite's own number
@@ -34,6 +34,7 @@ class Checkpoints:
         self._pages = 0  # since the last one, about
         self._warned_at = float("-inf")
         self._standby = Standby(self._make)
+        self._thread = SingleThread()
 
     def count(self, changes: int) -> None:
         """A commit of so many changes."""
@@ -45,10 +46,10 @@ class Checkpoints:
     def _make(self) -> None:
         try:
             with self._engine.connect() as connection:
-                pages, left = _carry(connection)
+                pages, left = self._carry(connection)
                 if pages > MANY_PAGES:
                     with self._writer:
-                        pages, left = _carry(connection)  # what came meanwhile
+                        pages, left = self._carry(connection)  # what came meanwhile
             if left > MOST_PAGES:
                 self._warn(left)
         except (SQLAlchemyError, sqlite3.Error) as error:  # the next one, or a commit, tries again
@@ -67,13 +68,12 @@ class Checkpoints:
             pages * PAGE_BYTES >> 20,
         )
 
-
-def _carry(connection: Connection) -> tuple[int, int]:
-    """Carry over what can be; the log's length in pages, and how many of them had to stay."""
-    found = beside(_checkpoint, driver(connection))
-    if isinstance(found, sqlite3.Error):
-        raise found
-    return found
+    def _carry(self, connection: Connection) -> tuple[int, int]:
+        """Carry over what can be; the log's length in pages, and how many of them had to stay."""
+        found = self._thread.run(_checkpoint, driver(connection))
+        if isinstance(found, sqlite3.Error):
+            raise found
+        return found
 
 
 def _checkpoint(connection: sqlite3.Connection) -> tuple[int, int] | sqlite3.Error:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, bindparam, event, func, select, update
 
-from chatapp.beside import Standby, beside, has_loop
+from chatapp.beside import SingleThread, Standby, has_loop
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
@@ -232,6 +232,7 @@ class Database:
         self._commit_s = 0.0  # how long commits took lately
         self.failing: Reason | None = None  # why the last write failed; nothing where it did not
         self._tries_at = 0.0  # when the next write may be tried, only to know (monotonic)
+        self._committing = SingleThread()  # of its own: a commit waits for nothing but commits
         # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
         self._writer = threading.RLock()
         self._checkpoints = Checkpoints(engine, self._writer)
@@ -436,7 +437,7 @@ class Database:
         """Wait for the disk; where it is slow, beside the event loop. SQLAlchemy has nothing left to commit."""
         started = time.monotonic()
         if self._commit_s > SLOW_COMMIT_S:
-            if (error := beside(_commit, execute)) is not None:
+            if (error := self._committing.run(_commit, execute)) is not None:
                 raise error
         else:
             execute("COMMIT")

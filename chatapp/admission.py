@@ -1,0 +1,82 @@
+"""Admission control before Flask: a page takes the event loop a millisecond or more, and what has no session gets a
+share of its time. One at a time begins, in an order that is fair between addresses; people who are signed in pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import gevent
+
+from chatapp.auth import JUDGED, Cookies
+from chatapp.beside import has_loop
+from chatapp.fair_queue import FairQueue, Full
+from chatapp.wellformed import PLAIN
+
+APART_S = 0.01  # between two requests of strangers: they get some tenth of the event loop
+GIVE_WAY = 3.0  # the loop is late: wait so many times longer than that before the next one
+LONGEST_S = 0.25  # between two requests, however late the loop is
+MOST_WAITING = 500  # some 5 s
+REFUSE_AFTER_S = 1.0  # a refusal waits so long: at once it would only bring the next request sooner
+FREE = ("/static/", "/healthz", "/readyz")  # cheap, and needed by all
+WORDS = b"Too many people who are not signed in ask for pages at this moment. Try again in a few seconds.\n"
+RETRY_S = 5
+
+
+class Pace:
+    """Lets one request after the other begin, some time apart."""
+
+    def __init__(self) -> None:
+        self._queue = FairQueue(MOST_WAITING)
+        self._next_at = 0.0  # monotonic clock, s
+        self._is_running = False
+
+    def wait(self, address: str) -> None:
+        """Return when a request from this address may begin: at once where strangers are few. Raises Full."""
+        attempts, now = self._queue.count(address), time.monotonic()
+        if not self._is_running and now >= self._next_at:
+            self._next_at = now + APART_S
+            return
+        if not self._is_running:
+            self._is_running = True
+            gevent.spawn(self._run)
+        self._queue.wait(attempts)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                gevent.sleep(max(0.0, self._next_at - time.monotonic()))
+                now = time.monotonic()
+                late = max(0.0, now - self._next_at)
+                if not self._queue.let_next():
+                    return
+                self._next_at = now + min(LONGEST_S, max(APART_S, GIVE_WAY * late))
+        finally:
+            self._is_running = False
+
+
+class Admission:
+    """WSGI middleware."""
+
+    def __init__(self, app: Any, cookies: Cookies) -> None:
+        self._app = app
+        self._cookies = cookies
+        self._pace = Pace()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        try:
+            if has_loop() and self._is_strangers(environ):
+                self._pace.wait(environ.get("REMOTE_ADDR", ""))
+        except Full:
+            gevent.sleep(REFUSE_AFTER_S)
+            start_response("503 SERVICE UNAVAILABLE", [*PLAIN, ("Retry-After", str(RETRY_S))])
+            return [WORDS]
+        behind: Iterable[bytes] = self._app(environ, start_response)
+        return behind
+
+    def _is_strangers(self, environ: dict[str, Any]) -> bool:
+        if JUDGED in environ or environ.get("PATH_INFO", "").startswith(FREE):
+            return False
+        return self._cookies.sign_in(environ.get("HTTP_COOKIE", "")) is None

@@ -1,0 +1,94 @@
+"""A bounded queue that is fair between addresses, for what strangers may ask for.
+
+Who asked least lately is next (fair queuing by attempts): an address that asks again and again waits behind one that
+asks for the first time, and loses its place to it where the queue is full. Behind a proxy that is not declared, all are
+one address, and wait for one another.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from ipaddress import IPv6Network, ip_address
+
+from gevent.event import AsyncResult
+
+MOST_ADDRESSES = 4096  # whose attempts are counted; the one counted longest ago is forgotten first
+HALF_LIFE_S = 60.0  # after which an attempt counts half
+PREFIX_BITS = 64  # of an IPv6 address that its owner was given; the rest they choose themselves
+
+
+class Full(Exception):
+    """All places are taken by others who asked less often."""
+
+
+@dataclass(order=True, slots=True)
+class Turn:
+    """A place in the queue."""
+
+    attempts: float
+    number: int
+    result: AsyncResult = field(compare=False)  # True: it is this one's turn
+
+
+class FairQueue:
+    """Who waits, and how often each address asked lately."""
+
+    def __init__(self, most_waiting: int) -> None:
+        self._most_waiting = most_waiting
+        self._attempts: dict[str, tuple[float, float]] = {}  # how often, as of when
+        self._waiting: list[Turn] = []
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def count(self, address: str, more: float = 1.0) -> float:
+        """Count an attempt, or take one back; returns how many there are now."""
+        address, now = _prefix(address), time.monotonic()
+        attempts, since = self._attempts.pop(address, (0.0, now))
+        attempts = max(0.0, attempts * float(0.5 ** ((now - since) / HALF_LIFE_S)) + more)
+        if len(self._attempts) >= MOST_ADDRESSES:
+            del self._attempts[next(iter(self._attempts))]
+        self._attempts[address] = (attempts, now)
+        return attempts
+
+    def wait(self, attempts: float) -> None:
+        """Return when `let_next` says so. Raises Full. One that is ended meanwhile passes its turn on."""
+        self._number += 1
+        turn = Turn(attempts, self._number, AsyncResult())
+        self._waiting.append(turn)
+        if len(self._waiting) > self._most_waiting:
+            last = max(self._waiting)
+            self._waiting.remove(last)
+            last.result.set(False)
+        is_mine = False
+        try:
+            is_mine = turn.result.get()
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            elif not is_mine and turn.result.value:
+                self.let_next()
+        if not is_mine:
+            raise Full
+
+    def let_next(self) -> bool:
+        """It is the next one's turn; False where nobody waits."""
+        if not self._waiting:
+            return False
+        turn = min(self._waiting)
+        self._waiting.remove(turn)
+        turn.result.set(True)
+        return True
+
+
+def _prefix(address: str) -> str:
+    """Whom an address stands for: one of IPv6 for all that its owner may choose from."""
+    try:
+        found = ip_address(address)
+    except ValueError:  # a unix socket has none
+        return address
+    if found.version == 4 or found.ipv4_mapped:
+        return str(found)
+    return str(IPv6Network((found, PREFIX_BITS), strict=False))

@@ -1,0 +1,112 @@
+"""Password hashing, which strangers can ask for: one at a time, and who waits is bounded and in fair order.
+
+One hash takes some 0.1 s and 32 MB.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import gevent
+from werkzeug.security import check_password_hash, generate_password_hash
+
+from chatapp.beside import SingleThread, has_loop
+from chatapp.fair_queue import FairQueue, Full
+
+MOST_WAITING = 16  # some 2 s of hashing
+REFUSE_AFTER_S = 1.0  # a refusal waits so long: at once it would only bring the next attempt sooner
+MOST_REFUSED = 200  # refusals that wait; beyond they are at once, because each holds a request
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Busy(Exception):
+    """Too many wait for their password to be checked. `retry_s`: when there may be room."""
+
+    def __init__(self, retry_s: int) -> None:
+        super().__init__("too many passwords wait to be checked")
+        self.retry_s = retry_s
+
+
+class Hashing:
+    """Of one process. `lock` is a file by which the processes of one host hash one at a time, too."""
+
+    def __init__(self, lock: Path | None = None) -> None:
+        self._lock = lock
+        self._thread = SingleThread()
+        self._queue = FairQueue(MOST_WAITING)
+        self._is_busy = False
+        self._refused = 0
+        self._took_s = 0.1
+
+    def check(self, address: str, password_hash: str | None, password: str) -> bool:
+        """Whether this is the password. Without a hash it takes as long, and is not. Raises Busy."""
+        is_right = self._run(address, _is_right, password_hash, password)
+        if is_right:
+            self._queue.count(address, -1)
+        return is_right
+
+    def make(self, address: str, password: str) -> str:
+        """The hash of a password. Raises Busy."""
+        return self._run(address, generate_password_hash, password)
+
+    def _run(self, address: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if not has_loop():
+            return function(*args, **kwargs)
+        with self._turn(address):
+            started = time.monotonic()
+            result = self._thread.run(partial(self._alone, partial(function, *args, **kwargs)))
+            self._took_s = 0.8 * self._took_s + 0.2 * (time.monotonic() - started)
+            return result
+
+    def _alone(self, function: Callable[[], R]) -> R:
+        """In the thread: while no other process does the same, whose memory adds to ours."""
+        if self._lock is None:
+            return function()
+        with self._lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return function()
+
+    @contextmanager
+    def _turn(self, address: str) -> Iterator[None]:
+        attempts = self._queue.count(address)
+        try:
+            if self._is_busy:
+                self._queue.wait(attempts)
+        except Full:
+            self._refuse()
+        self._is_busy = True
+        try:
+            yield
+        finally:
+            self._is_busy = self._queue.let_next()
+
+    def _refuse(self) -> None:
+        retry_s = math.ceil(self._took_s * (MOST_WAITING + 1))
+        if self._refused < MOST_REFUSED:
+            self._refused += 1
+            try:
+                gevent.sleep(REFUSE_AFTER_S)
+            finally:
+                self._refused -= 1
+        raise Busy(retry_s)
+
+
+def _is_right(password_hash: str | None, password: str) -> bool:
+    is_right = check_password_hash(password_hash or _nobodys(), password)
+    return is_right and password_hash is not None
+
+
+@cache
+def _nobodys() -> str:
+    """Hashed once, so that an unknown address costs as much time as a wrong password."""
+    return generate_password_hash(secrets.token_hex(8))
