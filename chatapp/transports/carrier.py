@@ -16,7 +16,7 @@ from uuid import uuid4
 import gevent
 
 from chatapp.connection.peer import News, Peer
-from chatapp.store import ConnectionEvent, Posted, SignIn, now_ms
+from chatapp.store import ConnectionEvent, Posted, SignIn, StorageUnavailable, now_ms
 from chatapp.store.database import Job
 from chatapp.transports import doing, frames, framing
 from chatapp.transports.deflate import Inflater
@@ -122,9 +122,8 @@ class WebSocketConnection(WatchedSocket):
             self._take(parser)
         except Violation as violation:
             self.close(violation.code, violation.reason)
-        except Exception:  # what escapes here would leave the connection deaf but open
-            log.exception("reading a WebSocket failed")
-            self.close(SERVER_ERROR, "the server made a mistake")
+        except Exception as error:  # what escapes here would leave the connection deaf but open
+            self._fail("reading a WebSocket failed", error)
 
     def _take(self, parser: framing.Parser) -> None:
         """Do what is read; stop where too much waits, so that a flood stays in the kernel."""
@@ -194,10 +193,9 @@ class WebSocketConnection(WatchedSocket):
                 if self._close is None:
                     doing.follow(self._house, self._peer, frame)
                 self.wake()
-        except Exception:  # the outermost line of the greenlet: the other side must learn that it failed
-            log.exception("a frame on a WebSocket failed")
+        except Exception as error:  # the outermost line of the greenlet: the other side must learn that it failed
             self._inbox = ()
-            self.close(SERVER_ERROR, "the server made a mistake")
+            self._fail("a frame on a WebSocket failed", error)
         finally:
             self._is_working = False
             if self.ended_at is not None or self.is_over:
@@ -212,8 +210,7 @@ class WebSocketConnection(WatchedSocket):
             if (answer := doing.outcome(frame, job)) is not None:
                 self._peer.reply(answer)
             else:
-                log.error("a message from a WebSocket could not be stored", exc_info=job.error)
-                self.close(SERVER_ERROR, "the server made a mistake")
+                self._fail("a message from a WebSocket could not be stored", job.error)
             self.wake()
 
         self._sending += 1
@@ -259,9 +256,8 @@ class WebSocketConnection(WatchedSocket):
                 self.write(data)
             if self._may_flush() and (self._peer.dirty or self._peer.replies or self._is_doubtful):
                 self.wake()  # the rest in another turn: a reader with much to catch up with must not hold others
-        except Exception:  # the sweep must go on for all others
-            log.exception("writing a WebSocket failed")
-            self.close(SERVER_ERROR, "the server made a mistake")
+        except Exception as error:  # the sweep must go on for all others
+            self._fail("writing a WebSocket failed", error)
         self._is_flushing = False
         if self.is_paused:
             self._resume()
@@ -347,6 +343,14 @@ class WebSocketConnection(WatchedSocket):
         return self._house.auth.goes_on(self._session)
 
     # The end
+
+    def _fail(self, what: str, error: Exception | None) -> None:
+        """Close for a fault of ours, and say which kind: the client must not blame the network for it."""
+        if isinstance(error, StorageUnavailable):
+            self.close(SERVER_ERROR, "storage")  # the store has logged it
+        else:
+            log.error(what, exc_info=error)
+            self.close(SERVER_ERROR, "the server made a mistake")
 
     def close(self, code: int, reason: str = "") -> None:
         """Say goodbye as soon as what is being written is written. The first word counts."""
