@@ -309,8 +309,13 @@ def _host_of(url: str) -> str:
 
 def origin_is_allowed(settings: Settings, origin: str, requested: str) -> bool:
     """Whether a WebSocket may be opened from this Origin: ours as requested, PUBLIC_URL's, or a listed one."""
-    allowed = [requested.rstrip("/"), *settings.allowed_origins]
+    return origin != "" and origin.lower() in {item.lower() for item in expected_origins(settings, requested)}
+
+
+def expected_origins(settings: Settings, requested: str) -> list[str]:
+    """The origins that may open a WebSocket where the server was asked at `requested` (scheme, host and port)."""
+    expected = [requested.rstrip("/"), *settings.allowed_origins]
     if settings.public_url:
         parts = urlsplit(settings.public_url)
-        allowed.append(f"{parts.scheme}://{parts.netloc}")
-    return origin != "" and origin.lower() in {item.lower() for item in allowed}
+        expected.append(f"{parts.scheme}://{parts.netloc}")
+    return expected

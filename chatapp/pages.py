@@ -58,6 +58,14 @@ def is_from_here() -> bool:
     return auth_room.origin_is_allowed(settings, origin, request.host_url)
 
 
+def _other_address() -> str:
+    """The sentence for a page that was opened at an address that the settings do not name."""
+    expected = auth_room.expected_origins(house().settings, request.host_url)[1:]
+    came = request.headers.get("Origin", "")[:200]
+    words = f"This page was opened at {came}, but the server is set up for {' and '.join(expected)}."
+    return f"{words} Open it there; if that is wrong, CHATAPP_PUBLIC_URL is, which its operator can correct."
+
+
 PUBLIC = {"pages.sign_in", "pages.sign_in_post", "pages.first_run", "pages.first_run_post"}
 
 
@@ -65,7 +73,7 @@ PUBLIC = {"pages.sign_in", "pages.sign_in_post", "pages.first_run", "pages.first
 def guard() -> Any:
     """Everything but the doors needs a session."""
     if request.method == "POST" and not is_from_here():
-        return problem("origin", "This request came from another site.", 403)
+        return problem("origin", _other_address(), 403)
     if request.endpoint in PUBLIC or house().auth.current() is not None:
         return None
     if wants_json() or request.method == "POST":

@@ -10,6 +10,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatapp.config import Settings
 
+WEBSOCKET_SCHEMES = {"wss": "https", "ws": "http"}  # what Traefik says of an upgrade's scheme
 MOST_PEERS = 4096  # addresses that are known to be a proxy's, or not
 
 
@@ -28,7 +29,10 @@ class InFront:
         if not self._take_prefix(environ):
             start_response("404 NOT FOUND", [("Content-Type", "text/plain"), ("Content-Length", "0")])
             return []
-        app = self._behind_proxy if self._is_declared(peer) else self._app
+        is_declared = self._is_declared(peer)
+        if is_declared:
+            _name_scheme_as_http_does(environ)
+        app = self._behind_proxy if is_declared else self._app
         answer: Iterable[bytes] = app(environ, start_response)
         return answer
 
@@ -45,3 +49,10 @@ class InFront:
         environ["SCRIPT_NAME"] = prefix
         environ["PATH_INFO"] = path.removeprefix(prefix) or "/"
         return True
+
+
+def _name_scheme_as_http_does(environ: dict[str, Any]) -> None:
+    said = environ.get("HTTP_X_FORWARDED_PROTO", "")
+    if "ws" in said.lower():
+        names = (name.strip().lower() for name in said.split(","))
+        environ["HTTP_X_FORWARDED_PROTO"] = ",".join(WEBSOCKET_SCHEMES.get(name, name) for name in names)

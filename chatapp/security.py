@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, jsonify, render_template, request
 from flask_babel import gettext as _
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
+from chatapp.house import house
 from chatapp.store import StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
 
@@ -44,8 +46,7 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(CSRFError)
     def csrf(error: CSRFError) -> Any:
-        words = _("This page is too old, or the request came from another site. Reload the page and try again.")
-        return _error("csrf", 400, _("Please reload"), words)
+        return _error("csrf", 400, *_why_without_token(app))
 
     @app.errorhandler(StorageUnavailable)
     def storage(error: StorageUnavailable) -> Any:
@@ -62,6 +63,29 @@ def register(app: Flask) -> None:
         if code < 400:
             return error
         return _error(f"http-{code}", code, error.name, error.description or "")
+
+
+def _why_without_token(app: Flask) -> tuple[str, str]:
+    """Title and sentence for a form whose token does not fit: what is wrong, and who can mend it."""
+    opened_by = urlsplit(request.headers.get("Origin") or request.headers.get("Referer") or request.url).scheme
+    if app.config["SESSION_COOKIE_NAME"] not in request.cookies:
+        if app.config["SESSION_COOKIE_SECURE"] and opened_by == "http":
+            words = _(
+                "This page was opened over http, but the server gives out its cookie for https only. Open %(url)s "
+                "instead. Its operator decides that by CHATAPP_PUBLIC_URL.",
+                url=house().settings.public_url,
+            )
+            return _("Open the https address"), words
+        return _("No cookie came back"), _(
+            "Signing in needs a cookie, and this browser sent none. Allow cookies for this site, in the browser and in "
+            "its extensions. If that does not help, something on the way takes them out: show this to your admin."
+        )
+    sign_in = house().auth.current()
+    if request.endpoint == "pages.sign_in_post" and sign_in is not None:
+        name = sign_in.person.name
+        words = _("As %(name)s, in another tab or window. To be somebody else, sign out there first.", name=name)
+        return _("You are signed in already"), words
+    return _("Please reload"), _("This page is from before the last sign-in. Reload it and try again.")
 
 
 def _error(name: str, code: int, title: str, message: str) -> Any:

@@ -35,7 +35,7 @@ OUTCOME_WORDS = {
     "hung": N_("No: the request is never answered"),
     "cut": N_("No: the connection is cut before the answer is complete"),
     "redirect": N_(
-        "No: something on the network sends the request elsewhere, as guest networks do before one signs in"
+        "No: something on the way sends the request elsewhere, as guest networks and companies do before one signs in"
     ),
     "proxy-auth": N_("No: a proxy wants one to sign in to it (407)"),
     "signed-out": N_("You are signed out"),
@@ -51,7 +51,7 @@ OUTCOME_WORDS = {
     "mark-bare": N_("Yes; unusual headers are removed on the way, which does no harm"),
     "upgrade-off": N_("Switched off on this server (polling-only mode)"),
     "upgrade-stripped": N_("No: a proxy drops the upgrade on its way to the server"),
-    "upgrade-origin": N_("No: a proxy changes the host name, so the server refuses the page's origin"),
+    "upgrade-origin": N_("No: a proxy changes the server's address, so it refuses the page's origin"),
     "upgrade-hung": N_("No: the upgrade is never answered"),
     "upgrade-mute": N_("No: it opens, and then nothing passes"),
     "upgrade-dropped": N_("No: it opens, and is cut at once"),
@@ -85,7 +85,7 @@ VERDICT_WORDS = {
     "unreachable": N_("The server is out of reach: nothing answers at this address."),
     "silent": N_("Something takes the requests and does not answer them."),
     "tls": N_("No secure connection to the server can be made."),
-    "portal": N_("Something else on this network answers instead of the server."),
+    "portal": N_("Something else answers instead of the server: a sign-in page in front of it, or a filter."),
     "proxy-auth": N_("A proxy on this network wants one to sign in to it."),
     "filtered": N_("Something on this network refuses requests to the server."),
     "gateway": N_("A proxy answers, but cannot reach the server, or the server failed."),
@@ -103,7 +103,8 @@ FIX_WORDS = {
     ),
     "proxy-auth": N_("Sign in to the network's proxy, or have requests to this host pass without it."),
     "portal": N_(
-        "Open any page in a new tab and sign in to the network; or have this host allowed without the filter."
+        "Open this address in a new tab and sign in to what comes there: the network, or a company's sign-in before "
+        "the server. Or have requests to this host pass without it."
     ),
     "allow": N_("Have the firewall or web filter allow this host: GET and POST, and WebSocket (wss, port 443)."),
     "inspection": N_(
@@ -111,7 +112,10 @@ FIX_WORDS = {
         "it lets WebSocket open and then holds it up."
     ),
     "upgrade": N_("Pass the upgrade on to the server: HTTP/1.1, with the headers Upgrade and Connection."),
-    "host": N_("Pass the host name on as the browser sent it, or name the address in CHATAPP_PUBLIC_URL."),
+    "host": N_(
+        "The proxy's operator: pass the Host header on as the browser sent it, port included, and the scheme in "
+        "X-Forwarded-Proto (see CHATAPP_TRUSTED_PROXIES). Or the server's: name the address in CHATAPP_PUBLIC_URL."
+    ),
     "timeout": N_("Do not cut quiet connections: 75 seconds or more for idle and read timeouts."),
     "buffering": N_("Do not buffer answers."),
     "cache": N_("Do not cache: every answer of the chat says no-store, and must be asked for each time."),

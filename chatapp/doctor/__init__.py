@@ -43,7 +43,15 @@ class Found:
     @property
     def words(self) -> str:
         """The sentence for people."""
-        return advice.outcome_words(self.probe, self.outcome)
+        return advice.outcome_words(self.probe, self.outcome) + self._detail()
+
+    def _detail(self) -> str:
+        """What was expected and what came, where that says who can mend it."""
+        if self.outcome == "origin" and self.facts.get("expected"):
+            return f" (the address is {self.facts['came']}, the server was asked at {self.facts['expected']})"
+        if self.outcome == "redirect" and self.facts.get("location"):
+            return f" (to {self.facts['location']})"
+        return ""
 
 
 @dataclass
@@ -136,11 +144,12 @@ class Doctor:
         drill = said.get("drill") or None
         self._known = {"drill": drill, "hold": float(said.get("hold") or 0), "protocol": said.get("protocol")}
         self._known |= {"origin": said.get("origin") == "yes", "offered": said.get("offered") == "yes"}
+        self._known |= {"expected": said.get("expected") or "", "came": self._way.origin}
         return Found("mark", probes.outcome("mark", facts), facts)
 
     def _test(self, idle_s: float, hold_s: float | None) -> None:
         line = Line()
-        known = {name: self._known[name] for name in ("drill", "protocol", "origin", "offered")}
+        known = {name: self._known[name] for name in ("drill", "protocol", "origin", "offered", "expected", "came")}
         facts = line.open(self._way, f"{self._way.prefix}/ws", self._session.cookie) if known["offered"] else {}
         self._note("upgrade", facts | known)
         silence = threading.Thread(target=self._idle, args=(line, idle_s), daemon=True)

@@ -95,12 +95,20 @@ class Got:
     at: list[int] = field(default_factory=list)
     ms: int = 0
 
+    @property
+    def location(self) -> str:
+        """Where a redirect leads, without its query."""
+        if self.headers is None or self.status not in REDIRECTS:
+            return ""
+        return self.headers.get("Location", "").partition("?")[0]
+
     def facts(self, mark: str = MARK) -> dict[str, Any]:
         """What every rule may look at."""
         return {
             "error": self.error,
             "status": self.status,
             "redirected": self.status in REDIRECTS,
+            "location": self.location,
             "marked": self.text.lstrip().startswith(mark),
             "complete": self.text.rstrip().endswith(END),
             "ms": self.ms,

@@ -18,7 +18,7 @@ from flask import Flask, Response, request
 from flask_sock import Sock
 from werkzeug.wsgi import get_host
 
-from chatapp.auth import JUDGED, Comers, origin_is_allowed
+from chatapp.auth import JUDGED, Comers, expected_origins, origin_is_allowed
 from chatapp.config import Settings
 from chatapp.store import SignIn, Store
 from chatapp.transports.carrier import WebSocketConnection
@@ -106,8 +106,9 @@ class Judge:
             return Refusal(401, "Sign in first.\n")
         origin, host = environ.get("HTTP_ORIGIN", ""), f"{environ['wsgi.url_scheme']}://{get_host(environ)}"
         if not origin_is_allowed(self._house.settings, origin, host):
-            log.warning("refused a WebSocket from origin %s", shown(origin))
-            return Refusal(403, "This origin may not open a WebSocket here.\n")
+            words = _wrong_origin(self._house.settings, environ, origin, host)
+            log.warning("refused a WebSocket: %s", words)
+            return Refusal(403, f"{words}\n")
         if self._house.live.is_full() or "gunicorn.socket" not in environ:
             return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
         return sign_in
@@ -194,3 +195,14 @@ def is_key(key: str) -> bool:
         return len(base64.b64decode(key, validate=True)) == 16
     except ValueError:
         return False
+
+
+def _wrong_origin(settings: Settings, environ: dict[str, Any], origin: str, requested: str) -> str:
+    """What was expected, what came, and who can mend it."""
+    said = f"the Origin is {shown(origin)}, expected {shown(' or '.join(expected_origins(settings, requested)))}"
+    peer, scheme = environ.get("chatapp.peer", ""), environ.get("HTTP_X_FORWARDED_PROTO", "")
+    by = "the Host header" if not environ.get("werkzeug.proxy_fix.orig") else "X-Forwarded-Host and -Proto"
+    help_ = "A proxy must pass Host on with its port, or CHATAPP_PUBLIC_URL name the address that people open"
+    if scheme and "werkzeug.proxy_fix.orig" not in environ:
+        help_ += f"; {peer} sends X-Forwarded-Proto {shown(scheme)}, but is not in CHATAPP_TRUSTED_PROXIES"
+    return f"{said} (by {by}). {help_}."

@@ -104,6 +104,7 @@ class FaultProxy:
     strip (the server sees a plain GET); mute (101 passes, then nothing does); cut (101 passes, closed 300 ms later).
     hang_paths: requests to paths that begin so are never answered; hang_polls: nor are those of a polling transport.
     http_error: (status, headers) instead of the server's answer for paths that begin with http_error_on.
+    host: what the Host header becomes on the way.
     filter_for: requests whose body holds this get a filter's page with 403. lose_replies: how many answers to POSTs
     get lost after the server gave them. blackhole_all: every connection
     swallows bytes (True: of both directions; "up" or "down": of one), and one that did never recovers. longest_life:
@@ -139,6 +140,7 @@ class FaultProxy:
         self.cut_news: list[float] = []
         self.cache_polls = False
         self.filter_for = b""
+        self.host = ""
         self.requests: list[Seen] = []
         self.frames: list[Frame] = []
         self.accepted = 0
@@ -236,7 +238,7 @@ class FaultProxy:
         """Everything passes again; connections that were swallowed stay so."""
         self.upgrade, self.hang_paths, self.http_error = "pass", (), None
         self.lose_replies, self.blackhole_all, self.hang_polls = 0, False, False
-        self.filter_for = b""
+        self.filter_for, self.host = b"", ""
         self.longest_life, self.buffer_bytes, self.cache_polls, self.cut_news = 0.0, 0, False, []
         self.accept_connections()
 
@@ -359,7 +361,10 @@ class FaultProxy:
         if seen.is_upgrade and self.readable:
             names += ("sec-websocket-extensions",)
         server = self._server(connection, seen.path)
-        server.sendall((seen.head.without(*names) if names else seen.head.raw) + body)
+        raw = seen.head.without(*names) if names else seen.head.raw
+        if self.host:
+            raw = Head.of(raw).without("host")[:-2] + f"Host: {self.host}\r\n\r\n".encode()
+        server.sendall(raw + body)
         head, rest = self._read_answer_head(connection, server)
         seen.answer, seen.status, seen.answered_at = head, head.status, time.time()
         if head.status == 101:

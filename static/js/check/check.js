@@ -42,7 +42,7 @@ class Check {
     const is = (name) => said?.getAttribute(name) === "yes"
     this.#known = {
       drill: said?.getAttribute("drill") || null, protocol: said?.getAttribute("protocol") ?? null,
-      origin: is("origin"), offered: is("offered"),
+      origin: is("origin"), offered: is("offered"), expected: said?.getAttribute("expected") ?? "",
     }
     return { ...facts, fresh: said?.getAttribute("nonce") === nonce, header: is("header") }
   }
@@ -136,7 +136,9 @@ class Check {
 
   answer(probe) {
     const found = this.#outcomes[probe]
-    return word(`outcomes-${probe}-${found}`) || word(`outcomes-${found}`)
+    const said = word(`outcomes-${probe}-${found}`) || word(`outcomes-${found}`)
+    if (found !== "origin" || !this.#known.expected) return said
+    return `${said}. ${word("came", location.origin)} ${word("expected", this.#known.expected)}`
   }
 
   #conclude() {
