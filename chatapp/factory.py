@@ -32,7 +32,7 @@ from chatapp.served import Files
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
-from chatapp.transports import drilled, polling, websocket
+from chatapp.transports import drilled, integrity, polling, websocket
 from chatapp.transports.frames import Renderer
 
 MOST_FORM_BYTES = 512 * 1024  # a report of 200 events or a message of 20,000 characters, with room
@@ -81,6 +81,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         websocket.register(app, house, Comers(house.auth, cookies, house.bus))
     polling.register(app, house.polls, house.auth, settings)
     security.register(app)
+    integrity.register(app)
     _register_plain(app, house)
     offline.register(app, house)
     door = polling.Door(
@@ -154,9 +155,9 @@ def _register_plain(app: Flask, house: House) -> None:
     def static(version: str, name: str) -> Response:
         response = files.answer(name)
         if version == current:
-            response.headers["Cache-Control"] = "public, max-age=31536000, immutable"  # a year
+            response.headers["Cache-Control"] = "public, max-age=31536000, immutable, no-transform"  # a year
         else:  # a page of another process: what it gets now must not be kept under that name
-            response.headers["Cache-Control"] = "no-store"
+            response.headers["Cache-Control"] = integrity.UNKEPT
         return response
 
     @app.get("/healthz")

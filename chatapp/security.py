@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 from chatapp.house import house
 from chatapp.store import StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
+from chatapp.transports.integrity import UNKEPT
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
@@ -31,8 +32,7 @@ HEADERS = {
 def answer_headers(is_secure: bool, host: str) -> list[tuple[str, str]]:
     """The headers of every answer, for whom it is asked at this host."""
     policy = POLICY.format(socket=f"ws{'s' if is_secure else ''}://{host}")
-    # Conversations are private: no cache on the way, and none for the back button after signing out.
-    return [("Content-Security-Policy", policy), *HEADERS.items(), ("Cache-Control", "no-store")]
+    return [("Content-Security-Policy", policy), *HEADERS.items(), ("Cache-Control", UNKEPT)]
 
 
 def register(app: Flask) -> None:

@@ -59,6 +59,7 @@ class Body:
         response.set_etag(f"{self.tag}-gzip" if is_gzip else self.tag)  # other bytes, another tag
         response.last_modified = self.changed
         response.cache_control.no_cache = True  # unless the caller knows better
+        response.cache_control.no_transform = True
         response.make_conditional(request)
         return response
 

@@ -41,7 +41,7 @@ CODED = "This server takes no body in this transfer coding.\n"
 PLAIN = [
     ("Content-Type", "text/plain; charset=utf-8"),
     ("X-Content-Type-Options", "nosniff"),
-    ("Cache-Control", "no-store"),
+    ("Cache-Control", "no-store, no-transform"),
 ]
 
 log = logging.getLogger("chatapp.requests")

@@ -382,7 +382,7 @@ def test_every_answer_has_the_headers(shared: Server, path: str) -> None:
         assert policy["frame-ancestors"] == "'none'" and policy["base-uri"] == "'none'"
         assert policy["connect-src"] == f"'self' ws://127.0.0.1:{shared.port}"
         assert headers["X-Content-Type-Options"] == "nosniff"
-        assert headers["Cache-Control"] == "no-store"
+        assert headers["Cache-Control"] == "no-store, no-transform"
         assert headers["Referrer-Policy"] == "same-origin"
 
 

@@ -30,7 +30,9 @@ def test_static_files_are_kept_only_under_their_own_version(app: Flask) -> None:
     with client.get(current) as kept, client.get("/static/0123456789abcdef/js/app.js") as other:
         assert kept.status_code == other.status_code == 200 and kept.data == other.data
         assert {"immutable", "public"} <= set(kept.headers["Cache-Control"].split(", "))
-        assert other.headers["Cache-Control"] == "no-store", "the old page gets the new file, and no cache keeps it"
+        assert other.headers["Cache-Control"] == "no-store, no-transform", (
+            "the old page gets the new file, and no cache keeps it"
+        )
 
 
 def test_a_database_that_fails_is_not_ready(app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

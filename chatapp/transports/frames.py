@@ -21,6 +21,7 @@ from chatapp.connection.peer import News, StaleCursor
 from chatapp.store import ChangedMessage, Changes, Entry, Posted
 from chatapp.transports import framing
 from chatapp.transports.deflate import deflated
+from chatapp.transports.integrity import check_of, message_check
 
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
 MOST_RENDERED_BYTES = 16 << 20  # of them together: a long one has 20,000 characters, each up to six as HTML
@@ -191,6 +192,7 @@ MARKS = {
     str(MARKED.position): "position",
     str(MARKED.revision): "revision",
     MARKED.body: "body",
+    message_check(MARKED): "check",
     f"{MARKED.created_at:%Y-%m-%dT%H:%M:%SZ}": "time",
 }
 
@@ -214,6 +216,7 @@ class Form:
             "position": message.position,
             "revision": message.revision,
             "body": escape(message.body),
+            "check": message_check(message),
             "time": message.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         return Markup(self._format % what)
@@ -272,17 +275,25 @@ class Renderer:
 
     def _patch(self, message: ChangedMessage, cursor: int) -> str:
         """What a reader at `cursor` lacks of an answer that it shows already."""
-        parts = []
+        parts, tails = [], ""
         for block in message.blocks:
             if block.revision > cursor:
                 offset = block.offset(cursor)
-                tail = _text(block.html[offset:])
-                parts.append(element("chat-block", tail, index=block.index, offset=utf16_length(block.html[:offset])))
+                start, tail = block.html[:offset], block.html[offset:]
+                tails += tail
+                # The reader sees by `base` whether it has the same start, also where the length would fit.
+                where = {
+                    "index": block.index,
+                    "offset": utf16_length(start),
+                    "base": check_of(start) if start else None,
+                }
+                parts.append(element("chat-block", _text(tail), **where))
         if message.state_revision > cursor:
             parts.append(str(self._macro("_message.html", "footer")(message)).strip())
         # By position, and the state only where it changed: a long answer is hundreds of patches.
         state = message.state if message.state_revision > cursor else None
-        return element("chat-patch", "".join(parts), position=message.position, revision=message.revision, state=state)
+        place = {"position": message.position, "revision": message.revision}
+        return element("chat-patch", "".join(parts), **place, state=state, check=check_of(tails) if tails else None)
 
     def _macro(self, template: str, name: str) -> Any:
         key = f"{template}:{name}:{self._language()}"

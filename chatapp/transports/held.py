@@ -19,6 +19,7 @@ from gevent import socket
 from chatapp.bus import session_topic
 from chatapp.conversation import Gone
 from chatapp.store import SignIn
+from chatapp.transports.integrity import UNKEPT
 from chatapp.transports.live import NOWHERE, Live, Slot
 from chatapp.transports.watched import LINGER_S, WatchedSocket
 
@@ -161,7 +162,7 @@ class HeldPoll(WatchedSocket):
         self._leave()
         self._due = time.monotonic() + KEEP_S
         is_last = self._is_last or self._polls.is_draining
-        status, data = answer(found, self._head, is_last, self._polls)
+        status, data = answer(self._body(found), self._head, is_last)
         took = round((time.monotonic() - self._since) * 1000)
         self._lender.log(f'{self._client} "GET /changes" {status} {len(data)} {took}ms')
         if is_last:
@@ -170,6 +171,9 @@ class HeldPoll(WatchedSocket):
                 self._lender.live.timer.set(self, time.monotonic() + LINGER_S)
         else:
             self.write(data)
+
+    def _body(self, found: list[str]) -> bytes:
+        return self._polls.body(found, self._poll.armour) if found else b""
 
     def __call__(self) -> None:
         """Bytes: the next request, which is gunicorn's; before the answer they are too early."""
@@ -217,13 +221,12 @@ class HeldPoll(WatchedSocket):
         self._lender.live.lent -= 1
 
 
-def answer(found: list[str], fixed: str, is_last: bool, polls: Polls) -> tuple[int, bytes]:
+def answer(body: bytes, fixed: str, is_last: bool) -> tuple[int, bytes]:
     """Status and bytes of a whole HTTP answer."""
     keeps = "close" if is_last else "keep-alive"
     general = f"Date: {http_date(int(time.time()))}\r\nConnection: {keeps}\r\n"
-    if not found:
-        return 204, f"HTTP/1.1 204 NO CONTENT\r\n{general}Cache-Control: no-store\r\nVary: Cookie\r\n\r\n".encode()
-    body = polls.body(found)
+    if not body:
+        return 204, f"HTTP/1.1 204 NO CONTENT\r\n{general}Cache-Control: {UNKEPT}\r\nVary: Cookie\r\n\r\n".encode()
     head = f"HTTP/1.1 200 OK\r\n{general}{fixed}Content-Length: {len(body)}\r\n\r\n"
     return 200, head.encode("latin-1") + body
 

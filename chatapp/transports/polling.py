@@ -28,8 +28,9 @@ from chatapp.store import SignIn, StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import frames
 from chatapp.transports.held import MOST_HELD, HeldPoll, Lender
+from chatapp.transports.integrity import ARMOUR, UNKEPT, armoured
 
-NOTHING = [("Cache-Control", "no-store"), ("Vary", "Cookie")]  # headers of an answer that holds no document
+NOTHING = [("Cache-Control", UNKEPT), ("Vary", "Cookie")]  # headers of an answer that holds no document
 MOST_QUERIES, MOST_QUERY_BYTES = 4096, 4 << 20  # kept as parsed
 POLL_BYTES, FEED_BYTES = 800, 200  # that a parsed query takes, and each feed in it
 DRAIN_RETRY_S = 1  # when a poll that a closing server sends away should come back
@@ -47,6 +48,7 @@ class Poll:
     cursors: dict[str, int]
     wait_s: float
     person: str | None = None  # who the client believes to be signed in
+    armour: bool = False  # something on the way rewrites HTML
 
 
 def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
@@ -67,7 +69,9 @@ def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
         raise BadPoll("wait must be a number of seconds.") from None
     if not wait_s >= 0:
         raise BadPoll("wait must be a number of seconds from 0.")
-    return Poll(arguments.get("epoch", ""), cursors, min(wait_s, longest_hold_s), arguments.get("person"))
+    is_armoured = arguments.get(ARMOUR) == "1"
+    wait_s = min(wait_s, longest_hold_s)
+    return Poll(arguments.get("epoch", ""), cursors, wait_s, arguments.get("person"), is_armoured)
 
 
 class Queries:
@@ -96,7 +100,7 @@ class Polls:
         self.lender: Lender | None = None  # of sockets, where there is one
         self._epoch = epoch
         self._waiting: set[Event] = set()  # in greenlets
-        self._body: tuple[list[str], bytes] = ([], b"")
+        self._bodies: dict[bool, tuple[list[str], bytes]] = {}  # the last ones, plain and armoured
         self.is_draining = False
 
     def answer(self, person: int, session: int, poll: Poll) -> list[str]:
@@ -104,11 +108,13 @@ class Polls:
         found = self.now(person, poll)
         return found if found or poll.wait_s <= 0 else self._hold(person, session, poll)
 
-    def body(self, found: list[str]) -> bytes:
+    def body(self, found: list[str], is_armoured: bool) -> bytes:
         """The body of an answer; the same for many who waited for the same."""
-        if found != self._body[0]:
-            self._body = (found, frames.answer(found).encode())
-        return self._body[1]
+        kept = self._bodies.get(is_armoured)
+        if kept is None or found != kept[0]:
+            plain = frames.answer(found).encode()
+            kept = self._bodies[is_armoured] = (found, armoured(plain) if is_armoured else plain)
+        return kept[1]
 
     def hand_over(self, environ: dict[str, Any], sign_in: SignIn, poll: Poll, head: str) -> bool:
         """Have the event loop hold this request, if it can take its socket: False where it must wait as it is."""
@@ -214,16 +220,15 @@ class Door:
         self._headers = headers  # of every answer: (is https, host) -> names and values
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        found = None
+        body = None
         if environ.get("PATH_INFO") == "/changes" and environ.get("REQUEST_METHOD") == "GET":
-            found = self._frames(environ)
-        if found is None:
+            body = self._body(environ)
+        if body is None:
             behind: Iterable[bytes] = self._app(environ, start_response)
             return behind
-        if not found:
+        if not body:
             start_response("204 NO CONTENT", NOTHING)
             return []
-        body = frames.answer(found).encode()
         start_response("200 OK", [*self._document_headers(environ), ("Content-Length", str(len(body)))])
         return [body]
 
@@ -231,8 +236,8 @@ class Door:
         fixed = self._headers(environ["wsgi.url_scheme"] == "https", get_host(environ))
         return [*fixed, ("Vary", "Cookie"), ("Content-Type", "text/html; charset=utf-8")]
 
-    def _frames(self, environ: dict[str, Any]) -> list[str] | None:
-        """The answer's frames; None where Flask has to say why there are none."""
+    def _body(self, environ: dict[str, Any]) -> bytes | None:
+        """The answer's body, empty where nothing is new; None where Flask has to say why there is none."""
         if self._is_spoiled():
             return None
         query = environ.get("QUERY_STRING", "")
@@ -250,11 +255,12 @@ class Door:
         except StorageUnavailable:
             return None
         if found or poll.wait_s <= 0:
-            return found
+            return self._polls.body(found, poll.armour) if found else b""
         head = "".join(f"{name}: {value}\r\n" for name, value in self._document_headers(environ))
         if self._polls.hand_over(environ, sign_in, poll, head):
             raise StopIteration  # to gunicorn: the socket is not its own any more
-        return self._polls.answer(sign_in.person.id, sign_in.id, poll)
+        found = self._polls.answer(sign_in.person.id, sign_in.id, poll)
+        return self._polls.body(found, poll.armour) if found else b""
 
 
 def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:

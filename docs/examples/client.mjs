@@ -53,6 +53,8 @@ function parse(html) {
 }
 
 // --- Feeds: the client's rules
+const bit = (sum) => (sum >>> 1) ^ (0xedb88320 & -(sum & 1)), eight = (sum) => [..."12345678"].reduce(bit, sum);
+const crc = (text) => ~Buffer.from(text).reduce((sum, byte) => eight(sum ^ byte), -1) >>> 0;
 const conversation = randomUUID(), nothing = () => ({ cursor: 0, shown: new Map() });  // shown: by data-id
 const feeds = new Map([["list", nothing()], [conversation, nothing()]]);
 const cursors = (feeds) => [...feeds].map(([name, { cursor }]) => [name, cursor]);
@@ -66,10 +68,10 @@ function applyChild({ shown }, { name, attrs, children }) {
     const blocks = new Map(parts.map((one) => [one.attrs["data-index"], one.attrs["data-source"] ?? one.source]));
     return shown.set(id, { client, author, state, blocks, revision: Number(revision), position: Number(position) });
   }
-  for (const { attrs: { index, offset }, source } of children.filter((child) => child.name === "chat-block")) {
+  for (const { attrs: { index, offset, base }, source } of children.filter((child) => child.name === "chat-block")) {
     const old = known.blocks.get(index) ?? "";
-    if (Number(offset) > old.length) throw new RangeError("does not fit");  // length and slice count UTF-16 units
-    known.blocks.set(index, old.slice(0, Number(offset)) + unescape(source));
+    if (base && parseInt(base, 16) !== crc(old.slice(0, offset))) throw new RangeError("does not fit");
+    known.blocks.set(index, old.slice(0, offset) + unescape(source));  // slice counts UTF-16 units
   }
   Object.assign(known, { revision: Number(revision), state: state ?? known.state });
 }
@@ -77,8 +79,7 @@ function apply(feeds, { name, attrs, children }, askAgain = () => {}) {  // a po
   const feed = feeds.get(attrs.feed), forget = () => Object.assign(feed, nothing());
   if (name === "chat-gone") throw fatal("the conversation is gone");
   if (name === "chat-reload" && feed) return (epoch = attrs.epoch ?? epoch), forget(), askAgain();
-  if (name !== "chat-feed" || !feed) return;
-  if (Number(attrs.to) <= feed.cursor) return;
+  if (name !== "chat-feed" || !feed || Number(attrs.to) <= feed.cursor) return;
   if ("reset" in attrs) forget();
   if (Number(attrs.from) > feed.cursor) return askAgain();
   for (const child of children) try { applyChild(feed, child); } catch (error) {
@@ -94,8 +95,7 @@ async function ask(feeds, wait) {
   if (status === 400) throw fatal(`a wrong poll: ${text}`);
   if (status !== 204 && !(status === 200 && /^<chat-answer[^]*<\/chat-answer>\s*$/.test(text)))
     throw Object.assign(new Error("not ours"), { code: status, later });
-  for (const element of parse(text)[0]?.children ?? []) apply(feeds, element);
-  return { status };
+  return parse(text)[0]?.children.forEach((element) => apply(feeds, element)), { status };
 }
 async function poll() {
   for (let failed = 0, wait = 25, began = Date.now(); ; began = Date.now()) {
@@ -162,8 +162,8 @@ const follow = () => new Promise((resolve, reject) => {  // one socket, until it
 const reconnecting = () => stubborn(async () => {
   const { code, reason } = await follow();
   enter("reconnecting");
-  if (code === 403 || code === 404) throw fatal(`/ws answers ${code}`);
-  if (code === 401 || code === 4401) await signIn();
+  if ([403, 404].includes(code)) throw fatal(`/ws answers ${code}`);
+  if ([401, 4401].includes(code)) await signIn();
   await sleep(Number(/retry=([\d.]+)/.exec(reason)?.[1] ?? 0));
   throw new Error("and again");
 });

@@ -8,6 +8,7 @@ import { Outbox, Reports, uuid } from "./outbox.js"
 import { connectionFor } from "./sharing/sharing.js"
 import { isConnected } from "./states.js"
 import { StatusView, words } from "./status.js"
+import { isWhole, opened } from "./transports/integrity.js"
 import { Posts, advice } from "./transports/posts.js"
 
 const OLDER_WAIT = 300 // ms between pages of older messages; longer and longer where none comes
@@ -28,6 +29,7 @@ function start() {
   const { conversation } = body.dataset
   const view = new ConversationView(conversation)
   connection.view = view
+  if (view.isAltered) connection.rewriters.note()
   connection.outbox = outbox
   guard(() => new StatusView(connection, config))
   // An unsaved page has another id each time: its draft must not go by that.
@@ -60,9 +62,9 @@ function start() {
   guard(() => outbox.show())
   const act = actor(new Posts(config, (event) => connection.dispatch(event)), config)
   guard(() => listenToButtons(outbox, act))
-  guard(() => loadOlder(view, config))
+  guard(() => loadOlder(view, config, connection.rewriters))
   guard(() => listenToDialogs(act))
-  guard(() => readOffline(config, () => view.isAwaiting()))
+  guard(() => readOffline(config, () => view.isAwaiting(), connection.rewriters))
   connection.start()
 }
 
@@ -118,19 +120,22 @@ function listenToButtons(outbox, act) {
 }
 
 // Older messages when the top comes into view, by htmx into a holder of their own; only an answer of ours is swapped.
-function loadOlder(view, config) {
+function loadOlder(view, config, rewriters) {
   const older = document.getElementById("older")
   if (!older || !window.IntersectionObserver) return
   const holder = Object.assign(document.createElement("div"), { hidden: true })
   older.append(holder)
   let isBusy = false
+  let isArmoured = false
   let wait = OLDER_WAIT
   let timer = null
   const load = async () => {
     if (isBusy || older.hidden || !view.oldest) return
     isBusy = true
     wait = Math.min(LONGEST_OLDER_WAIT, wait * 3)
-    const url = `${config.messages_url.replace("{id}", body.dataset.conversation)}?before=${view.oldest}`
+    isArmoured = rewriters.isHere
+    const armour = isArmoured ? "&armour=1" : ""
+    const url = `${config.messages_url.replace("{id}", body.dataset.conversation)}?before=${view.oldest}${armour}`
     try {
       await window.htmx.ajax("GET", url, { source: holder, target: holder, swap: "innerHTML" })
     } catch (error) { console.error(error) }
@@ -141,19 +146,29 @@ function loadOlder(view, config) {
       observer.observe(older)
     }, wait)
   }
+  const distrust = () => { // it comes again, in an armour
+    rewriters.note()
+    holder.replaceChildren()
+    wait = OLDER_WAIT
+  }
   holder.addEventListener("htmx:after:request", (event) => {
-    const { response: { status, headers }, text } = event.detail.ctx
+    const { ctx } = event.detail
+    const { status, headers } = ctx.response
+    const text = ctx.text = opened(ctx.text)
     const whole = text.trim()
     if (status === 200 && whole.startsWith("<chat-older") && whole.endsWith("</chat-older>")) return
     event.preventDefault()
+    if (status === 200 && !isArmoured && /<chat-older.*<\/chat-older>/s.test(text)) return distrust()
     wait = Math.max(wait, advice(headers, text))
   })
   holder.addEventListener("htmx:after:swap", () => {
     const answer = holder.querySelector("chat-older")
     if (!answer) return
+    const articles = [...answer.querySelectorAll("article.message")]
+    if (!isArmoured && !articles.every(isWhole)) return distrust()
     wait = OLDER_WAIT
     older.hidden = !answer.hasAttribute("more")
-    view.prepend([...answer.querySelectorAll("article.message")].reverse())
+    view.prepend(articles.reverse())
     holder.replaceChildren()
   })
   const seen = (entries) => { if (entries.some((entry) => entry.isIntersecting)) load() }

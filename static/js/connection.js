@@ -7,6 +7,7 @@ import { isConnected, newRecord, step } from "./states.js"
 import { publish } from "./status.js"
 import { NetworkMemory, Presence, delivery, latency, listen } from "./surroundings.js"
 import { Cause } from "./transports/cause.js"
+import { Rewriters, isWhole } from "./transports/integrity.js"
 import { PollingTransport } from "./transports/polling.js"
 import { ackOf, refusalOf } from "./transports/posts.js"
 import { WebSocketTransport } from "./transports/websocket.js"
@@ -21,11 +22,13 @@ export class Connection {
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
   onChange = publish // (record)
+  rewriters = null // which networks rewrite HTML (transports/integrity.js)
   replaces = "" // the name of the socket that the next one takes the place of: the server closes it
 
   // prefix: of what is kept in localStorage
   constructor(config, states, prefix) {
     this.#memory = new NetworkMemory(prefix, config, (data) => this.#report("network", { data }))
+    this.rewriters = new Rewriters(prefix, config)
     const { is_doubtful, killGap } = this.#memory.lesson
     this.#config = { latency_ms: latency(), is_doubtful, ...config }
     this.#states = states
@@ -34,7 +37,9 @@ export class Connection {
     this.#cause = new Cause(config, (event) => this.dispatch(event))
     const world = {
       on: (event) => this.dispatch(this.#cause.excuse(event)),
-      receive: (element, transport) => this.#receive(element, transport),
+      receive: (element, transport, isArmoured) => this.#receive(element, transport, isArmoured),
+      resync: () => this.#subscribe(Object.fromEntries(this.#feeds)),
+      rewriters: this.rewriters,
       plan: () => ({ epoch: document.body.dataset.epoch ?? "", feeds: Object.fromEntries(this.#feeds) }),
       activity: (awaiting) => this.#activity(awaiting),
       heartbeat: config.heartbeat_ms,
@@ -172,14 +177,14 @@ export class Connection {
   }
 
   // An element from the server. True if it moved a cursor.
-  #receive(element, transport) {
+  #receive(element, transport, isArmoured = false) {
     const feed = element.getAttribute("feed")
     switch (element.localName) {
       case "chat-hello":
         if (!isMine(element)) return this.dispatch({ type: "signed_out", reason: "signed-out" })
         this.onHello(element)
         return this.#adoptEpoch(element.getAttribute("epoch"))
-      case "chat-feed": return this.#applyFeed(feed, element, transport)
+      case "chat-feed": return this.#applyFeed(feed, element, transport, isArmoured)
       case "chat-ack": return this.#land(element.getAttribute("client-id"), { ok: true, ack: ackOf(element) })
       case "chat-refused": return this.#land(element.getAttribute("client-id"), refusalOf(element))
       case "chat-reload": this.#adoptEpoch(element.getAttribute("epoch"))
@@ -212,7 +217,7 @@ export class Connection {
     return false
   }
 
-  #applyFeed(feed, element, transport) {
+  #applyFeed(feed, element, transport, isArmoured) {
     const cursor = this.#feeds.get(feed)
     const from = Number(element.getAttribute("from"))
     const to = Number(element.getAttribute("to"))
@@ -220,6 +225,11 @@ export class Connection {
     if (cursor === undefined) return false
     if (from > cursor && !reset) return this.#resync(feed)
     if (to <= cursor) return false // also a late reset: it knows less than what is shown
+    if (!isArmoured && ![...element.children].every(isWhole)) {
+      this.rewriters.note()
+      this.#polling.mend(transport)
+      return false
+    }
     if (this.view?.apply(feed, element) === false) return this.#restart(feed)
     this.#feeds.set(feed, to)
     if (transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect()

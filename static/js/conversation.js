@@ -3,6 +3,7 @@
 
 import { focusComposer } from "./composer.js"
 import { daySeparator, words, wordTime, wordTimes } from "./status.js"
+import { checkOf, isWhole } from "./transports/integrity.js"
 
 const NEAR_END = 100
 
@@ -19,6 +20,7 @@ export class ConversationView {
 
   constructor(conversation) {
     this.conversation = conversation
+    this.isAltered = [this.#messages, this.#list].map(forgetAltered).includes(true)
     this.#log?.addEventListener("scroll", () => this.#onScroll(), { passive: true })
     this.#jump?.addEventListener("click", () => { this.scrollToEnd(); focusComposer() }) // the button vanishes
     // What grows without our doing (fonts, the composer, a phone's keyboard) must not leave the end either.
@@ -127,7 +129,8 @@ export class ConversationView {
     const body = article.querySelector(":scope > .body")
     let block = body.querySelector(`:scope > .block[data-index="${index}"]`)
     const old = block ? this.#sources.get(block) ?? block.dataset.source ?? "" : ""
-    if (offset > old.length) return false
+    const base = piece.getAttribute("base")
+    if (offset > old.length || (base && base !== checkOf(old.slice(0, offset)))) return false
     const source = old.slice(0, offset) + piece.textContent
     if (!block) {
       block = Object.assign(document.createElement("div"), { className: "block" })
@@ -272,6 +275,17 @@ function take(article) {
   if (article.previousElementSibling?.matches(".day")) article.previousElementSibling.remove()
   article.remove()
   separate(next)
+}
+
+// A page that was rewritten on the way: what is wrong in it comes again. → whether anything is
+function forgetAltered(container) {
+  const altered = [...container?.children ?? []].filter((child) => !isWhole(child))
+  for (const { dataset } of altered) {
+    const since = Number(dataset.position ?? 1) - 1 // after which it comes whole: a list from its beginning
+    container.dataset.cursor = Math.min(container.dataset.cursor, since)
+    dataset.revision = "-1"
+  }
+  return altered.length > 0
 }
 
 // → whether anything had to go

@@ -109,7 +109,8 @@ class FaultProxy:
     get lost after the server gave them. blackhole_all: every connection
     swallows bytes (True: of both directions; "up" or "down": of one), and one that did never recovers. longest_life:
     connections that begin now are cut after so many seconds. buffer_bytes: what the server says is held until so much
-    has come or an answer is complete. cut_news: of each poll with news only this share arrives, as from a proxy that
+    has come or an answer is complete. rewrite: what is done to the body of each HTML answer, and to each text frame of
+    a server. cut_news: of each poll with news only this share arrives, as from a proxy that
     says no length and ends. cache_polls: a poll is answered with what the same URL got in the last minute.
     readable: takes permessage-deflate out of the handshake so that frames can be read here; keep_frames: whether they
     are, which costs.
@@ -139,6 +140,7 @@ class FaultProxy:
         self.buffer_bytes = 0
         self.cut_news: list[float] = []
         self.cache_polls = False
+        self.rewrite: Callable[[bytes], bytes] | None = None
         self.filter_for = b""
         self.host = ""
         self.requests: list[Seen] = []
@@ -238,7 +240,7 @@ class FaultProxy:
         """Everything passes again; connections that were swallowed stay so."""
         self.upgrade, self.hang_paths, self.http_error = "pass", (), None
         self.lose_replies, self.blackhole_all, self.hang_polls = 0, False, False
-        self.filter_for, self.host = b"", ""
+        self.filter_for, self.host, self.rewrite = b"", "", None
         self.longest_life, self.buffer_bytes, self.cache_polls, self.cut_news = 0.0, 0, False, []
         self.accept_connections()
 
@@ -386,12 +388,13 @@ class FaultProxy:
         assert seen.answer is not None
         losing = seen.head.method == "POST" and self.lose_replies > 0
         cutting = seen.is_poll and seen.status == 200 and bool(self.cut_news)
+        rewriting = self.rewrite if "html" in seen.answer.headers.get("content-type", "") else None
         body = Body(seen.answer, seen.head.method)
         whole = waiting = seen.answer.raw + rest
         seen.answer_body = rest
         body.feed(rest)
         while True:
-            if not losing and not cutting and (body.done or len(waiting) >= self.buffer_bytes):
+            if not losing and not cutting and not rewriting and (body.done or len(waiting) >= self.buffer_bytes):
                 self._to_client(connection, seen, waiting)
                 waiting = b""
             if body.done:
@@ -403,6 +406,11 @@ class FaultProxy:
             body.feed(more)
         if self.cache_polls and _may_cache(seen) and len(whole) < KEPT:
             self._cache[seen.head.target] = (time.monotonic() + CACHED_S, whole)
+        if rewriting and not losing:
+            said = rewriting(whole[len(seen.answer.raw) :])
+            head = seen.answer.without("content-length")[:-2] + b"Content-Length: %d\r\n\r\n" % len(said)
+            seen.done_to_it = "rewritten" if whole[len(seen.answer.raw) :] != said else ""
+            self._to_client(connection, seen, head + said)
         if cutting:
             seen.done_to_it, said = "cut", whole[len(seen.answer.raw) :]
             said = said[: int(len(said) * self.cut_news.pop(0))]
@@ -455,8 +463,10 @@ class FaultProxy:
         if connection.cut_in_frame:
             connection.client.sendall(data[: len(data) // 2])
             raise Ended
-        if self.keep_frames:
-            self.frames += reader.feed(data, time.time())
+        if self.keep_frames or self.rewrite:
+            found = reader.feed(data, time.time())
+            self.frames += found
+            data = b"".join(frame.rewritten(self.rewrite) for frame in found) if self.rewrite else data
         connection.client.sendall(data)
         seen.bytes_down += len(data)
 

@@ -1,5 +1,6 @@
 """Just enough HTTP/1.1 and RFC 6455 to watch a connection go by: heads, ends of bodies, frames."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 HEAD_LIMIT = 64 * 1024
@@ -100,6 +101,15 @@ class Frame:
     def close_code(self) -> int:
         """The code of a close frame; 1005 where it has none."""
         return int.from_bytes(self.payload[:2], "big") if len(self.payload) >= 2 else 1005
+
+    def rewritten(self, rewrite: Callable[[bytes], bytes]) -> bytes:
+        """A server's frame as it goes on, with something done to its text."""
+        payload = rewrite(self.payload) if self.opcode == 1 else self.payload
+        n = len(payload)
+        size = (
+            bytes([n]) if n < 126 else b"\x7e" + n.to_bytes(2, "big") if n < 1 << 16 else b"\x7f" + n.to_bytes(8, "big")
+        )
+        return bytes([0x80 | self.opcode]) + size + payload
 
 
 @dataclass

@@ -7,7 +7,7 @@ import { words } from "../status.js"
 const INSTALL_AFTER = 2000 // once connected: what the page needs itself comes first
 const KEEP_AFTER = 3000 // without another change
 
-export function readOffline(config, isAwaiting) {
+export function readOffline(config, isAwaiting, rewriters) {
   const { instance, keptAt } = document.body.dataset
   const messages = document.getElementById("messages")
   let isOnline = false
@@ -27,7 +27,7 @@ export function readOffline(config, isAwaiting) {
       if (!navigator.serviceWorker) return // plain http hosts have none
       installed ??= install()
       const { active } = await installed
-      active.postMessage({ type: "keep", url: location.origin + location.pathname })
+      active.postMessage({ type: "keep", url: location.origin + location.pathname, armour: rewriters.isHere })
     } catch (error) {
       installed = null // tried anew with the next change
       console.warn("nothing is kept for reading offline:", error.message)

@@ -47,6 +47,7 @@ class SharedConnection {
   }
 
   set reports(reports) { this.#own.reports = reports }
+  get rewriters() { return this.#own.rewriters }
   get record() { return { ...this.#record, queued: this.#queued } }
   get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= Date.now() }
   get pace() { return this.#tabs.isHolder ? this.#own.pace : this.#pace ?? this.#own.pace }

@@ -3,22 +3,34 @@
 // swapped in: it is a named failure. Beside a held poll, a small heartbeat notices that its socket hangs.
 
 import { rttEstimate } from "../delays.js"
+import { opened } from "./integrity.js"
 import { Pacing } from "./pacing.js"
 import { Posts, advice, codeOf, fetchWithin, isSignIn } from "./posts.js"
 
 const MARK = "<chat-answer"
 const END = "</chat-answer>"
+const ARMOUR = "<chat-armour"
 const GAP = 20
 const EARLY = 1000
 const BEATS = { awaiting: 2000, active: 5000, visible: 5000, idle: 15000 } // not while hidden or offline
 const BEAT_LATER = 5000
+const MEND_AGAIN = 3000
+
+// The answer without white space around it; null where it is not ours, or not all of it.
+function whole(text) {
+  const answer = text.trim()
+  return answer.startsWith(MARK) && answer.endsWith(END) ? answer : null
+}
+
+const parsed = (html) => Object.assign(document.createElement("template"), { innerHTML: html }).content
 
 export class PollingTransport {
   #config; #world; #form; #inbox
   #running = false; #request = null; #timer = null; #heartbeat = null; #beating = false
   #estimate = null; #pacing; #posts; #due = null
 
-  // world: {on, receive, plan() → {epoch, feeds}, activity() → "awaiting" | "visible" | "hidden"}
+  #mending = false
+  // world: {on, receive, plan() → {epoch, feeds}, activity() → "awaiting" | "visible" | "hidden", rewriters}
   constructor(config, world) {
     this.#config = config
     this.#world = world
@@ -74,6 +86,26 @@ export class PollingTransport {
 
   subscribe() { if (this.#running) this.verify() }
 
+  // Something that arrived is not what was sent: ask for it again, in an armour. What came by a socket is asked for
+  // beside it; a poll simply asks on.
+  mend(transport) {
+    if (transport !== "polling") return this.#mend()
+    if (this.#request) this.#request.rewritten = true
+  }
+
+  async #mend() {
+    if (this.#mending) return
+    this.#mending = true
+    const url = `${this.#config.changes_url}?${new URLSearchParams(this.#inputs(0))}`
+    const ended = await fetchWithin(10000, url).then(({ response, text }) => {
+      const answer = response.status === 200 ? whole(opened(text)) : null
+      if (answer) this.#receive(parsed(answer), true)
+      return answer || response.status === 204
+    }).catch(() => false)
+    this.#mending = false
+    if (!ended) setTimeout(() => this.#world.resync(), MEND_AGAIN)
+  }
+
   // The person did something: a plain poll that is far off comes sooner.
   hasten() {
     if (this.#due === null || !this.#running || this.#request) return
@@ -92,17 +124,22 @@ export class PollingTransport {
     if (!this.#running || this.#request) return
     const htmx = window.htmx
     if (!this.#form || !htmx) return this.#fail({ reason: "server-unreachable" })
-    const { epoch, feeds } = this.#world.plan()
-    const cursors = Object.entries(feeds).map(([feed, cursor]) => ["c", `${feed}:${cursor}`])
-    const { person } = document.body.dataset // another person's session must not answer this page
-    const inputs = [["epoch", epoch], ["person", person], ["wait", wait], ...cursors].map(([name, value]) => {
+    const inputs = this.#inputs(wait).map(([name, value]) => {
       return Object.assign(document.createElement("input"), { type: "hidden", name, value })
     })
     this.#form.replaceChildren(...inputs)
-    this.#request = { wait, startedAt: performance.now(), query: new URLSearchParams(new FormData(this.#form)) }
+    this.#request = { wait, armour: this.#world.rewriters.isHere, startedAt: performance.now(), query: new URLSearchParams(new FormData(this.#form)) }
     htmx.process(this.#form)
     htmx.trigger(this.#form, "chat:poll")
     if (wait > 0) this.#scheduleHeartbeat(this.#request)
+  }
+
+  #inputs(wait) {
+    const { epoch, feeds } = this.#world.plan()
+    const { person } = document.body.dataset // another person's session must not answer this page
+    const armour = this.#world.rewriters.isHere ? [["armour", 1]] : []
+    const cursors = Object.entries(feeds).map(([feed, cursor]) => ["c", `${feed}:${cursor}`])
+    return [["epoch", epoch], ["person", person], ["wait", wait], ...armour, ...cursors]
   }
 
   #abort() {
@@ -114,9 +151,10 @@ export class PollingTransport {
   #gate(event) {
     const { ctx } = event.detail
     const { status, headers, raw } = ctx.response
-    const text = ctx.text.trim()
-    const begun = status === 200 && text.startsWith(MARK)
-    const ours = begun && text.endsWith(END)
+    const text = status === 200 ? opened(ctx.text) : ctx.text
+    const begun = status === 200 && [MARK, ARMOUR].some((mark) => text.includes(mark))
+    const ours = status === 200 && whole(text) !== null
+    ctx.text = text
     if (ours && this.#running) return
     event.preventDefault()
     ctx.hx = {} // a foreign answer's HX-* headers are not obeyed either
@@ -124,23 +162,33 @@ export class PollingTransport {
     else if (status === 401 || isSignIn(raw, this.#config)) this.#request.outcome = { signedOut: true }
     else if (raw.type === "opaqueredirect") this.#request.outcome = { reason: "redirected" }
     else if (status === 429) this.#request.outcome = { reason: reasonOf(text, "rate-limited"), advice_ms: advice(headers, text) }
+    else if (begun && text.includes(END) && !this.#request.armour) this.#noteRewriter() // with something around it
     else if (begun) this.#request.outcome = { reason: "server-unreachable" } // cut off on the way
     else if (status >= 500) this.#request.outcome = { reason: reasonOf(text, "server-unreachable"), advice_ms: advice(headers, text) }
     else this.#request.outcome = { reason: "foreign-page" }
   }
 
+  #noteRewriter() {
+    this.#world.rewriters.note()
+    this.#request.outcome = { ok: true, news: true }
+    this.#request.rewritten = true
+  }
+
   #takeIn() {
-    const answer = this.#inbox.querySelector("chat-answer")
-    let advanced = false
-    let more = false
-    for (const element of [...(answer?.children ?? [])]) {
-      if (element.hasAttribute("more")) more = true
+    const taken = this.#receive(this.#inbox, this.#request.armour)
+    this.#inbox.replaceChildren()
+    this.#request.outcome = { ok: true, news: true, ...taken }
+  }
+
+  #receive(holder, isArmoured) {
+    const taken = { advanced: false, more: false }
+    for (const element of [...(holder.querySelector("chat-answer")?.children ?? [])]) {
+      if (element.hasAttribute("more")) taken.more = true
       try {
-        if (this.#world.receive(element, "polling")) advanced = true
+        if (this.#world.receive(element, "polling", isArmoured)) taken.advanced = true
       } catch (error) { console.error(error) }
     }
-    this.#inbox.replaceChildren()
-    this.#request.outcome = { ok: true, news: true, advanced, more }
+    return taken
   }
 
   // htmx is still busy with the form while it reports the end: conclude in a task of its own.
@@ -170,6 +218,7 @@ export class PollingTransport {
     else this.#pacing.held(took, outcome.news)
     this.#world.on({ type: "poll_answered" })
     if (!this.#running) return
+    if (request.rewritten) return this.#next(0, 0)
     const unmoved = outcome.news && !outcome.advanced // something is wrong: never ask in a tight loop
     const gap = this.#pacing.gap(Date.now(), this.#world.activity(), outcome.news, !unmoved && !early)
     const wait = outcome.more ? 0 : Math.round(this.#pacing.hold(Date.now()) / 1000)

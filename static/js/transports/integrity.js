@@ -1,0 +1,69 @@
+// Is what arrived what was sent? Boxes on the way rewrite HTML (addresses, scripts, white space). Every element with
+// content has a check of it; where one fails, answers come in an armour from then on, and the network is remembered.
+
+const ARMOUR = /<chat-armour>([A-Za-z0-9+/=\s]*)<\/chat-armour>/
+const REMEMBERED = 7 * 24 * 3600000 // ms; afterwards the network is given another chance
+const MOST_NETWORKS = 20
+
+const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
+  for (let bit = 0; bit < 8; bit += 1) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1
+  return n
+})
+
+// The CRC-32 of a text's UTF-8, as the server writes it.
+export function checkOf(text) {
+  let sum = 0xffffffff
+  for (const byte of new TextEncoder().encode(text)) sum = TABLE[(sum ^ byte) & 255] ^ (sum >>> 8)
+  return (~sum >>> 0).toString(16).padStart(8, "0")
+}
+
+// One article, list entry or patch, as it came.
+export function isWhole(element) {
+  const check = element.dataset?.check ?? element.getAttribute("check")
+  return !check || check === checkOf(contentOf(element))
+}
+
+// The words, and where the links in them lead.
+function contentOf(element) {
+  if (element.localName === "li") return element.textContent
+  if (element.localName === "chat-patch") return words(element.querySelectorAll(":scope > chat-block"))
+  const body = element.querySelector(":scope > .body")
+  const links = [...body.querySelectorAll(":scope > .block a[href]")].map((link) => link.getAttribute("href"))
+  return words([body]) + links.join("")
+}
+
+const words = (elements) => [...elements].map((element) => element.textContent).join("")
+
+// An answer out of its armour, whatever stands around it; as it is where it has none.
+export function opened(text) {
+  const [, letters] = ARMOUR.exec(text) ?? []
+  if (letters === undefined) return text
+  const bytes = Uint8Array.from(atob(letters.replace(/\s/g, "")), (letter) => letter.charCodeAt(0))
+  return new TextDecoder().decode(bytes)
+}
+
+// Which networks rewrite what we get; kept in localStorage under this instance's and person's name.
+export class Rewriters {
+  #key; #network; #isHere = false
+
+  constructor(prefix, { network }) {
+    this.#key = `${prefix}:rewriters`
+    this.#network = network
+  }
+
+  get isHere() { return this.#isHere || this.#read()[this.#network] > Date.now() - REMEMBERED }
+
+  note() {
+    this.#isHere = true
+    if (!this.#network) return
+    const networks = { ...this.#read(), [this.#network]: Date.now() }
+    const newest = Object.entries(networks).sort(([, one], [, other]) => other - one).slice(0, MOST_NETWORKS)
+    try {
+      localStorage.setItem(this.#key, JSON.stringify(Object.fromEntries(newest)))
+    } catch (error) { console.error("rewriters: not remembered", error) }
+  }
+
+  #read() {
+    try { return JSON.parse(localStorage.getItem(this.#key)) ?? {} } catch { return {} }
+  }
+}
