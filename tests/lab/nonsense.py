@@ -136,7 +136,9 @@ class Wire:
                 if not data:
                     self.close()
                     return 0, b""
-        except (ConnectionError, WireError):
+        except TimeoutError:
+            raise AssertionError(f"no answer within {ANSWER_S:g} s to {request[:300]!r}") from None
+        except (OSError, WireError):
             self.close()
             return 0, b""
         raise AssertionError(f"no answer within {ANSWER_S:g} s to {request[:300]!r}")
