@@ -210,6 +210,7 @@ class Settings:
     )
 
     session_lifetime: float = _setting("A sign-in ends after so many days.", 30.0, _number(0.01, 3650), "days")
+    events_kept: float = _setting("Connection events are kept for so many days.", 14.0, _number(0.01, 3650), "days")
     assistant: str = _setting("Who answers: builtin, openai or off.", "builtin", _one_of(*ASSISTANTS))
     assistant_pace: float = _setting("Speed of the built-in assistant.", 400.0, _number(1, 1e7), "characters a second")
     longest_answer: int = _setting(

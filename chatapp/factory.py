@@ -28,6 +28,7 @@ from chatapp.connection.peer import Reader
 from chatapp.conversation import Chat
 from chatapp.house import House
 from chatapp.proxies import InFront
+from chatapp.quotas import Quotas
 from chatapp.served import Files
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
@@ -99,7 +100,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 def _build(app: Flask, settings: Settings, instance: str) -> House:
     """The rooms, each given what it needs of the others."""
     bus = Bus()
-    store = Store(app, settings.data_dir, bus, settings.workers)
+    store = Store(app, settings.data_dir, bus, settings.workers, settings.events_kept)
     knowledge = make_knowledge(settings)
     provider = make_provider(settings, knowledge)
     chat = Chat(store, assistant_answers=provider is not None)
@@ -121,6 +122,7 @@ def _build(app: Flask, settings: Settings, instance: str) -> House:
         reader=reader,
         polls=polling.Polls(reader, bus, epoch),
         live=live,
+        quotas=Quotas(),
         drills=Drills(store, bus, live.sockets, settings.drill_schedule),
         runner=None
         if provider is None

@@ -14,6 +14,7 @@ from chatapp.config import Settings
 from chatapp.connection.drills import Drills
 from chatapp.connection.peer import Reader
 from chatapp.conversation import Chat
+from chatapp.quotas import Quotas
 from chatapp.store import Store
 from chatapp.transports.frames import Renderer
 from chatapp.transports.polling import Polls
@@ -37,11 +38,13 @@ class House:
     polls: Polls
     live: Live
     drills: Drills
+    quotas: Quotas
     runner: Runner | None
 
     def start(self) -> None:
         """Begin the work that no request asks for; called in the worker, after the fork."""
         self.store.watcher.start()
+        self.store.retention.start()
         self.drills.start()
         if self.runner is not None:
             self.runner.start()
@@ -49,6 +52,7 @@ class House:
     def drain(self) -> None:
         """The worker is closing: tell every connection when to come back, and mark answers interrupted."""
         self.store.watcher.stop()
+        self.store.retention.stop()
         self.drills.stop()
         self.live.drain()
         self.polls.drain()

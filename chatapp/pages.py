@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import ceil
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,6 +27,7 @@ from chatapp.store import AlreadySetUp, ConnectionEvent, Place, Posted
 
 MOST_EVENTS = 200  # in one report
 NEWEST = (1 << 62) - 1  # after every position
+EVENT_BYTES = 300  # of a stored event, without its free part
 LONGEST_DATA = 2000  # characters of an event's free part
 
 pages = Blueprint("pages", __name__)
@@ -82,6 +84,14 @@ def guard() -> Any:
         return redirect(url_for("pages.first_run"))
     target = None if request.path == "/" else request.full_path.rstrip("?")
     return redirect(url_for("pages.sign_in", next=target))
+
+
+def slow_down(wait_s: float, message: str) -> None:
+    """End the request with 429 and when to come back, where there is anything to wait for."""
+    if wait_s > 0:
+        response = make_response(problem("rate", message, 429))
+        response.headers["Retry-After"] = str(ceil(wait_s))
+        abort(response)
 
 
 def problem(code: str, message: str, status: int) -> Any:
@@ -265,6 +275,9 @@ def create() -> Any:
     """A new conversation, with or without its first message."""
     form, chat = request.form, house().chat
     uuid = form.get("id") or str(uuid4())
+    if house().store.conversations.place(me(), uuid) is None:  # else it is there, and nothing is begun
+        words = _("You began very many conversations in a short time. Try again in a while; what you wrote is kept.")
+        slow_down(house().quotas.conversations.take(me(), 1), words)
     if not form.get("body", "").strip():
         place = chat.create(me(), uuid)
         if wants_json():
@@ -366,10 +379,18 @@ def events() -> Any:
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return problem("bad-events", "events must be a JSON list as docs/protocol.md describes it.", 400)
+    words = _("These are more reports than one person's pages may send. Keep them and send them again later.")
+    slow_down(house().quotas.events.take(*_size(rows)), words)
     new = house().store.events.add(rows)
     if house().drills.on(me()) is None:  # what fails on purpose says nothing about a network
         house().store.networks.learn(me(), [learned[name] for name in learned if name in new])
     return "", 204
+
+
+def _size(rows: list[ConnectionEvent]) -> tuple[str, int, int]:
+    """Whose events these are, how many, and their bytes: the whole of what a quota is asked."""
+    person = rows[0].person if rows else ""
+    return person, len(rows), sum(EVENT_BYTES + len(row.data.encode()) for row in rows)
 
 
 def _event(item: dict[str, Any], person: str) -> ConnectionEvent:

@@ -68,6 +68,7 @@ DEFAULTS = {
     "assistant": "builtin",
     "assistant_pace": 400,
     "longest_answer": 200_000,
+    "events_kept": 14,
     "openai_timeout": 60,
 }
 

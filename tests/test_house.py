@@ -29,7 +29,7 @@ ROWS: list[set[str]] = [
         f"connection.{name}"
         for name in ("states", "facts", "delays", "record", "detector", "quality", "memory", "pacing")
     },
-    {"store", "hashing"},
+    {"store", "hashing", "quotas"},
     {"conversation", "auth"},
     {"connection"},
     {"transports", "assistant", "monitoring", "knowledge"},

@@ -35,6 +35,7 @@ from chatapp.store.drills import Drill, DrillRunning, DrillTable
 from chatapp.store.events import ConnectionEvent, Events
 from chatapp.store.networks import NetworkTable
 from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignIn
+from chatapp.store.retention import Retention
 from chatapp.store.runs import ClaimedRun, Runs, Turn
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted
 from chatapp.store.tables import db, instance
@@ -83,7 +84,7 @@ def metrics_url(data_dir: Path) -> str:
 class Store:
     """The queries, by subject."""
 
-    def __init__(self, app: Flask, data_dir: Path, bus: Bus, workers: int = 1) -> None:
+    def __init__(self, app: Flask, data_dir: Path, bus: Bus, workers: int = 1, events_kept_days: float = 14.0) -> None:
         app.config["SQLALCHEMY_ENGINE_OPTIONS"] = POOL
         app.config["SQLALCHEMY_DATABASE_URI"] = database_url(data_dir)
         app.config["SQLALCHEMY_BINDS"] = {"metrics": {"url": metrics_url(data_dir), **POOL}}
@@ -100,6 +101,7 @@ class Store:
         self.drills = DrillTable(self.database)
         self.networks = NetworkTable(self.database)
         self.events = Events(Database(metrics, bus))
+        self.retention = Retention(self.events, events_kept_days)
         self.watcher = Watcher(self.database, bus, workers)
 
     def trouble(self) -> str:

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -82,6 +82,14 @@ class Events:
             self.add(events)
         except (SQLAlchemyError, sqlite3.Error, StorageUnavailable):
             log.exception("%d connection events were lost", len(events))
+
+    def forget(self, before: int, most: int) -> int:
+        """Delete at most so many of the events that were received before a time (ms); how many there were."""
+        received = connection_events.c.received_at
+        old = select(connection_events.c.id).where(received < before).order_by(received).limit(most)
+        with self.database.write() as tx:
+            done = tx.connection.execute(delete(connection_events).where(connection_events.c.id.in_(old)))
+        return done.rowcount
 
     def states_of(self, person: str, most: int) -> list[ConnectionEvent]:
         """The newest changes of state that a person's pages reported, newest first; a page's start is none."""

@@ -32,6 +32,7 @@ log = logging.getLogger("chatapp.websocket")
 NORMAL, NO_BINARY, ABNORMAL, POLICY, SERVER_ERROR, RESTART, SIGNED_OUT = 1000, 1003, 1006, 1008, 1011, 1012, 4401
 REPLACED = 4409
 OPENED, CLOSED = (1, "server-open"), (2, "server-close")  # number and type of the server's own events
+EVENT_BYTES = 300  # of a stored event, without its free part
 MOST_WAITING = 64  # answers to be written and frames to be done; beyond, a client floods and is not read
 MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
 ENOUGH_BYTES = 16_384  # for one write; more feeds than fit wait for room
@@ -404,4 +405,5 @@ class WebSocketConnection(WatchedSocket):
     def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
         text = (now_ms(), json.dumps(data))
         event = ConnectionEvent(self.name, what[0], self._person, what[1], "websocket", None, None, None, *text)
-        self._house.live.note(event, line)
+        is_kept = not self._house.quotas.events.take(self._person, 1, EVENT_BYTES + len(text[1]))
+        self._house.live.note(event if is_kept else None, line)

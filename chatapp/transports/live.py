@@ -245,9 +245,10 @@ class Live:
 
     # Events: stored together, beside what they are about
 
-    def note(self, event: ConnectionEvent, line: str = "") -> None:
+    def note(self, event: ConnectionEvent | None, line: str = "") -> None:
         """Have an event stored soon, and a line written to the access log. Never waits: the event loop calls it."""
-        self._events.append(event)
+        if event is not None:
+            self._events.append(event)
         if line:
             self._lines.append(line)
         if not self._is_storing:
@@ -256,12 +257,13 @@ class Live:
 
     def _store_events(self) -> None:
         try:
-            while self._events:
+            while self._events or self._lines:
                 lines, self._lines = self._lines, []
                 if lines:
                     access.info("%s", "\n".join(lines))
                 batch, self._events = self._events[:MOST_STORED], self._events[MOST_STORED:]
-                self._store(*batch)
+                if batch:
+                    self._store(*batch)
                 gevent.sleep(0)
         finally:
             self._is_storing = False

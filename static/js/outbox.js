@@ -5,6 +5,7 @@
 const RETRIES = [500, 1000, 2000, 4000, 5000]
 const MOST_REPORTS = 200 // of one page, kept while the server is out of reach
 const MOST_AT_ONCE = 50
+const LONGEST_PAUSE = 600000 // of reports, asked for by the server
 
 // crypto.randomUUID is missing on plain http hosts.
 export function uuid() {
@@ -170,7 +171,7 @@ export class Outbox {
 // Reports of what the page's connection went through: numbered by the page, kept until the server has them, so that
 // none is lost and a repeated one changes nothing. Those of closed pages go along with the next page's.
 export class Reports {
-  #key; #prefix; #client; #url; #canSend; #kept = []; #number = 0; #timer = null
+  #key; #prefix; #client; #url; #canSend; #kept = []; #number = 0; #timer = null; #until = 0
 
   constructor(prefix, client, url, canSend) {
     this.#prefix = `${prefix}:reports:`
@@ -191,7 +192,9 @@ export class Reports {
 
   async #send() {
     this.#timer = null
-    if (!this.#canSend()) return // the next transition brings them along
+    const pause = this.#until - Date.now()
+    if (pause > 0) this.#timer = setTimeout(() => this.#send(), Math.min(pause, LONGEST_PAUSE))
+    if (pause > 0 || !this.#canSend()) return // the next transition brings them along
     for (const key of storedKeys(this.#prefix)) {
       const kept = key === this.#key ? this.#kept : this.#read(key)
       const batch = kept.slice(0, MOST_AT_ONCE)
@@ -210,6 +213,7 @@ export class Reports {
       const headers = { Accept: "application/json" }
       const response = await fetch(this.#url, { method: "POST", body: this.#body(batch), headers })
       if (response.ok || response.status === 413) return true
+      if (response.status === 429) this.#until = Date.now() + 1000 * (Number(response.headers.get("Retry-After")) || 60)
       return response.status === 400 && (await response.json()).error?.code === "bad-events"
     } catch { return false }
   }
