@@ -17,12 +17,14 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Request, g, request, session
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask_babel import gettext as _
 from itsdangerous import BadSignature
 from werkzeug.security import generate_password_hash
 
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
-from chatapp.config import Settings, plain_address
+from chatapp.config import Settings
+from chatapp.fair_queue import FairQueue
 from chatapp.hashing import Hashing
 from chatapp.store import Person, SignIn, Store, now_ms
 
@@ -34,7 +36,7 @@ ENTRY_BYTES, SIGN_IN_BYTES = 450, 900  # of an entry whose content is of fixed s
 MOST_COMERS = 256  # who opened a WebSocket lately, and may soon do so again because the network is bad
 JUDGED = "chatapp.sign_in"  # in a request's environment: whose it is, found out before Flask
 CODE_FILE = "first-run-code"
-FORWARDING = ("forwarded", "via", "x-forwarded-", "x-real-ip")  # how the names of proxies' headers begin
+MOST_GUESSES = 10  # of the first-run code, by an address; after a minute half of them are forgotten
 
 
 class Refused(Exception):
@@ -46,6 +48,10 @@ class Refused(Exception):
         self.message = message
 
 
+class TooManyGuesses(Exception):
+    """This address tried too many codes of the first run lately."""
+
+
 class Auth:
     """Sessions and passwords of one instance."""
 
@@ -53,6 +59,7 @@ class Auth:
         self._people = store.people
         self._settings = settings
         self._cache: Cache[str, tuple[SignIn, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
+        self._guesses = FairQueue(0)  # only its counts
         self._hashing = Hashing(settings.data_dir / "hashing.lock" if settings.workers > 1 else None)
         bus.subscribe(ACCESS, lambda _topic: self._cache.clear())
 
@@ -122,27 +129,17 @@ class Auth:
         name, email = checked_person(name, email, password)
         return self._people.add_first_admin(name, email, self._hashing.make(address, password))
 
-    # First run: strangers need the code that the start printed
+    # First run: by the code that the start printed, wherever one comes from. Behind a proxy all seem to be local.
 
-    def needs_code(self) -> bool:
-        """Whether this request must bring the code.
-
-        Only a browser on this very machine needs none: peer, Host and Origin are loopback and no proxy's
-        header is there. A local proxy makes every stranger's peer loopback, hence all three.
-        """
-        if self._settings.public_url or any(name.lower().startswith(FORWARDING) for name, _ in request.headers):
-            return True
-        peer = request.environ.get("chatapp.peer") or request.remote_addr or ""
-        hosts = [peer, _host_of(f"//{request.host}")]
-        if request.method == "POST":
-            hosts.append(_host_of(request.headers.get("Origin", "")))
-        return not all(is_loopback(host) for host in hosts)
-
-    def is_code(self, code: str) -> bool:
-        """Whether this is the code of the start."""
+    def check_code(self, code: str, address: str) -> None:
+        """Raise Refused unless this is the code of the start, TooManyGuesses where an address had its guesses."""
+        if round(self._guesses.count(address, 0)) >= MOST_GUESSES:
+            raise TooManyGuesses
         path = self._settings.data_dir / CODE_FILE
         expected = path.read_text().strip() if path.exists() else ""
-        return expected != "" and hmac.compare_digest(expected.encode(), code.strip().upper().encode())
+        if not expected or not hmac.compare_digest(expected.encode(), code.strip().upper().encode()):
+            self._guesses.count(address)
+            raise Refused("code", _("Enter the code that the server printed when it started."))
 
 
 class Cookies:
@@ -240,7 +237,7 @@ class Sessions(SecureCookieSessionInterface):
 
 def first_run_code(data_dir: Path) -> str:
     """The code of an empty installation, made once."""
-    return _secret_file(data_dir / CODE_FILE, lambda: secrets.token_hex(4).upper())
+    return _secret_file(data_dir / CODE_FILE, lambda: secrets.token_hex(6).upper())
 
 
 def secret_key(data_dir: Path) -> str:
@@ -288,23 +285,6 @@ def hash_password(password: str) -> str:
 def hash_token(token: str) -> str:
     """What the database keeps of a session's token."""
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return plain_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host_of(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
 
 
 def origin_is_allowed(settings: Settings, origin: str, requested: str) -> bool:

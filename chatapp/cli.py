@@ -135,8 +135,8 @@ def _welcome(house: House) -> str:
     lines = [f"chatapp serves on {address}/", f"Data: {settings.data_dir}"]
     if house.store.people.is_empty():
         code = auth.first_run_code(settings.data_dir)
-        lines.append(f"First: open {address}/first-run and make your account.")
-        lines.append(f"From another machine it asks for this code: {code}")
+        lines.append(f"First: open {address}/first-run#code={code} and make your account.")
+        lines.append(f"Where the page asks for the code: {code}")
     return "\n".join(lines)
 
 

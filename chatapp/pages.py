@@ -16,7 +16,7 @@ from flask import Blueprint, abort, current_app, jsonify, make_response, redirec
 from flask_babel import gettext as _
 
 from chatapp import auth as auth_room
-from chatapp.auth import Refused
+from chatapp.auth import Refused, TooManyGuesses
 from chatapp.config import browser_config
 from chatapp.connection.memory import experience, network_key
 from chatapp.connection.states import table_json
@@ -123,15 +123,19 @@ def first_run() -> Any:
 @pages.post("/first-run")
 def first_run_post() -> Any:
     """Make the first admin, who is signed in at once."""
-    auth, form = house().auth, request.form
+    auth, form, address = house().auth, request.form, request.remote_addr or ""
     try:
         if not house().store.people.is_empty():
             raise AlreadySetUp
-        if auth.needs_code() and not auth.is_code(form.get("code", "")):
-            raise Refused("code", "Enter the code that the server printed when it started.")
-        person = auth.first_run(form.get("name", ""), form.get("email", ""), form.get("password", ""))
+        auth.check_code(form.get("code", ""), address)
+        person = auth.first_run(form.get("name", ""), form.get("email", ""), form.get("password", ""), address)
     except Refused as error:
         return _first_run_page({error.field: error.message}, form), 422
+    except TooManyGuesses:
+        words = _("Too many wrong codes came from your address. Try again in a minute, or use chatapp admin create.")
+        return _first_run_page({"code": words}, form), 429, {"Retry-After": "60"}
+    except Busy as busy:
+        return _first_run_page({"form": busy_words(busy)}, form), 503, {"Retry-After": str(busy.retry_s)}
     except AlreadySetUp:
         return problem("set-up", "Somebody has already set this up. Sign in instead.", 409)
     (house().settings.data_dir / auth_room.CODE_FILE).unlink(missing_ok=True)
@@ -140,8 +144,7 @@ def first_run_post() -> Any:
 
 
 def _first_run_page(errors: dict[str, str], values: Any) -> str:
-    needed = house().auth.needs_code() or "code" in errors
-    return render_template("auth/first_run.html", errors=errors, values=values, code_needed=needed)
+    return render_template("auth/first_run.html", errors=errors, values=values)
 
 
 @pages.get("/sign-in")
