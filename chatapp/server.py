@@ -10,24 +10,21 @@ import gc  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
-from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 from flask import Flask  # noqa: E402
 from gevent.event import Event  # noqa: E402
-from gevent.pool import Group  # noqa: E402
 from gunicorn.app.base import BaseApplication  # noqa: E402
 
 from chatapp import create_app, descriptors, wellformed  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
+from chatapp.gunicorn_bridge import read_settings_once  # noqa: E402
 from chatapp.transports.held import Lender  # noqa: E402
 
 DRAIN_LOOK_S = 1.0  # how late a drain begins at most where it is no signal that ends the worker
-FINISH_S = 1.0  # how long a worker that closes waits for the requests of connections that came back from held polls
 
-given_back = Group()
 settings = load(os.environ)
 descriptors.raise_limit()  # each WebSocket is one
 # A thread that renders something long gives way to the event loop after so many seconds (Python's default is 5 ms).
@@ -57,11 +54,11 @@ def post_worker_init(worker: Any) -> None:
     """Start the background work, and watch for the end."""
     house = worker.wsgi.extensions["chatapp"]
     wellformed.hook(worker)
+    read_settings_once(worker)
     gc.collect()
     gc.freeze()  # what was loaded stays: a full collection that looks at all of it would hold the loop for 50 ms
     house.start()
-    listener = worker.sockets[0]
-    house.polls.lender = Lender(partial(given_back.spawn, worker.handle, listener), worker.log.note, house.live)
+    house.polls.lender = Lender(worker.log.note, house.live)
 
     ending = Event()
     _tell_of_term(ending)
@@ -91,7 +88,6 @@ def worker_exit(_server: Any, worker: Any) -> None:
     app = getattr(worker, "wsgi", None)
     if app is not None and hasattr(app, "extensions"):
         app.extensions["chatapp"].finish()
-        given_back.join(timeout=FINISH_S)
     worker.log.write_out()
 
 

@@ -1,4 +1,4 @@
-"""Held polls, on the wire: their connection goes to the event loop and comes back, and none is lost on the way."""
+"""Held polls, on the wire: their connection leaves gunicorn and ends with the answer; none is lost on the way."""
 
 import http.client
 import socket
@@ -27,7 +27,7 @@ def nothing_left_running() -> None:
 
 
 class Kept:
-    """A connection that stays open, as a browser's."""
+    """A connection that stays open as long as the server lets it, and then another one, as a browser's."""
 
     def __init__(self, me: Client) -> None:
         self._me = me
@@ -47,11 +47,6 @@ class Kept:
         response = self.connection.getresponse()
         return response.status, response.read().decode()
 
-    @property
-    def port(self) -> int:
-        """Its own: another one would be another connection."""
-        return int(self.connection.sock.getsockname()[1])
-
 
 @pytest.fixture
 def conversation(me: Client) -> str:
@@ -63,18 +58,38 @@ def held_path(me: Client, conversation: str, wait: float = 8) -> str:
     return f"/changes?epoch={me.epoch}&c={conversation}:{cursor}&wait={wait:g}"
 
 
-def test_a_connection_serves_poll_after_poll_and_other_requests(me: Client, conversation: str) -> None:
+def test_poll_after_poll_is_answered_each_on_its_own_connection(me: Client, conversation: str) -> None:
     with Kept(me) as kept:
-        port = kept.port
         for number in range(5):
             kept.ask(held_path(me, conversation))
             time.sleep(0.1)
             me.post_message(conversation, f"news {number}")
             status, text = kept.answer()
             assert (status, f"news {number}" in text) == (200, True)
+            assert kept.connection.sock is None, "the answer says close"
             kept.ask("/healthz")
             assert kept.answer() == (200, "ok\n")
-        assert kept.port == port
+            assert kept.connection.sock is not None, "what is not held stays open"
+
+
+def test_an_answer_larger_than_the_kernel_takes_arrives_whole(me: Client, conversation: str) -> None:
+    """The server has closed by then: what the kernel has of it is delivered all the same."""
+    path = held_path(me, conversation)
+    head = f"GET {path} HTTP/1.1\r\nHost: {me.host}\r\nCookie: {me.cookie_header}\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect((me.host, me.port))
+        connection.sendall(head.encode())
+        time.sleep(0.3)
+        me.post_message(conversation, "x" * 20_000)
+        time.sleep(1)
+        text = b""
+        while part := connection.recv(4096):
+            text += part
+    answer, _, body = text.partition(b"\r\n\r\n")
+    length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    assert len(body) == length > 20_000
 
 
 def test_nothing_new_is_said_when_the_time_is_over(me: Client, conversation: str) -> None:

@@ -24,7 +24,18 @@ BESIDE |= {".gitattributes", "bench", "deploy", "docs"}
 
 # A room may import what stands before its own row, and within its row only itself.
 ROWS: list[set[str]] = [
-    {"config", "bus", "beside", "assets", "cache", "served", "descriptors", "wellformed", "fair_queue"}
+    {
+        "config",
+        "bus",
+        "beside",
+        "assets",
+        "cache",
+        "served",
+        "descriptors",
+        "wellformed",
+        "fair_queue",
+        "gunicorn_bridge",
+    }
     | {
         f"connection.{name}"
         for name in ("states", "facts", "delays", "record", "detector", "quality", "memory", "pacing")

@@ -221,9 +221,19 @@ class HeldPoll:
         self.seat = seat
         self.is_held = False
         self.on_message: Callable[[HeldPoll, bytes], None] = lambda poll, payload: None
+        self._loop = loop
+        self._connect()
+
+    def _connect(self) -> None:
         self._answers = Answers()
-        self.connection = Connection(loop, site.port)
+        self.connection = Connection(self._loop, self.site.port)
         self.connection.on_bytes = self._bytes
+
+    def ask(self, request: bytes) -> None:
+        """Send it, on a new connection where the server has ended the last one."""
+        if not self.connection.open:
+            self._connect()
+        self.connection.send(request)
 
     def hold(self) -> None:
         """Ask, and be held."""
@@ -238,7 +248,9 @@ class HeldPoll:
         self.connection.close()
 
     def _bytes(self, data: bytes) -> None:
-        for status, _, body in self._answers.feed(data):
+        for status, head, body in self._answers.feed(data):
+            if b"\r\nconnection: close" in head:
+                self.connection.close()
             self.answered(status, body)
 
 
@@ -253,7 +265,7 @@ class ProductPoll(HeldPoll):
         """Ask, and be held."""
         self.is_held = True
         where = Seat(self.seat.cookie, self.seat.room, self.cursor)
-        self.connection.send(get(f"{self.site.poll_path(where)}&wait=25", self.site.port, self.seat.cookie))
+        self.ask(get(f"{self.site.poll_path(where)}&wait=25", self.site.port, self.seat.cookie))
 
     def answered(self, status: int, body: bytes) -> None:
         """An answer came."""

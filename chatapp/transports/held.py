@@ -1,7 +1,7 @@
-"""A poll that waits: its socket is the event loop's until there is an answer, and then gunicorn's again.
+"""A poll that waits: its socket leaves gunicorn, is the event loop's until there is an answer, and ends with it.
 
 Meanwhile it costs an object instead of a greenlet with gunicorn's request, and one sweep answers all who wait for the
-same.
+same. It does not go back to gunicorn: bytes that came too early, or late, must never be taken for a request.
 """
 
 from __future__ import annotations
@@ -12,50 +12,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
-
-from gevent import socket
+from typing import TYPE_CHECKING
 
 from chatapp.bus import session_topic
 from chatapp.conversation import Gone
 from chatapp.store import SignIn
 from chatapp.transports.integrity import UNKEPT
 from chatapp.transports.live import NOWHERE, Live, Slot
-from chatapp.transports.watched import LINGER_S, WatchedSocket
+from chatapp.transports.watched import LINGER_S, WatchedSocket, has_unread
 
 if TYPE_CHECKING:
     from chatapp.transports.polling import Poll, Polls
 
-KEEP_S = 75.0  # how long an answered connection may be idle, as gunicorn's
 WRITE_S = 20.0  # how long the kernel may have no room for more of an answer; it has, once a third of its buffer is free
-MOST_HELD = (
-    10_000  # in a worker, with those that were answered; more wait as gunicorn's requests, whose number it bounds
-)
+MOST_HELD = 10_000  # in a worker; more wait as gunicorn's requests, whose number it bounds
 
-Address = tuple[str, int]
 log = logging.getLogger("chatapp.polling")
 
 
 @dataclass
 class Lender:
-    """Who lends the sockets, which is gunicorn: how it serves a connection, its log; and who looks after them."""
+    """What a held poll needs of gunicorn, which is its log, and who looks after it."""
 
-    serve: Callable[[Any, Address], object]  # does not wait
     log: Callable[[str], None]
     live: Live
 
 
 class HeldPoll(WatchedSocket):
-    """One poll, and then the connection it came by until the next request."""
+    """One poll, and the connection it came by."""
 
     __slots__ = (
-        "_address",
         "_client",
         "_due",
         "_head",
         "_is_awake",
         "_is_ended",
-        "_is_last",
         "_lender",
         "_poll",
         "_polls",
@@ -71,17 +62,14 @@ class HeldPoll(WatchedSocket):
         self._polls, self._lender = polls, lender
         self._sign_in, self._poll = sign_in, poll
         self._since = time.monotonic()
-        self._due = self._since + poll.wait_s  # for the answer, and then for the next request
+        self._due = self._since + poll.wait_s
         self._topics: tuple[int, ...] = ()
-        self._address: Address = ("", 0)
         self._client = self._head = ""
-        self._is_awake = self._is_ended = self._is_last = False
+        self._is_awake = self._is_ended = False
 
-    def start(self, address: Address, client: str, head: str, is_last: bool) -> None:
-        """Wait for news. `client`: for the log, as a declared proxy says it; `head`: the answer's fixed headers;
-        `is_last`: no other request follows.
-        """
-        self._address, self._client, self._head, self._is_last = address, client, head, is_last
+    def start(self, client: str, head: str) -> None:
+        """Wait for news. `client`: for the log, as a declared proxy says it; `head`: the answer's fixed headers."""
+        self._client, self._head = client, head
         self._topics = self._subscribed()
         self._polls.held.add(self)
         self._lender.live.lent += 1
@@ -140,7 +128,7 @@ class HeldPoll(WatchedSocket):
             return None
 
     def check(self, now: float) -> float:
-        """Its time is over: of waiting, of taking the answer, or of saying the next thing."""
+        """Its time is over: of waiting, of taking the answer, or of closing."""
         if self.blocked_at is not None:
             if now - self.blocked_at >= WRITE_S:
                 self.cut()
@@ -148,10 +136,7 @@ class HeldPoll(WatchedSocket):
             if now - self.ended_at >= LINGER_S:
                 self.cut()
         elif now >= self._due:
-            if self in self._polls.held:
-                self._answer([])
-            else:
-                self.cut()
+            self._answer([])
         if self.blocked_at is not None:
             return now + WRITE_S / 4
         return self._due if self.ended_at is None else now + LINGER_S / 4
@@ -160,46 +145,28 @@ class HeldPoll(WatchedSocket):
 
     def _answer(self, found: list[str]) -> None:
         self._leave()
-        self._due = time.monotonic() + KEEP_S
-        is_last = self._is_last or self._polls.is_draining
-        status, data = answer(self._body(found), self._head, is_last)
+        status, data = answer(self._body(found), self._head)
         took = round((time.monotonic() - self._since) * 1000)
         self._lender.log(f'{self._client} "GET /changes" {status} {len(data)} {took}ms')
-        if is_last:
-            self.end(data)
-            if not self.is_over:
-                self._lender.live.timer.set(self, time.monotonic() + LINGER_S)
-        else:
-            self.write(data)
+        self.end(data)
 
     def _body(self, found: list[str]) -> bytes:
         return self._polls.body(found, self._poll.armour) if found else b""
 
-    def __call__(self) -> None:
-        """Bytes: the next request, which is gunicorn's; before the answer they are too early."""
-        if self in self._polls.held or self.ended_at is not None:
-            super().__call__()
-        elif self.is_blocked:
-            self.pause()  # it was told that it may ask on: in its turn
+    def _half_close(self) -> None:
+        """The kernel has all of the answer and delivers it, also after the end; unless something unread is there."""
+        if self.bytes_in or has_unread(self._fd):
+            super()._half_close()
+            self._lender.live.timer.set(self, time.monotonic() + LINGER_S)
         else:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        fd, self._fd = self._fd, -1
-        self._reading.stop()
-        self._reading.close()
-        self._lender.live.timer.clear(self)
-        self._lender.live.lent -= 1
-        self._lender.serve(socket.socket(fileno=fd), self._address)
+            self.cut()
 
     def on_bytes(self, data: bytes) -> None:
-        """A request before the answer to the one before: legal and unheard of. It must be repeated, so say close."""
-        self._is_last = True
+        """A request before the answer to the one before: legal, unheard of, and to be repeated, as the answer says."""
+        self.pause()  # whatever more there is, the kernel keeps
 
     def on_room(self) -> None:
-        """The answer is with the kernel."""
-        self._due = time.monotonic() + KEEP_S
-        self.read_on()
+        """The answer is with the kernel: `end` has seen to the rest."""
 
     def _writable(self) -> None:
         before = self.bytes_out
@@ -212,7 +179,7 @@ class HeldPoll(WatchedSocket):
         self._lender.live.timer.set(self, time.monotonic() + WRITE_S)
 
     def on_cut(self) -> None:
-        """Whoever asked has gone."""
+        """The other side has gone."""
 
     def on_end(self) -> None:
         """Nothing is left of it."""
@@ -221,10 +188,9 @@ class HeldPoll(WatchedSocket):
         self._lender.live.lent -= 1
 
 
-def answer(body: bytes, fixed: str, is_last: bool) -> tuple[int, bytes]:
-    """Status and bytes of a whole HTTP answer."""
-    keeps = "close" if is_last else "keep-alive"
-    general = f"Date: {http_date(int(time.time()))}\r\nConnection: {keeps}\r\n"
+def answer(body: bytes, fixed: str) -> tuple[int, bytes]:
+    """Status and bytes of a whole HTTP answer, the last one on its connection."""
+    general = f"Date: {http_date(int(time.time()))}\r\nConnection: close\r\n"
     if not body:
         return 204, f"HTTP/1.1 204 NO CONTENT\r\n{general}Cache-Control: {UNKEPT}\r\nVary: Cookie\r\n\r\n".encode()
     head = f"HTTP/1.1 200 OK\r\n{general}{fixed}Content-Length: {len(body)}\r\n\r\n"

@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Flask, Response, jsonify, request
-from gevent import socket
 from gevent.event import Event
 from werkzeug.datastructures import MultiDict
 from werkzeug.wsgi import get_host
@@ -24,6 +23,7 @@ from chatapp.cache import Cache
 from chatapp.config import Settings
 from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
 from chatapp.conversation import Gone
+from chatapp.gunicorn_bridge import can_leave, end_request, take
 from chatapp.store import SignIn, StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import frames
@@ -118,19 +118,12 @@ class Polls:
 
     def hand_over(self, environ: dict[str, Any], sign_in: SignIn, poll: Poll, head: str) -> bool:
         """Have the event loop hold this request, if it can take its socket: False where it must wait as it is."""
-        sock, unreader = environ.get("gunicorn.socket"), _unreader(environ)
-        says = environ.get("HTTP_CONNECTION", "keep-alive").lower()
-        is_known = environ.get("SERVER_PROTOCOL") == "HTTP/1.1" and says in ("keep-alive", "close")
-        if self.lender is None or not is_known or sock is None or type(sock) is not socket.socket:
+        if self.lender is None or not can_leave(environ):
             return False
         live = self.lender.live
         if live.lent >= MOST_HELD or live.is_full():
             return False
-        if "REMOTE_PORT" not in environ or unreader is None or unreader.buf.getvalue():
-            return False  # the last: gunicorn has read more than this request, which would be lost
-        address = (environ["chatapp.peer"], int(environ["REMOTE_PORT"]))
-        held = HeldPoll(sock.detach(), self, self.lender, sign_in, poll)
-        held.start(address, environ["REMOTE_ADDR"], head, is_last=says == "close")
+        HeldPoll(take(environ), self, self.lender, sign_in, poll).start(environ["REMOTE_ADDR"], head)
         return True
 
     def drain(self) -> None:
@@ -195,11 +188,6 @@ class Polls:
         return found
 
 
-def _unreader(environ: dict[str, Any]) -> Any:
-    """What gunicorn has read of this connection and not used; None where it cannot be known."""
-    return getattr(getattr(environ["wsgi.input"], "reader", None), "unreader", None)
-
-
 class Door:
     """WSGI middleware: answers polls of who is known to be signed in, and leaves all else to the app behind it."""
 
@@ -258,7 +246,7 @@ class Door:
             return self._polls.body(found, poll.armour) if found else b""
         head = "".join(f"{name}: {value}\r\n" for name, value in self._document_headers(environ))
         if self._polls.hand_over(environ, sign_in, poll, head):
-            raise StopIteration  # to gunicorn: the socket is not its own any more
+            end_request()
         found = self._polls.answer(sign_in.person.id, sign_in.id, poll)
         return self._polls.body(found, poll.armour) if found else b""
 

@@ -5,8 +5,10 @@ Taken over from gunicorn after the handshake. Callbacks run in the event loop it
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import termios
 import time
 from typing import Any
 
@@ -207,6 +209,11 @@ class WatchedSocket:
         fd, self._fd = self._fd, -1
         os.close(fd)
         self.on_end()
+
+
+def has_unread(fd: int) -> bool:
+    """Whether bytes wait in the kernel."""
+    return fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0") != b"\0\0\0\0"
 
 
 def _shut(fd: int) -> None:

@@ -20,6 +20,7 @@ from werkzeug.wsgi import get_host
 
 from chatapp.auth import JUDGED, Comers, expected_origins, origin_is_allowed
 from chatapp.config import Settings
+from chatapp.gunicorn_bridge import can_leave, end_request, has_body, is_plain, take
 from chatapp.store import SignIn, Store
 from chatapp.transports.carrier import WebSocketConnection
 from chatapp.transports.deflate import agreed
@@ -34,6 +35,7 @@ __all__ = ["Door", "Live", "make_live", "register"]
 PATH, ENDPOINT = "/ws", "websocket_route"
 VERSION = "13"
 KEY_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455's
+ALONE = "An upgrade stands alone: no body, no Expect, and nothing behind it before it is answered.\n"
 FULL_RETRY_S = 5  # when a client that found no room may try again
 
 log = logging.getLogger("chatapp.websocket")
@@ -57,7 +59,7 @@ class Handshake:
     mode = "gunicorn"
 
     def __init__(self, environ: dict[str, Any]) -> None:
-        self.sock = environ["gunicorn.socket"]
+        self._environ = environ
         self.extension = agreed(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
         key = hashlib.sha1(environ["HTTP_SEC_WEBSOCKET_KEY"].encode() + KEY_GUID, usedforsecurity=False)
         lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
@@ -65,6 +67,10 @@ class Handshake:
         if self.extension:
             lines.append(f"Sec-WebSocket-Extensions: {self.extension}")
         self.answer = "\r\n".join([*lines, "", ""]).encode()
+
+    def take(self) -> int:
+        """The descriptor of its socket, which changes hands."""
+        return take(self._environ)
 
     def close(self) -> None:
         """flask-sock closes what its endpoint leaves; this one has handed its socket on."""
@@ -79,7 +85,7 @@ class NoAnswer(Response):
 
     def __call__(self, *_: object) -> Iterable[bytes]:
         """Tell gunicorn that all is answered, as flask-sock does."""
-        raise StopIteration
+        end_request()
 
 
 def make_live(settings: Settings, store: Store) -> Live:
@@ -96,7 +102,9 @@ class Judge:
         self._comers = comers
 
     def __call__(self, environ: dict[str, Any]) -> SignIn | Refusal:
-        """Whose it is, or why not: whoever is signed out, comes from a foreign page or finds no room."""
+        """Whose it is, or why not: who is signed out, comes from a foreign page or finds no room."""
+        if has_body(environ):
+            return Refusal(400, ALONE)
         if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != VERSION:
             return Refusal(426, "WebSocket version 13 is needed.\n", (("Sec-WebSocket-Version", VERSION),))
         if not is_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", "")):
@@ -109,8 +117,10 @@ class Judge:
             words = _wrong_origin(self._house.settings, environ, origin, host)
             log.warning("refused a WebSocket: %s", words)
             return Refusal(403, f"{words}\n")
-        if self._house.live.is_full() or "gunicorn.socket" not in environ:
+        if self._house.live.is_full() or not is_plain(environ):
             return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
+        if not can_leave(environ):
+            return Refusal(400, ALONE)
         return sign_in
 
 
@@ -139,7 +149,7 @@ class Door:
             with self._app.request_context(environ):
                 endpoint()
         except HandedOver:
-            raise StopIteration from None  # to gunicorn: all is answered
+            end_request()
 
 
 def is_upgrade(environ: dict[str, Any]) -> bool:
@@ -177,8 +187,7 @@ def register(app: Flask, house: House, comers: Comers) -> None:
         sign_in: SignIn = request.environ[JUDGED]
         if request.query_string:
             live.replace(request.args.get("replaces", ""), sign_in.person.id)
-        # The descriptor changes hands: gunicorn keeps an empty object that it may close.
-        fd, address = ws.sock.detach(), request.remote_addr or ""
+        fd, address = ws.take(), request.remote_addr or ""
         WebSocketConnection(fd, house, sign_in, address, bool(ws.extension)).start(ws.answer)
         raise HandedOver
 

@@ -12,11 +12,12 @@ defaults
     timeout server  SERVER
     timeout tunnel  TUNNEL
 frontend web
-    bind 127.0.0.1:LISTEN
+    bind 127.0.0.1:LISTEN BIND
     RULES
     option forwardfor
     default_backend chat
 backend chat
+    BACK
     server chat1 127.0.0.1:TARGET
 """
 
@@ -28,6 +29,8 @@ KINDS = {
     "deny": ("75s", "75s", "1h", "http-request deny if { hdr(Upgrade) -m found }"),  # no upgrades here
     "strip": ("75s", "75s", "1h", "http-request del-header Upgrade"),
     "ten": ("10s", "10s", "10s", ""),  # everything that is quiet for 10 s
+    "shares": ("75s", "75s", "1h", ""),  # its connections to the server are everybody's
+    "shares-h2": ("75s", "75s", "1h", ""),  # and clients speak HTTP/2 to it
 }
 
 
@@ -44,7 +47,9 @@ class HAProxy(Program):
         """The kind's time-outs and rules."""
         client, server, tunnel, rules = KINDS[self.kind]
         text = MAIN.replace("CLIENT", client).replace("SERVER", server).replace("TUNNEL", tunnel)
-        return text.replace("RULES", rules)
+        shares = "http-reuse always" if self.kind.startswith("shares") else ""
+        bind = "proto h2" if self.kind.endswith("-h2") else ""
+        return text.replace("RULES", rules).replace("BACK", shares).replace("BIND", bind)
 
     def arguments(self, file: Path) -> list[str]:
         """In the foreground."""
