@@ -5,7 +5,7 @@ import { proof } from "./delays.js"
 import { QualityWatch } from "./quality.js"
 import { isConnected, newRecord, step } from "./states.js"
 import { publish } from "./status.js"
-import { NetworkMemory, Presence, delivery, latency, listen } from "./surroundings.js"
+import { NetworkMemory, Presence, delivery, latency, listen, steadyClock } from "./surroundings.js"
 import { Cause } from "./transports/cause.js"
 import { Rewriters, isWhole } from "./transports/integrity.js"
 import { PollingTransport } from "./transports/polling.js"
@@ -65,7 +65,7 @@ export class Connection {
   get record() { return { ...this.#record } }
 
   // Messages flow, and the server has asked for no pause.
-  get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= Date.now() }
+  get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= steadyClock() }
 
   // To show only: how polls are paced now.
   get pace() { return this.#polling.pace }
@@ -125,7 +125,7 @@ export class Connection {
 
   #take(event) {
     const before = this.#record
-    const [after, actions] = step(this.#states, before, event, Date.now(), this.#config, Math.random)
+    const [after, actions] = step(this.#states, before, event, steadyClock(), this.#config, Math.random)
     this.#record = after
     this.#quality.note(event, before, after)
     if (event.type === "ws_ready" || event.type === "online" || event.type === "retry") this.#cause.forget()
@@ -145,7 +145,7 @@ export class Connection {
   }
 
   #do(action) {
-    if (action === "open_websocket") this.#websocket.open(proof(this.#record, Date.now()), this.#record.killGap)
+    if (action === "open_websocket") this.#websocket.open(proof(this.#record, steadyClock()), this.#record.killGap)
     else if (action === "close_websocket") {
       this.#websocket.close()
       this.#repost()
@@ -162,7 +162,7 @@ export class Connection {
   #post(flight) {
     flight.byWebSocket = false
     const { entry } = flight
-    const left = this.#record.notBefore - Date.now()
+    const left = this.#record.notBefore - steadyClock()
     if (left > 0) return this.#land(entry.id, { retry: "rate-limited", advice_ms: left })
     const sent = this.#polling.send(entry).catch((error) => console.error(error) ?? { retry: "error" })
     sent.then((outcome) => this.#land(entry.id, outcome))
@@ -239,8 +239,8 @@ export class Connection {
   // Ask again from the cursor; at once, but never more than once a second for a feed.
   #resync(feed) {
     if (this.#resyncs.has(feed)) return false
-    const wait = Date.now() - this.#resyncedAt > 1000 ? 0 : 1000
-    this.#resyncedAt = Date.now() + wait
+    const wait = steadyClock() - this.#resyncedAt > 1000 ? 0 : 1000
+    this.#resyncedAt = steadyClock() + wait
     this.#resyncs.set(feed, setTimeout(() => {
       this.#resyncs.delete(feed)
       if (this.#feeds.has(feed)) this.#subscribe({ [feed]: this.#feeds.get(feed) })
@@ -287,14 +287,16 @@ export class Connection {
     clearTimeout(this.#timer)
     const due = Math.min(...Object.values(this.#record.timers))
     if (!Number.isFinite(due)) return
+    const delay = Math.max(0, due - steadyClock())
+    const wanted = Date.now() + delay // only this clock goes on while a machine sleeps
     this.#timer = setTimeout(() => {
       // Far too late: this machine slept or was throttled. Nothing that "timed out" meanwhile says anything.
-      const slept = Date.now() - due > SLEPT && !isConnected(this.#record.status)
+      const slept = Date.now() - wanted > SLEPT && !isConnected(this.#record.status)
       if (!slept) return this.dispatch({ type: "tick" })
       this.dispatch({ type: "wake" })
       if (document.hidden) this.dispatch({ type: "hidden" })
       this.dispatch({ type: "tick" })
-    }, Math.max(0, due - Date.now()))
+    }, delay)
   }
 
   #publish() { this.onChange(this.record) }

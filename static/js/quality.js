@@ -1,6 +1,8 @@
 // How good the connection is: a score, a level that does not flicker, what limits it most. The rules are those of
 // chatapp/connection/quality.py, and tests/vectors/quality.json runs in both. Unknown is not good. Milliseconds.
 
+import { steadyClock } from "./surroundings.js"
+
 const TICK = 5000
 const WINDOW = 60000
 const HALF_LIFE = 300000
@@ -91,7 +93,7 @@ export class QualityWatch {
 
   // Every event of the connection, with the record before and after it.
   note(event, before, after) {
-    const now = Date.now()
+    const now = steadyClock()
     if (event.type === "measured") this.#quality.answered(now, event.rtt, event.jitter ?? 0)
     else if (event.type === "ws_suspect" || event.type === "poll_failed") this.#quality.lost(now)
     const isCut = event.type === "ws_closed" && before.status === "connected" && !after.offline
@@ -99,7 +101,7 @@ export class QualityWatch {
   }
 
   #tick() {
-    const now = Date.now()
+    const now = steadyClock()
     const { isLive, isHidden, extra } = this.#world.read()
     const verdict = this.#quality.tick(now, isLive, isHidden, extra)
     this.#world.on({ type: "quality", ...verdict })

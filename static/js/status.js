@@ -3,6 +3,7 @@
 
 import { focusComposer } from "./composer.js"
 import { isConnected } from "./states.js"
+import { steadyClock } from "./surroundings.js"
 
 const GRACE = 2500 // a trouble shorter than this needs no banner
 const GRACE_AFTER_WAKE = 8000
@@ -96,7 +97,7 @@ export class StatusView {
       this.#since = performance.now()
       if (record.status !== "polling" && record.status !== "connecting") this.#dismissed = null
     }
-    if (record.nextRetryAt !== this.#record?.nextRetryAt) this.#wait = record.nextRetryAt ? record.nextRetryAt - Date.now() : 0
+    if (record.nextRetryAt !== this.#record?.nextRetryAt) this.#wait = record.nextRetryAt ? record.nextRetryAt - steadyClock() : 0
     this.#record = record
     this.#draw()
   }
@@ -140,7 +141,7 @@ export class StatusView {
   }
 
   #values(record) {
-    const left = record.nextRetryAt ? record.nextRetryAt - Date.now() : 0
+    const left = record.nextRetryAt ? record.nextRetryAt - steadyClock() : 0
     const pace = this.#connection.pace
     return {
       rtt: record.rtt === null ? "" : words("rtt", record.rtt) || `${record.rtt} ms`,
@@ -157,7 +158,7 @@ export class StatusView {
 
   // The page /connection shows the record itself.
   #facts(record) {
-    const left = record.nextRetryAt ? Math.max(0, record.nextRetryAt - Date.now()) : 0
+    const left = record.nextRetryAt ? Math.max(0, record.nextRetryAt - steadyClock()) : 0
     const carries = isConnected(record.status)
     return {
       state: words(`state-${record.status}`),

@@ -1,11 +1,15 @@
 // What is around the connection: the person (how closely to watch, by what they do) and the network (what is remembered
-// of it between pages). Milliseconds.
+// of it between pages), and the clock. Milliseconds.
 
 const ACTIVE = 120000 // since the person last did something: active until, idle from
 const IDLE = 600000
 
+// Since 1970 as the browser's clock said when the page began, and what has passed since: nobody can set it. What is
+// compared within a page is read here; Date.now() is for what people are shown, and for what outlives the page.
+export const steadyClock = () => Math.round(performance.timeOrigin + performance.now())
+
 export class Presence {
-  #usedAt = Date.now()
+  #usedAt = steadyClock()
 
   constructor(onUse) {
     const use = () => { this.use(); onUse() }
@@ -14,11 +18,11 @@ export class Presence {
     }
   }
 
-  use() { this.#usedAt = Date.now() }
+  use() { this.#usedAt = steadyClock() }
 
   get level() {
     if (document.hidden) return "hidden"
-    const unused = Date.now() - this.#usedAt
+    const unused = steadyClock() - this.#usedAt
     return unused < ACTIVE ? "active" : unused < IDLE ? "visible" : "idle"
   }
 }

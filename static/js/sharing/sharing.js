@@ -5,10 +5,12 @@
 import { Connection } from "../connection.js"
 import { isConnected, newRecord } from "../states.js"
 import { publish } from "../status.js"
+import { steadyClock } from "../surroundings.js"
 import { Tabs } from "./tabs.js"
 
 const GRACE = 1000 // a take-over that ends within this is not shown
 const HANDOVER = 1000 // so long a holder stays hidden before it hands over: a glance at another tab costs nothing
+const SAME_TIME = 1000 // clocks that differ by less are the same
 const CANDIDATE = 3000 // and so long the next one has to connect before it takes over anyway
 
 // Plain http hosts and old browsers have no Web Locks: there each tab has a connection of its own.
@@ -18,13 +20,14 @@ export function connectionFor(prefix, config, states) {
 }
 
 class SharedConnection {
-  #own; #tabs; #record; #pace = null; #queued = 0
+  #prefix; #own; #tabs; #record; #pace = null; #queued = 0
   #feeds = new Map(); #resyncs = new Map(); #pending = new Map(); #n = 0; #awaiting = false
   #reign = 0; #socket = ""; #isFresh = true; #isCandidate = false; #hasStarted = false; #graceUntil = 0; #timer = null
   #served = new Map(); #heads = new Map(); #flights = new Map(); #watching = null // while this tab holds
   view = null; outbox = null
 
   constructor(prefix, connection, config) {
+    this.#prefix = prefix
     this.#own = connection
     this.#record = newRecord(config)
     this.#tabs = new Tabs(prefix, {
@@ -49,7 +52,7 @@ class SharedConnection {
   set reports(reports) { this.#own.reports = reports }
   get rewriters() { return this.#own.rewriters }
   get record() { return { ...this.#record, queued: this.#queued } }
-  get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= Date.now() }
+  get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= steadyClock() }
   get pace() { return this.#tabs.isHolder ? this.#own.pace : this.#pace ?? this.#own.pace }
 
   start() {
@@ -100,7 +103,7 @@ class SharedConnection {
   #onHold() {
     const isRunning = this.#isCandidate
     this.#isCandidate = this.#isFresh = false
-    this.#reign = Math.max(Date.now(), this.#reign + 1)
+    this.#reign = nextReign(this.#prefix, this.#reign)
     this.#served.clear()
     this.#watching = new AbortController()
     this.#graceUntil = performance.now() + GRACE
@@ -143,7 +146,7 @@ class SharedConnection {
 
   #announce(to) {
     const { record, pace } = this
-    this.#tabs.tell({ type: "record", to, reign: this.#reign, record, pace, socket: this.#own.replaces })
+    this.#tabs.tell({ type: "record", to, reign: this.#reign, at: steadyClock(), record, pace, socket: this.#own.replaces })
   }
 
   // Written out before this page takes the element's children into its own.
@@ -251,11 +254,11 @@ class SharedConnection {
     if (this.#feeds.delete(feed)) this.view?.gone(feed)
   }
 
-  #onRecord({ reign, record, pace, socket }) {
+  #onRecord({ reign, at, record, pace, socket }) {
     if (this.#tabs.isHolder || reign < this.#reign) return
     const isAnother = reign !== this.#reign || this.#isFresh
     this.#isFresh = false
-    ;[this.#record, this.#pace, this.#socket, this.#reign] = [record, pace, socket, reign]
+    ;[this.#record, this.#pace, this.#socket, this.#reign] = [moved(record, steadyClock() - at), pace, socket, reign]
     publish(this.record)
     if (!isAnother) return
     this.#greet()
@@ -295,6 +298,26 @@ class SharedConnection {
     this.#resyncs.set(feed, now + wait)
     setTimeout(() => { if (this.#feeds.has(feed)) this.#subscribe(feed) }, wait)
   }
+}
+
+// Holders are counted, so that a late word of an earlier one is known: by no clock, which could be set back meanwhile.
+function nextReign(prefix, heard) {
+  const key = `${prefix}:reign`
+  try {
+    const reign = Math.max(Number(localStorage.getItem(key)) || Date.now(), heard) + 1
+    localStorage.setItem(key, reign)
+    return reign
+  } catch {
+    return Math.max(Date.now(), heard + 1)
+  }
+}
+
+// Pages that began before and after a clock was set disagree about what time it is.
+function moved(record, by) {
+  if (Math.abs(by) < SAME_TIME) return record
+  const shift = (at) => at ? at + by : at
+  const { nextRetryAt, lastConnected, notBefore } = record
+  return { ...record, nextRetryAt: shift(nextRetryAt), lastConnected: shift(lastConnected), notBefore: shift(notBefore) }
 }
 
 const parsed = (html) => Object.assign(document.createElement("template"), { innerHTML: html }).content.firstElementChild

@@ -113,13 +113,13 @@ export class Tabs {
   ask(message) {
     this.tell({ ...message, isQuestion: true })
     if (this.#silence !== null || !this.#channel) return
-    const lately = this.#robberies.filter((at) => at > Date.now() - 60000).length
+    const lately = this.#robberies.filter((at) => at > performance.now() - 60000).length
     const patience = Math.min(LONGEST_PATIENCE, PATIENCE * 2 ** lately)
     const due = performance.now() + patience
     this.#silence = setTimeout(() => {
       this.#silence = null
       if (performance.now() - due > LATE) return this.#world.onJoin()
-      this.#robberies.push(Date.now())
+      this.#robberies.push(performance.now())
       this.rob()
     }, patience)
   }

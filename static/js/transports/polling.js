@@ -3,6 +3,7 @@
 // swapped in: it is a named failure. Beside a held poll, a small heartbeat notices that its socket hangs.
 
 import { rttEstimate } from "../delays.js"
+import { steadyClock } from "../surroundings.js"
 import { opened } from "./integrity.js"
 import { Pacing } from "./pacing.js"
 import { Posts, advice, codeOf, fetchWithin, isSignIn } from "./posts.js"
@@ -55,7 +56,7 @@ export class PollingTransport {
 
   // What people are shown: are polls held open (ms), or how far apart are they (ms), and why?
   get pace() {
-    const held = this.#pacing.hold(Date.now())
+    const held = this.#pacing.hold(steadyClock())
     return { held, every: this.#pacing.interval(this.#world.activity()), why: this.#pacing.why }
   }
 
@@ -109,13 +110,13 @@ export class PollingTransport {
   // The person did something: a plain poll that is far off comes sooner.
   hasten() {
     if (this.#due === null || !this.#running || this.#request) return
-    const left = Math.min(this.#due.at - Date.now(), this.#pacing.interval(this.#world.activity()))
+    const left = Math.min(this.#due.at - steadyClock(), this.#pacing.interval(this.#world.activity()))
     this.#next(Math.max(0, left), this.#due.wait)
   }
 
   #next(delay, wait) {
     clearTimeout(this.#timer)
-    this.#due = { at: Date.now() + delay, wait }
+    this.#due = { at: steadyClock() + delay, wait }
     this.#timer = setTimeout(() => this.#ask(wait), delay)
   }
 
@@ -208,20 +209,20 @@ export class PollingTransport {
     if (outcome.signedOut) return this.#stopFor({ type: "signed_out", reason: "signed-out" })
     if (!outcome.ok) {
       const cut = request.wait > 0 && took > EARLY && !outcome.advice_ms
-      if (cut && !outcome.quick) this.#pacing.cut(Date.now(), took)
+      if (cut && !outcome.quick) this.#pacing.cut(steadyClock(), took)
       const quick = (cut || outcome.quick) && !outcome.advice_ms
       return this.#fail({ ...outcome, quick: Boolean(quick) })
     }
     const early = request.wait > 0 && !outcome.news && took < EARLY
     if (request.wait === 0) this.#measure(took)
-    else if (early) this.#pacing.endedEarly(Date.now())
+    else if (early) this.#pacing.endedEarly(steadyClock())
     else this.#pacing.held(took, outcome.news)
     this.#world.on({ type: "poll_answered" })
     if (!this.#running) return
     if (request.rewritten) return this.#next(0, 0)
     const unmoved = outcome.news && !outcome.advanced // something is wrong: never ask in a tight loop
-    const gap = this.#pacing.gap(Date.now(), this.#world.activity(), outcome.news, !unmoved && !early)
-    const wait = outcome.more ? 0 : Math.round(this.#pacing.hold(Date.now()) / 1000)
+    const gap = this.#pacing.gap(steadyClock(), this.#world.activity(), outcome.news, !unmoved && !early)
+    const wait = outcome.more ? 0 : Math.round(this.#pacing.hold(steadyClock()) / 1000)
     this.#next(outcome.more && !unmoved ? GAP : gap, wait)
     this.#world.paced()
   }
@@ -280,7 +281,7 @@ export class PollingTransport {
   // A plain request saw news that the held one still has not brought: something on the way keeps held answers back.
   #suspectBuffering(request) {
     if (request.ended || request !== this.#request) return
-    this.#pacing.buffered(Date.now())
+    this.#pacing.buffered(steadyClock())
     this.verify()
   }
 }
