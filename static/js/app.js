@@ -8,6 +8,8 @@ import { Outbox, Reports, uuid } from "./outbox.js"
 import { connectionFor } from "./sharing/sharing.js"
 import { isConnected } from "./states.js"
 import { StatusView, words } from "./status.js"
+import { Drafts, NEW } from "./storage/drafts.js"
+import { Storage } from "./storage/storage.js"
 import { isWhole, opened } from "./transports/integrity.js"
 import { Posts, advice } from "./transports/posts.js"
 
@@ -17,31 +19,33 @@ const LONGEST_OLDER_WAIT = 60000
 const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? ""
 const body = document.body
 
-function start() {
+async function start() {
   const config = JSON.parse(meta("chat-config"))
   const { instance, person } = body.dataset
   const prefix = `${instance}:${person}`
   const connection = connectionFor(prefix, config, JSON.parse(meta("chat-states")))
   connection.reports = new Reports(prefix, uuid(), config.events_url, () => connection.mayAsk)
-  const outbox = new Outbox(prefix, (entry) => connection.deliver(entry))
-  guard(() => outbox.load())
-  if ("unsaved" in body.dataset) body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
+  const storage = new Storage(`chatapp:${prefix}`)
+  const outbox = new Outbox(storage, prefix, (entry) => connection.deliver(entry))
+  const composer = guard(() => new Composer(new Drafts(storage, prefix), (text, beside) => send(outbox, text, beside)))
+  await Promise.all([outbox.load(), "unsaved" in body.dataset || open(composer)])
+  if ("unsaved" in body.dataset) {
+    body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
+    await open(composer)
+  }
   const { conversation } = body.dataset
   const view = new ConversationView(conversation)
   connection.view = view
   if (view.isAltered) connection.rewriters.note()
   connection.outbox = outbox
   guard(() => new StatusView(connection, config))
-  // An unsaved page has another id each time: its draft must not go by that.
-  const isUnmade = "unsaved" in body.dataset || outbox.of(conversation).some((entry) => entry.create)
-  const draft = (name) => `${prefix}:draft:${name}`
-  const composer = guard(() => new Composer(draft(isUnmade ? "new" : conversation), (text) => send(outbox, conversation, text)))
 
   outbox.onChange = (entry, what) => {
     if (what === "sent" && entry.create && entry.conversation === conversation) {
-      composer?.moveTo(draft(conversation))
+      composer?.moveTo(conversation)
       adopt(connection, conversation, config)
     }
+    if (["stored", "sent"].includes(what) && entry.conversation === conversation) composer?.confirm(entry)
     view.onOutbox(entry, what)
     connection.dispatch({ type: "queue", queued: outbox.size })
   }
@@ -49,18 +53,15 @@ function start() {
     outbox.setOpen(isConnected(detail.status))
     composer?.setEnabled(!["disconnected"].includes(detail.status) && detail.reason !== "refused")
   })
-  view.onGone = (feed) => {
-    outbox.failAll(feed, "gone")
-    // What could not be sent stays on the page, to be copied; otherwise there is nothing to stay for.
-    if (outbox.of(feed).length === 0) location.assign(body.dataset.base ?? "/")
-  }
+  const posts = new Posts(config, (event) => connection.dispatch(event))
+  const act = actor(posts, config)
+  view.onGone = (feed) => onGone(feed, outbox, composer, posts, config)
 
   connection.follow("list", Number(document.getElementById("conversations")?.dataset.cursor) || 0)
   if (conversation && !("unsaved" in body.dataset)) {
     connection.follow(conversation, Number(document.getElementById("messages")?.dataset.cursor) || 0)
   }
   guard(() => outbox.show())
-  const act = actor(new Posts(config, (event) => connection.dispatch(event)), config)
   guard(() => listenToButtons(outbox, act))
   guard(() => loadOlder(view, config, connection.rewriters))
   guard(() => listenToDialogs(act))
@@ -68,8 +69,16 @@ function start() {
   connection.start()
 }
 
-function send(outbox, conversation, text) {
-  return Boolean(outbox.add(conversation, text, { create: "unsaved" in body.dataset }))
+// A page that has no conversation of its own yet has another id each time: its draft must not go by that.
+async function open(composer) {
+  const isEmpty = document.querySelector("#messages:not(:has(article))") !== null
+  await composer?.open("unsaved" in body.dataset ? NEW : body.dataset.conversation, isEmpty)
+}
+
+function send(outbox, text, beside) {
+  const { conversation, gone } = body.dataset
+  if (gone !== undefined) return document.querySelector("#gone [data-action=go-on]")?.click()
+  return outbox.add(conversation, text, { create: "unsaved" in body.dataset, beside })
 }
 
 // The first message made the conversation: from now on this page is its page.
@@ -79,6 +88,30 @@ function adopt(connection, conversation, config) {
   const base = config.messages_url.replace("{id}", conversation).replace(/\/messages$/, "")
   history.replaceState(history.state, "", base)
   connection.follow(conversation, 0)
+}
+
+// The conversation was deleted. Only where that was asked for here, and nothing is written, is there nothing to stay for.
+function onGone(feed, outbox, composer, posts, config) {
+  outbox.failAll(feed, "gone")
+  const texts = () => [...outbox.of(feed).map((entry) => entry.body), composer?.text].filter((text) => text?.trim())
+  if ("deleting" in body.dataset && texts().length === 0) return location.assign(body.dataset.base ?? "/")
+  body.dataset.gone = ""
+  composer?.moveTo(NEW) // where the next new conversation finds it
+  const note = document.getElementById("gone")
+  if (!note) return
+  note.hidden = false
+  note.querySelector("[data-action=go-on]").addEventListener("click", async ({ target }) => {
+    const id = uuid()
+    target.disabled = true
+    const outcome = await posts.act(config.create_url, { id })
+    target.disabled = false
+    const problem = note.querySelector("[data-slot=problem]")
+    problem.textContent = outcome.ok ? "" : outcome.words || words("not-done")
+    if (!outcome.ok) return
+    composer?.put(texts().join("\n\n"))
+    for (const entry of outbox.of(feed)) outbox.discard(entry.id)
+    location.assign(config.messages_url.replace("{id}", id).replace(/\/messages$/, ""))
+  })
 }
 
 // act(button, what, fields) → what went wrong, in words, or "". What it changes comes by the feed.
@@ -188,12 +221,20 @@ function listenToDialogs(act) {
     event.preventDefault()
     const problem = form.querySelector("[data-slot=problem]")
     problem.hidden = true
+    if (form.dataset.act === "delete") body.dataset.deleting = ""
     problem.textContent = await act(form.querySelector("[type=submit]"), form.dataset.act, Object.fromEntries(new FormData(form)))
     problem.hidden = !problem.textContent
-    if (!problem.hidden) return
+    if (!problem.hidden) return delete body.dataset.deleting
     form.closest("[popover]").hidePopover()
     document.getElementById("menu")?.hidePopover() // it opened the dialog, so it is still behind it
   })
+}
+
+async function alive(part) {
+  try {
+    await part()
+    body.dataset.alive = ""
+  } catch (error) { console.error(error) }
 }
 
 function guard(part) {
@@ -203,4 +244,4 @@ function guard(part) {
   }
 }
 
-guard(start)
+alive(start)

@@ -1,7 +1,5 @@
-// The composer: Enter sends, Shift+Enter breaks the line, drafts are kept per conversation. The text is cleared only
-// once the outbox has it. Nothing here knows how, or whether, a message travels.
-
-const STORING = 850 // ms after a key until the draft is stored
+// The composer: Enter sends, Shift+Enter breaks the line, drafts are kept per conversation (storage/drafts.js). The text
+// is cleared only once the outbox has it. Nothing here knows how, or whether, a message travels.
 
 // Where the keyboard goes when what had it vanishes; not on phones, where it would cover half of the page.
 export function focusComposer() {
@@ -10,24 +8,44 @@ export function focusComposer() {
 
 export class Composer {
   #form = document.getElementById("composer")
-  #text; #key; #storing = null; #hadFocus = false
-  #known = "" // what this tab last read or wrote: a draft that another tab changed meanwhile is not this one's
+  #text; #drafts; #hadFocus = false
+  #isOpen = false; #isSubmitted = false // sent before it was known for which conversation
 
-  // key: of the draft in localStorage; send(body) → true once it is stored in the outbox
-  constructor(key, send) {
+  // send(body, beside) → true once the outbox has it, which writes `beside` together with it
+  constructor(drafts, send) {
     this.#text = this.#form?.querySelector("textarea[name=body]")
-    this.#key = key
+    this.#drafts = drafts
     if (!this.#text) return
-    this.#restore()
+    drafts.onChange = (text) => this.#show(text)
     this.#text.addEventListener("input", () => this.#onInput())
     this.#text.addEventListener("keydown", (event) => this.#onKey(event))
     this.#form.addEventListener("submit", (event) => {
       event.preventDefault()
       this.#submit(send)
     })
-    addEventListener("pagehide", () => this.#store())
-    document.addEventListener("visibilitychange", () => { if (document.hidden) this.#store() })
+    addEventListener("pagehide", () => drafts.flush())
+    document.addEventListener("visibilitychange", () => { if (document.hidden) drafts.flush() })
     this.#grow()
+  }
+
+  get text() { return this.#text?.value ?? "" }
+
+  // The conversation is known: its draft comes back. What was typed until now comes after it.
+  async open(conversation, isEmpty) {
+    if (!this.#text) return
+    const draft = await this.#drafts.open(conversation, isEmpty)
+    const typed = this.#text.value
+    this.#isOpen = true
+    if (this.#isSubmitted) this.#form.requestSubmit()
+    if (this.#isSubmitted && draft && draft !== typed) this.put(draft)
+    else if (!typed) this.#show(draft)
+    else if (!this.#isSubmitted && typed !== draft) this.put(typed.startsWith(draft) ? typed : `${draft}\n${typed}`)
+  }
+
+  // As if it was typed.
+  put(text) {
+    this.#show(text)
+    this.#drafts.edit(text)
   }
 
   // Only a person who cannot send at all (signed out, refused) finds it disabled.
@@ -42,25 +60,24 @@ export class Composer {
   }
 
   // The page has become another conversation's: so has the draft.
-  moveTo(key) {
-    if (!this.#text) return
-    this.#write("")
-    this.#key = key
-    this.#store()
+  moveTo(conversation) { this.#drafts.moveTo(conversation) }
+
+  // The outbox has stored or sent something of this conversation. What it could not store has left its draft behind.
+  confirm({ storage, ack }) {
+    if (storage === "stored") this.#drafts.released()
+    else if (ack) this.#drafts.edit(this.text)
   }
 
   #submit(send) {
     const body = this.#text.value
     if (!body.trim() || this.#text.disabled) return this.#text.focus()
+    if (!this.#isOpen) return this.#isSubmitted = true
+    let isTaken = false
     try {
-      if (!send(body)) return
-    } catch (error) {
-      console.error(error)
-      return
-    }
-    this.#text.value = ""
-    this.#onInput()
-    this.#store()
+      isTaken = send(body, this.#drafts.release())
+    } catch (error) { console.error(error) }
+    if (!isTaken) return this.#drafts.edit(body)
+    this.#show("")
     this.#text.focus({ preventScroll: true })
   }
 
@@ -73,35 +90,19 @@ export class Composer {
 
   #onInput() {
     this.#grow()
-    this.#storing ??= setTimeout(() => this.#store(), STORING)
+    if (this.#isOpen) this.#drafts.edit(this.#text.value)
+  }
+
+  #show(text) {
+    if (!this.#text || this.#text.value === text) return
+    this.#text.value = text
+    this.#grow()
   }
 
   // For browsers without field-sizing.
   #grow() {
     if (CSS.supports?.("field-sizing", "content")) return
     this.#text.rows = Math.min(8, this.#text.value.split("\n").length)
-  }
-
-  #store() {
-    clearTimeout(this.#storing)
-    this.#storing = null
-    this.#write(this.#text.value)
-  }
-
-  #write(draft) {
-    if (draft === this.#known) return
-    this.#known = draft
-    try {
-      if (draft) localStorage.setItem(this.#key, draft)
-      else localStorage.removeItem(this.#key)
-    } catch (error) { console.error("draft not stored", error) }
-  }
-
-  #restore() {
-    try {
-      this.#known = localStorage.getItem(this.#key) ?? ""
-      if (this.#known && !this.#text.value) this.#text.value = this.#known
-    } catch (error) { console.error(error) }
   }
 }
 

@@ -176,10 +176,12 @@ export class ConversationView {
     if (article?.dataset.id) return
     article ??= this.#addPending(entry)
     if (!article) return
-    article.dataset.state = entry.failed ? "failed" : "sending"
+    const isKept = entry.storage === "stored"
+    article.dataset.state = entry.failed ? "failed" : isKept ? "sending" : "unstored"
     article.querySelector(".failure")?.remove()
     const state = article.querySelector(".state")
-    if (state) state.textContent = entry.failed ? "" : words(what === "sending" ? "sending" : "queued")
+    const word = entry.storage === "storing" ? "" : !isKept ? "unkept" : what === "sending" ? "sending" : "queued"
+    if (state) state.textContent = entry.failed ? "" : words(word)
     if (entry.failed) article.append(failureRow(entry))
     what === "added" ? this.scrollToEnd() : this.#afterChange()
   }

@@ -1,8 +1,13 @@
-// The outbox: what was written waits here, durably, until the server acknowledges it. Each entry is one item of
-// localStorage (memory where that fails). One entry of a conversation is in flight at a time, so order is kept; the
-// server knows each by its id, so sending one twice is harmless.
+// The outbox: what was written waits here until the server acknowledges it. Each entry is a row of the browser's storage;
+// where that fails it is kept in memory, and the page says so. One entry of a conversation is in flight at a time, so order
+// is kept; the server knows each by its id, so sending one twice is harmless.
+
+import { forgetOlder, movedEntries, storedKeys } from "./storage/older.js"
+import { problemOf } from "./storage/storage.js"
+import { noteUnkept } from "./storage/unkept.js"
 
 const RETRIES = [500, 1000, 2000, 4000, 5000]
+const PATIENCE = 1000 // ms for the storage: a message does not wait longer for it
 const MOST_REPORTS = 200 // of one page, kept while the server is out of reach
 const MOST_AT_ONCE = 50
 const LONGEST_PAUSE = 600000 // of reports, asked for by the server
@@ -17,29 +22,32 @@ export function uuid() {
   return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-")
 }
 
+// An entry: {id, conversation, body, create, at, seq, failed, storage}. seq is given by the storage and says the order;
+// storage says whether it is kept: "storing", "stored", or why it is not ("full", "refused", "slow").
 export class Outbox {
-  #prefix; #deliver; #entries = new Map(); #busy = new Set(); #waits = new Map(); #isOpen = false
-  onChange = () => {} // (entry, what): added, sending, waiting, sent (with entry.ack), failed, removed
+  #storage; #prefix; #deliver; #entries = new Map(); #writes = new Map(); #settled = new Set()
+  #busy = new Set(); #waits = new Map(); #isOpen = false; #isLoaded = false; #isShown = false
+  onChange = () => {} // (entry, what): added, stored (or why not), sending, waiting, sent (with entry.ack), failed, removed
 
-  // prefix: of the storage keys; deliver(entry) → outcome (see connection.js)
-  constructor(prefix, deliver) {
-    this.#prefix = `${prefix}:outbox:`
+  // prefix: of what older versions kept in localStorage; deliver(entry) → outcome (see connection.js)
+  constructor(storage, prefix, deliver) {
+    this.#storage = storage
+    this.#prefix = prefix
     this.#deliver = deliver
-    addEventListener("storage", (event) => this.#onStorage(event))
+    storage.listen((message) => this.#onMessage(message))
   }
 
   // Take up what this person's earlier pages left behind, whatever conversation it is for.
-  load() {
-    for (const key of storedKeys(this.#prefix)) {
-      try {
-        const entry = JSON.parse(localStorage.getItem(key))
-        if (entry?.id && entry.conversation && typeof entry.body === "string") this.#entries.set(entry.id, entry)
-      } catch (error) { console.error(error) }
-    }
-    this.#entries = new Map([...this.#entries].sort(([, a], [, b]) => a.at - b.at || a.order - b.order))
+  async load() {
+    await this.#read()
+    this.#isLoaded = true
+    this.flush()
   }
 
-  show() { for (const entry of this.#entries.values()) this.#tell(entry, "added") }
+  show() {
+    this.#isShown = true
+    for (const entry of this.#entries.values()) this.#tell(entry, "added")
+  }
 
   // The conversation that waits to be made with its first message: what an unsaved page was before it was reloaded.
   get unmade() { return [...this.#entries.values()].findLast((entry) => entry.create)?.conversation }
@@ -50,20 +58,22 @@ export class Outbox {
 
   get(id) { return this.#entries.get(id) }
 
-  add(conversation, body, { create = false, id = uuid() } = {}) {
-    const entry = { id, conversation, body, create, at: Date.now(), order: this.#entries.size, tries: 0 }
+  // beside: operations that are written with it, all or none (the draft goes as the message comes)
+  add(conversation, body, { create = false, id = uuid(), beside = [] } = {}) {
+    const entry = { id, conversation, body, create, at: Date.now(), tries: 0, storage: "storing" }
     this.#entries.set(entry.id, entry)
-    this.#store(entry)
     this.#tell(entry, "added")
-    this.pump(conversation)
+    this.#store(entry, beside)
     return entry
   }
 
-  // Opened while messages flow; closing lets what is in flight land.
+  // Opened while messages flow; closing lets what is in flight land. Another tab may have left something meanwhile.
   setOpen(isOpen) {
     const opened = isOpen && !this.#isOpen
     this.#isOpen = isOpen
-    if (opened) this.flush()
+    if (!opened) return
+    this.flush()
+    if (this.#isLoaded) this.#read()
   }
 
   flush() {
@@ -107,10 +117,11 @@ export class Outbox {
     else this.#tell(entry, "waiting")
   }
 
+  // One that is still being stored holds back those behind it.
   async pump(conversation) {
-    if (!this.#isOpen || this.#busy.has(conversation) || this.#waits.has(conversation)) return
+    if (!this.#isOpen || !this.#isLoaded || this.#busy.has(conversation) || this.#waits.has(conversation)) return
     const entry = this.of(conversation).find((one) => !one.failed)
-    if (!entry) return
+    if (!entry || entry.storage === "storing") return
     this.#busy.add(conversation)
     this.#tell(entry, "sending")
     let outcome
@@ -142,28 +153,102 @@ export class Outbox {
     this.#tell(entry, "failed")
   }
 
-  #store(entry) {
-    try {
-      localStorage.setItem(this.#prefix + entry.id, JSON.stringify(entry))
-    } catch (error) { console.error("outbox: kept in memory only", error) }
-  }
-
-  #remove(entry, what) {
-    this.#entries.delete(entry.id)
-    try { localStorage.removeItem(this.#prefix + entry.id) } catch (error) { console.error(error) }
-    this.#tell(entry, what)
-  }
-
   #tell(entry, what) {
     try { this.onChange(entry, what) } catch (error) { console.error(error) }
   }
 
-  // Another tab settled or discarded an entry that this one took up too.
-  #onStorage(event) {
-    if (event.newValue !== null || !event.key?.startsWith(this.#prefix)) return
-    const entry = this.#entries.get(event.key.slice(this.#prefix.length))
-    if (!entry || this.#busy.has(entry.conversation)) return
+  // --- the storage ---
+
+  async #read() {
+    const older = movedEntries(this.#storage, this.#prefix)
+    try {
+      await older.moved
+      this.#takeUp(await this.#storage.rows("outbox"))
+    } catch (error) {
+      console.error("outbox: kept in memory only", error)
+      this.#takeUp(older.entries)
+    }
+  }
+
+  // In the order in which they were written. Two tabs may have moved the same one here from localStorage.
+  #takeUp(rows) {
+    const fresh = []
+    const doubled = []
+    for (const row of rows) {
+      const known = this.#entries.get(row.id)
+      if (known?.seq && known.seq !== row.seq) doubled.push(["outbox", "delete", Math.max(known.seq, row.seq)])
+      if (known || this.#settled.has(row.id)) continue
+      const entry = { ...row, tries: 0, storage: "stored" }
+      this.#entries.set(row.id, entry)
+      fresh.push(entry)
+    }
+    const place = ({ seq }) => seq ?? Number.MAX_SAFE_INTEGER // still being stored: written last
+    this.#entries = new Map([...this.#entries].sort(([, one], [, other]) => place(one) - place(other)))
+    this.#storage.write(doubled).catch((error) => console.error(error))
+    for (const entry of fresh) {
+      if (this.#isShown) this.#tell(entry, "added")
+      this.pump(entry.conversation)
+    }
+  }
+
+  // At once where nothing is being written of it: the page may be about to close.
+  #store(entry, beside = []) {
+    const before = this.#writes.get(entry.id)
+    const end = before ? before.then(() => this.#write(entry, beside)) : this.#write(entry, beside)
+    this.#writes.set(entry.id, end)
+  }
+
+  async #write(entry, beside) {
+    if (!this.#entries.has(entry.id)) return
+    const { storage, tries, ack, ...row } = entry
+    const late = setTimeout(() => this.#onStored(entry, "slow"), PATIENCE)
+    try {
+      const [seq] = await this.#storage.write([["outbox", "put", row], ...beside])
+      entry.seq = seq
+      this.#onStored(entry, "stored")
+    } catch (error) {
+      console.error("outbox: kept in memory only", error)
+      if (!entry.seq) this.#onStored(entry, problemOf(error)) // else what is stored has its text
+    } finally { clearTimeout(late) }
+  }
+
+  #onStored(entry, storage) {
+    if (!this.#entries.has(entry.id) || entry.seq && storage === "slow") return
+    entry.storage = storage
+    noteUnkept(entry.id, storage === "stored" ? null : storage)
+    this.#tell(entry, "stored")
+    this.pump(entry.conversation)
+  }
+
+  #remove(entry, what) {
     this.#entries.delete(entry.id)
+    this.#settled.add(entry.id)
+    noteUnkept(entry.id, null)
+    this.#tell(entry, what)
+    this.#erase(entry)
+  }
+
+  // Where that fails, the next page sends it once more, and the server knows it.
+  async #erase(entry) {
+    forgetOlder(this.#prefix, entry.id)
+    try {
+      await this.#writes.get(entry.id)
+      this.#writes.delete(entry.id)
+      if (entry.seq) await this.#storage.write([["outbox", "delete", entry.seq]], "relaxed")
+      this.#storage.tell({ type: "settled", id: entry.id })
+      for (const other of this.#entries.values()) if (!["storing", "stored"].includes(other.storage)) this.#store(other)
+    } catch (error) { console.error(error) }
+  }
+
+  // Another tab settled or discarded an entry that this one took up too.
+  #onMessage({ type, id }) {
+    if (type === "missed" && this.#isLoaded) this.#read()
+    if (type !== "settled") return
+    const entry = this.#entries.get(id)
+    if (!entry || this.#busy.has(entry.conversation)) return
+    this.#entries.delete(id)
+    this.#settled.add(id)
+    noteUnkept(id, null)
     this.#tell(entry, "removed")
   }
 }
@@ -232,14 +317,5 @@ export class Reports {
       if (reports.length) localStorage.setItem(key, JSON.stringify(reports))
       else localStorage.removeItem(key)
     } catch { /* full: they are kept in memory only */ }
-  }
-}
-
-function storedKeys(prefix) {
-  try {
-    return Object.keys(localStorage).filter((key) => key.startsWith(prefix))
-  } catch (error) {
-    console.error(error)
-    return []
   }
 }

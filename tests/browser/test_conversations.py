@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable
 
 import pytest
-from lab.browser import ask, assert_clean, messages, say, sign_in, wait_for, wait_state
+from lab.browser import ask, assert_clean, messages, say, sign_in, stored, wait_for, wait_state
 from lab.faultproxy import FaultProxy
 from lab.http import Client
 from lab.server import Server
@@ -102,27 +102,29 @@ def test_a_draft_and_what_waits_survive_a_reload_with_the_server_away(
     page.route(unanswered, lambda route: None)
     say(page, "one")
     page.locator("#composer textarea").fill("begun on a page that was not saved")
+    box = page.locator("#composer textarea")
     page.reload()
-    assert page.locator("#composer textarea").input_value() == "begun on a page that was not saved"
+    wait_for(page, lambda: box.input_value() == "begun on a page that was not saved", 3, "the draft is there")
     wait_for(page, lambda: [m["text"] for m in messages(page)] == ["one"], 3, "what waits is shown")
     page.unroute(unanswered)
     page.reload()
     wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"], 5, "sent")
     page.wait_for_url("**/c/*")
-    keys = "Object.keys(localStorage).filter(key => key.includes(':draft:')).map(key => key.split(':').at(-1))"
-    wait_for(page, lambda: page.evaluate(keys) == [page.url.rsplit("/", 1)[1]], 5, "the draft goes where the page goes")
+    own = [page.url.rsplit("/", 1)[1]]
+    wait_for(
+        page, lambda: [r["conversation"] for r in stored(page, "drafts")] == own, 5, "the draft goes with the page"
+    )
     page.reload()
-    assert page.locator("#composer textarea").input_value() == "begun on a page that was not saved"
-    page.locator("#composer textarea").fill("")
+    wait_for(page, lambda: box.input_value() == "begun on a page that was not saved", 3, "the draft is there")
+    box.fill("")
     proxy.hang_paths = (page.url.split(str(proxy.port))[1] + "/messages",)
     proxy.upgrade = "refuse"
     proxy.reset_sockets()
     for text in ("two", "three"):
         say(page, text)
-    page.locator("#composer textarea").fill("a draft")
-    page.wait_for_timeout(300)
+    box.fill("a draft")
     page.reload()
-    assert page.locator("#composer textarea").input_value() == "a draft"
+    wait_for(page, lambda: box.input_value() == "a draft", 3, "the draft is there")
     wait_for(page, lambda: [m["text"] for m in messages(page)] == ["one", "two", "three"], 3, "still there")
     proxy.heal()
     wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"] * 3, 20, "sent in order")
@@ -137,11 +139,12 @@ def test_two_tabs_leave_each_others_drafts_alone(start_server: Callable[..., Ser
     other = page.context.new_page()
     other.goto(page.url)
     page.locator("#composer textarea").fill("a draft")
-    stored = "Object.keys(localStorage).some(key => key.includes(':draft:'))"
-    wait_for(page, lambda: page.evaluate(stored), 3, "it is stored")
+    wait_for(page, lambda: stored(page, "drafts"), 3, "it is stored")
     other.reload()
-    assert other.locator("#composer textarea").input_value() == "a draft"
+    wait_for(other, lambda: other.locator("#composer textarea").input_value() == "a draft", 3, "the other one has it")
     page.locator("#composer textarea").press("Enter")
     wait_for(page, lambda: messages(page)[-1]["state"] == "sent", 5, "sent")
+    wait_for(other, lambda: other.locator("#composer textarea").input_value() == "", 3, "sent is sent")
     other.reload()
+    wait_state(other, "connected")
     assert other.locator("#composer textarea").input_value() == ""

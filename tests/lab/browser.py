@@ -192,6 +192,31 @@ def messages(page: Page) -> list[dict[str, Any]]:
     return found
 
 
+def stored(page: Page, store: str) -> list[dict[str, Any]]:
+    """The rows that this browser keeps for the product: of the store outbox or drafts, in the order of their keys."""
+    rows: list[dict[str, Any]] = page.evaluate(
+        """async store => {
+          const found = []
+          for (const { name } of await indexedDB.databases()) {
+            if (!name.startsWith("chatapp:")) continue
+            const database = await new Promise((resolve, reject) => {
+              const request = indexedDB.open(name)
+              request.onsuccess = () => resolve(request.result)
+              request.onerror = () => reject(request.error)
+            })
+            found.push(...await new Promise(resolve => {
+              const request = database.transaction(store).objectStore(store).getAll()
+              request.onsuccess = () => resolve(request.result)
+            }))
+            database.close()
+          }
+          return found
+        }""",
+        store,
+    )
+    return rows
+
+
 def screenshot(page: Page, name: str) -> None:
     """A picture for people, in test-results/."""
     PICTURES.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 // Why WebSocket does not open. A browser does not tell with which status an upgrade was refused, so the server is asked
 // over HTTP: does it answer itself, did it refuse, and what did it expect? Only then is the network blamed.
 
+import { steadyClock } from "../surroundings.js"
 import { fetchWithin } from "./posts.js"
 
 const WITHIN = 5000
@@ -21,9 +22,9 @@ export class Cause {
   }
 
   // The server fails on purpose for so long (ms): nothing is learned from it.
-  noteDrill(ms) { if (ms > 0) this.#drillUntil = Date.now() + Number(ms) + DRILL_ENDS }
+  noteDrill(ms) { if (ms > 0) this.#drillUntil = steadyClock() + Number(ms) + DRILL_ENDS }
 
-  get isDrill() { return Date.now() < this.#drillUntil }
+  get isDrill() { return steadyClock() < this.#drillUntil }
 
   forget() { this.#found = null }
 
@@ -51,12 +52,12 @@ export class Cause {
     if (found === "drill") return tell(found)
     if (!found) return
     this.#found = found
-    this.#foundAt = Date.now()
+    this.#foundAt = steadyClock()
     // That it hung, or was mute, says more than that it was not the server who refused.
     tell(found === "upgrade-refused" && isOpen && wsReason !== "upgrade-failed" ? wsReason : found)
   }
 
-  get #isFresh() { return this.#found !== null && Date.now() - this.#foundAt < VALID }
+  get #isFresh() { return this.#found !== null && steadyClock() - this.#foundAt < VALID }
 
   // "upgrade-refused", by the network, where the server would have taken it; null where it could not be asked.
   async #ask() {

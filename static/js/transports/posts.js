@@ -11,7 +11,8 @@ export function advice(headers, text) {
   const value = headers?.get("Retry-After")
   if (!value) return 0
   const seconds = Number(value)
-  const asked = Number.isFinite(seconds) ? seconds * 1000 : Date.parse(value) - Date.now() || 0
+  const now = Date.parse(headers.get("Date")) || Date.now() // by the clock that named the date
+  const asked = Number.isFinite(seconds) ? seconds * 1000 : Date.parse(value) - now || 0
   return within(asked, codeOf(text) ? LONGEST_PAUSE : LONGEST_FOREIGN_PAUSE)
 }
 
@@ -71,7 +72,7 @@ export class Posts {
 
   // What a button asks for, at once or not at all; with a fresh token where the page's is too old. Outcomes as above.
   async act(url, fields) {
-    const ask = () => this.#post(url, fields, (response) => response.status === 204)
+    const ask = () => this.#post(url, fields, ({ status }) => status === 201 || status === 204)
     const outcome = await ask()
     return outcome.retry === "renewed" ? ask() : outcome
   }

@@ -1,0 +1,169 @@
+// The draft of the open conversation. Each tab writes a row of its own, so none overwrites what another one holds. A tab
+// in which nothing was typed shows what was written last in any of them, and takes that over with its first change.
+
+import { uuid } from "../outbox.js"
+import { movedDrafts } from "./older.js"
+import { problemOf } from "./storage.js"
+import { noteUnkept } from "./unkept.js"
+
+const PATIENCE = 1000 // ms until a write that does not end is called unkept
+export const NEW = "new" // of no conversation yet, or of none any more
+
+export class Drafts {
+  #storage; #prefix; #owner; #conversation = null; #isEmpty = false
+  #text = ""; #isOwn = false; #isDirty = false; #isWriting = false
+  #shown = null // the row of another tab that is shown here
+  #left = [] // keys of rows that this tab's next write deletes
+  #turn = 0 // the newest that was heard of: rows are ordered by it, not by anybody's clock
+  onChange = () => {} // (text): written in another tab, to be shown here
+
+  constructor(storage, prefix) {
+    this.#storage = storage
+    this.#prefix = prefix
+    this.#owner = takeName(prefix)
+    storage.listen((message) => this.#onMessage(message))
+    addEventListener("pagehide", () => putName(prefix, this.#owner))
+    addEventListener("pageshow", (event) => { if (event.persisted) takeName(prefix) })
+  }
+
+  // → the text to show. isEmpty: nothing was said yet, so what belongs to no conversation is shown, too
+  async open(conversation, isEmpty) {
+    this.#conversation = conversation
+    this.#isEmpty = isEmpty
+    try {
+      await movedDrafts(this.#storage, this.#prefix)
+      const row = await this.#newest()
+      if (row?.owner === this.#owner && row.conversation === conversation) this.#isOwn = true
+      else this.#shown = row
+      this.#text = row?.text ?? ""
+    } catch (error) { console.error("no draft can be read", error) }
+    return this.#text
+  }
+
+  // What the person has typed.
+  edit(text) {
+    this.#text = text
+    this.#isOwn = this.#isDirty = true
+    this.#write()
+  }
+
+  // The page closes or is hidden: not behind the write that runs.
+  flush() { if (this.#isDirty) this.#writeOnce() }
+
+  // The text is sent: the operations that end its rows, to be written together with the message.
+  release() {
+    const operations = [...this.#left, this.#key, ...this.#shownKeys].map((key) => ["drafts", "delete", key])
+    this.#tellTaken(true)
+    this.#text = ""
+    this.#isOwn = this.#isDirty = false
+    this.#shown = null
+    return operations
+  }
+
+  // They are written.
+  released() { this.#tell() }
+
+  // The page has become another conversation's, or no conversation's: so has what is written on it.
+  moveTo(conversation) {
+    if (conversation === this.#conversation) return
+    this.#left.push(this.#key)
+    this.#conversation = conversation
+    if (this.#text) this.edit(this.#text)
+  }
+
+  get #key() { return [this.#conversation, this.#owner] }
+
+  get #shownKeys() { return this.#shown ? [[this.#shown.conversation, this.#shown.owner]] : [] }
+
+  // Own rows first; else the newest, of this conversation before those of none.
+  async #newest() {
+    const names = this.#isEmpty ? [this.#conversation, NEW] : [this.#conversation]
+    for (const name of names) {
+      const rows = await this.#storage.rows("drafts", IDBKeyRange.bound([name], [name, []]))
+      this.#turn = Math.max(this.#turn, ...rows.map((row) => row.turn))
+      const found = rows.find((row) => row.owner === this.#owner) ?? rows.sort((one, other) => other.turn - one.turn)[0]
+      if (found) return found
+    }
+    return null
+  }
+
+  async #write() {
+    if (this.#isWriting) return
+    this.#isWriting = true
+    while (this.#isDirty) await this.#writeOnce()
+    this.#isWriting = false
+  }
+
+  async #writeOnce() {
+    this.#isDirty = false
+    const text = this.#text
+    const [left, shown] = [this.#left, this.#shown]
+    const late = setTimeout(() => noteUnkept("draft", text.trim() ? "slow" : null), PATIENCE)
+    try {
+      await this.#storage.write([...[...left, ...this.#shownKeys].map((key) => ["drafts", "delete", key]), this.#own(text)])
+      this.#left = this.#left.filter((key) => !left.includes(key))
+      if (shown && shown === this.#shown) this.#tellTaken(false)
+      if (shown === this.#shown) this.#shown = null
+      noteUnkept("draft", null)
+      this.#tell()
+    } catch (error) {
+      console.error("draft not stored", error)
+      noteUnkept("draft", text.trim() ? problemOf(error) : null)
+    } finally { clearTimeout(late) }
+  }
+
+  #own(text) {
+    if (!text) return ["drafts", "delete", this.#key]
+    return ["drafts", "put", { conversation: this.#conversation, owner: this.#owner, turn: ++this.#turn, text }]
+  }
+
+  // --- between tabs ---
+
+  #tell() { this.#storage.tell({ type: "draft", conversation: this.#conversation, turn: this.#turn }) }
+
+  #tellTaken(isSent) {
+    if (this.#shown) this.#storage.tell({ type: "draft-taken", ...this.#shown, isSent })
+  }
+
+  #onMessage({ type, conversation, turn, owner, text, isSent }) {
+    const isHere = conversation === this.#conversation || (this.#isEmpty && conversation === NEW)
+    if (type === "draft" && isHere) {
+      this.#turn = Math.max(this.#turn, turn)
+      if (!this.#isOwn) this.#refresh()
+    } else if (type === "missed" && !this.#isOwn) this.#refresh()
+    else if (type === "draft-taken" && owner === this.#owner && this.#isOwn) this.#onTaken(isSent && text === this.#text)
+  }
+
+  // Another tab went on with this one's text. If it has sent it as it is, it is done with; else this one keeps its own.
+  #onTaken(isDone) {
+    if (!isDone) return this.edit(this.#text)
+    this.#text = ""
+    this.#isOwn = this.#isDirty = false
+    this.onChange("")
+  }
+
+  async #refresh() {
+    try {
+      const row = await this.#newest()
+      if (this.#isOwn) return // somebody began to type
+      this.#shown = row
+      if (this.#text === (row?.text ?? "")) return
+      this.#text = row?.text ?? ""
+      this.onChange(this.#text)
+    } catch (error) { console.error(error) }
+  }
+}
+
+// A tab keeps its name from page to page. It is taken while a page has it: a copy of the tab must not have the same.
+function takeName(prefix) {
+  const key = `${prefix}:tab`
+  try {
+    const name = sessionStorage.getItem(key)
+    sessionStorage.removeItem(key)
+    return name ?? uuid()
+  } catch { return uuid() }
+}
+
+function putName(prefix, name) {
+  try { sessionStorage.setItem(`${prefix}:tab`, name) } catch { /* the next page is another tab to the drafts */ }
+}

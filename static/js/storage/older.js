@@ -1,0 +1,45 @@
+// What an older version of the product kept in localStorage: moved into the storage, in its order.
+
+export function storedKeys(prefix) {
+  try {
+    return Object.keys(localStorage).filter((key) => key.startsWith(prefix))
+  } catch (error) {
+    console.error(error)
+    return []
+  }
+}
+
+// → {entries, moved: a promise}. What could not be moved stays where it was.
+export function movedEntries(storage, prefix) {
+  const keys = storedKeys(`${prefix}:outbox:`)
+  const entries = keys.map(read).filter((one) => one?.id && one.conversation && typeof one.body === "string")
+  entries.sort((one, other) => one.at - other.at || one.order - other.order) // there was nothing better then
+  return { entries, moved: move(storage, entries.map((entry) => ["outbox", "put", entry]), keys) }
+}
+
+export function forgetOlder(prefix, id) { remove(`${prefix}:outbox:${id}`) }
+
+// An older draft belongs to no tab.
+export function movedDrafts(storage, prefix) {
+  const keys = storedKeys(`${prefix}:draft:`)
+  const rows = keys.map((key) => ({ conversation: key.split(":").at(-1), owner: "", turn: 0, text: localStorage.getItem(key) }))
+  return move(storage, rows.map((row) => ["drafts", "put", row]), keys)
+}
+
+async function move(storage, operations, keys) {
+  await storage.write(operations)
+  keys.forEach(remove)
+}
+
+function read(key) {
+  try {
+    return JSON.parse(localStorage.getItem(key))
+  } catch (error) {
+    console.error(error)
+    return null
+  }
+}
+
+function remove(key) {
+  try { localStorage.removeItem(key) } catch (error) { console.error(error) }
+}

@@ -1,0 +1,291 @@
+"""What is said to be kept is kept: messages that wait survive a killed browser, in the order they were said in."""
+
+import random
+import shutil
+import string
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lab.browser import ARGUMENTS, CHROMIUM, RECORDER, messages, record, say, sign_in, stored, wait_for, wait_state
+from lab.faultproxy import FaultProxy
+from lab.processes import marked_environment
+from lab.profile import Profile
+from lab.server import Server
+from playwright.sync_api import Browser, Dialog, Page
+
+pytestmark = pytest.mark.browser
+StartServer = Callable[..., Server]
+StartProxy = Callable[[Server], FaultProxy]
+ROUNDS = 6
+WAITING = 4
+KILLED_AFTER_MS = 50
+
+
+@pytest.fixture
+def profile(browser: Browser, tmp_path: Path) -> Iterator[Profile]:
+    """A browser that can be killed."""
+    profile = Profile(browser, tmp_path / "profile")
+    yield profile
+    profile.close()
+
+
+def texts(page: Page) -> list[str]:
+    return [m["text"] for m in messages(page)]
+
+
+def states(page: Page) -> list[str]:
+    return [m["state"] for m in messages(page)]
+
+
+def come_back(page: Page, address: str, url: str) -> None:
+    """Opens a conversation in a browser that was killed, which may have lost the last half minute's cookies."""
+    page.goto(url)
+    if "/sign-in" in page.url:
+        sign_in(page, address)
+        page.goto(url)
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_browser_keeps_what_it_called_sending(
+    start_server: StartServer, start_proxy: StartProxy, profile: Profile
+) -> None:
+    """Killed 50 ms after the last of four messages was shown as sending, with the server away; then started again."""
+    proxy = start_proxy(start_server(assistant="off"))
+    page = profile.open()
+    sign_in(page, proxy.url)
+    wait_state(page, "connected")
+    say(page, "the first message")
+    page.wait_for_url("**/c/*")
+    said = ["the first message"]
+    for number in range(ROUNDS):
+        page = say_and_be_killed(profile, page, proxy, [f"message {number}.{part}" for part in range(WAITING)], said)
+    assert texts(page) == said
+    page.reload()
+    wait_for(page, lambda: texts(page) == said, 5, "each exactly once, in order, for the server, too")
+    assert stored(page, "outbox") == []
+
+
+def say_and_be_killed(profile: Profile, page: Page, proxy: FaultProxy, waiting: list[str], said: list[str]) -> Page:
+    """Says what is to wait, kills the browser, and sees it sent from the next one, whose page it returns."""
+    url = page.url
+    wait_for(page, lambda: states(page) == ["sent"] * len(said), 20, "all is sent")
+    proxy.network_down()
+    for text in waiting:
+        say(page, text)
+    wait_for(page, lambda: states(page)[-WAITING:] == ["sending"] * WAITING, 5, "they wait")
+    page.wait_for_timeout(KILLED_AFTER_MS)
+    profile.kill9()
+    said += waiting
+    proxy.heal()
+    again = profile.open()
+    come_back(again, proxy.url, url)
+    wait_for(again, lambda: texts(again) == said, 20, "all that waited was kept")
+    wait_for(again, lambda: states(again) == ["sent"] * len(said), 20, "all is sent")
+    return again
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for the tests below, none of which harms it."""
+    with Server(tmp_path_factory.mktemp("shared"), assistant="off") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> None:
+    """The shared server outlives each test; it ends with the module."""
+
+
+@pytest.fixture
+def proxy(shared: Server) -> Iterator[FaultProxy]:
+    """What stands before it."""
+    with FaultProxy(shared.port) as proxy:
+        yield proxy
+
+
+def begin(page: Page, url: str, text: str = "the first message") -> str:
+    """Signs in and says something in a conversation of its own; its address."""
+    sign_in(page, url)
+    page.locator("form.new button").click()
+    page.wait_for_url("**/c/*")
+    wait_state(page, "connected")
+    say(page, text)
+    wait_for(page, lambda: states(page) == ["sent"], 10, "it is sent")
+    return page.url
+
+
+def note(page: Page) -> str:
+    """What the page says of what it cannot keep."""
+    shown = page.locator("#unkept")
+    return shown.inner_text() if shown.is_visible() else ""
+
+
+# As Chromium does where the disk is full; the slow test below has a disk that is.
+FULL = """(() => {
+  const put = IDBObjectStore.prototype.put
+  window.setFull = isFull => {
+    IDBObjectStore.prototype.put = isFull ? () => { throw new DOMException("full", "QuotaExceededError") } : put
+  }
+})()"""
+
+
+def test_where_storage_is_full_the_page_says_so_and_asks_before_it_closes(proxy: FaultProxy, page: Page) -> None:
+    page.context.add_init_script(FULL)
+    begin(page, proxy.url)
+    page.evaluate("window.setFull(true)")
+    proxy.network_down()
+    say(page, "too much")
+    wait_for(page, lambda: states(page)[-1] == "unstored", 5, "nothing says that it is kept")
+    assert "Not kept on this device" in page.locator("article .state").last.inner_text()
+    wait_for(page, lambda: "storage is full" in note(page), 3, "in words")
+    asked: list[str] = []
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    page.close(run_before_unload=True)
+    wait_for(page, lambda: asked == ["beforeunload"], 5, "the browser asks")
+    page.evaluate("window.setFull(false)")
+    proxy.heal()
+    wait_for(page, lambda: states(page) == ["sent"] * 2, 20, "it goes out all the same")
+    assert not note(page)
+    page.reload()
+    wait_state(page, "connected")
+    assert texts(page) == ["the first message", "too much"]
+    assert page.locator("#composer textarea").input_value() == "", "and is no draft any more"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("unshare"), reason="mounts a disk of its own: Linux")
+def test_on_a_full_disk_nothing_is_called_sending(proxy: FaultProxy, browser: Browser, tmp_path: Path) -> None:
+    """The profile lies on a disk of 32 MB, which is filled to the last 2 kB."""
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    start = tmp_path / "chromium"
+    mount = f"mount -t tmpfs -o size=32m none {profile}"
+    start.write_text(f'#!/bin/sh\nexec unshare -rm sh -c \'{mount} && exec {CHROMIUM} "$@"\' sh "$@"\n')
+    start.chmod(0o755)
+    context = browser.browser_type.launch_persistent_context(
+        str(profile), executable_path=str(start), args=ARGUMENTS, env=dict(marked_environment())
+    )
+    try:
+        context.add_init_script(RECORDER)
+        page = context.pages[0]
+        begin(page, proxy.url)
+        proxy.network_down()
+        page.evaluate(FILL)
+        text = "".join(random.choices(string.ascii_letters, k=15_000))
+        say(page, text)
+        wait_for(page, lambda: states(page)[-1] == "unstored", 10, "nothing says that it is kept")
+        wait_for(page, lambda: "storage is full" in note(page), 3, "in words")
+        proxy.heal()
+        wait_for(page, lambda: states(page) == ["sent"] * 2, 20, "it goes out all the same")
+        assert texts(page)[-1] == text
+    finally:
+        context.close()
+
+
+FILL = """async () => {
+  const database = await new Promise(resolve => {
+    const request = indexedDB.open("filler", 1)
+    request.onupgradeneeded = () => request.result.createObjectStore("rows", { autoIncrement: true })
+    request.onsuccess = () => resolve(request.result)
+  })
+  const random = length => Array.from({ length: length / 8 }, () => Math.random().toString(36).slice(2, 10)).join("")
+  const put = length => new Promise(resolve => {
+    const transaction = database.transaction("rows", "readwrite")
+    transaction.objectStore("rows").put(random(length))
+    transaction.oncomplete = () => resolve(true)
+    transaction.onabort = () => resolve(false)
+  })
+  for (const length of [1000000, 100000, 10000, 2000]) for (let n = 0; n < 60 && await put(length); n += 1);
+}"""
+
+
+def test_without_indexeddb_the_chat_goes_on_in_memory_and_says_so(proxy: FaultProxy, page: Page) -> None:
+    page.context.add_init_script("Object.defineProperty(window, 'indexedDB', { value: undefined })")
+    begin(page, proxy.url)
+    assert not note(page), "there is nothing to lose"
+    page.locator("#composer textarea").fill("a draft")
+    wait_for(page, lambda: "keeps nothing" in note(page), 5, "in words")
+    proxy.network_down()
+    say(page, "one")
+    say(page, "two")
+    wait_for(page, lambda: states(page)[-2:] == ["unstored"] * 2, 5, "nothing says that it is kept")
+    proxy.heal()
+    wait_for(page, lambda: states(page) == ["sent"] * 3, 20, "they go out")
+    assert texts(page) == ["the first message", "one", "two"]
+    wait_for(page, lambda: not note(page), 3, "there is nothing to lose any more")
+    assert record(page, "errors") == []
+
+
+def test_what_an_older_version_left_in_local_storage_is_moved(proxy: FaultProxy, page: Page) -> None:
+    url = begin(page, proxy.url)
+    conversation = url.rsplit("/", 1)[1]
+    page.goto(f"{proxy.url}/healthz")
+    prefix = page.evaluate("async () => (await indexedDB.databases())[0].name.replace('chatapp:', '')")
+    leave = """([prefix, conversation]) => {
+      for (const [order, body] of ["older one", "older two"].entries()) {
+        const id = crypto.randomUUID()
+        const entry = { id, conversation, body, create: false, at: 1, order, tries: 0 }
+        localStorage.setItem(`${prefix}:outbox:${id}`, JSON.stringify(entry))
+      }
+      localStorage.setItem(`${prefix}:outbox:broken`, "{")
+      localStorage.setItem(`${prefix}:draft:${conversation}`, "an older draft")
+    }"""
+    page.evaluate(leave, [prefix, conversation])
+    page.goto(url)
+    wait_for(page, lambda: texts(page) == ["the first message", "older one", "older two"], 5, "they are there")
+    wait_for(page, lambda: states(page) == ["sent"] * 3, 10, "they go out")
+    assert page.locator("#composer textarea").input_value() == "an older draft"
+    left = "Object.keys(localStorage).filter(key => /:(outbox|draft):/.test(key))"
+    wait_for(page, lambda: page.evaluate(left) == [], 5, "nothing is left there")
+    assert [row["text"] for row in stored(page, "drafts")] == ["an older draft"]
+
+
+# A clock that a test can set, as a person or NTP sets it: also what performance.timeOrigin is read from at a load.
+SET_CLOCK = """(() => {
+  const real = Date
+  let skew = Number(localStorage.getItem("lab-skew"))
+  const origin = performance.timeOrigin + skew
+  Object.defineProperty(performance, "timeOrigin", { get: () => origin })
+  window.Date = class extends real {
+    constructor(...given) { given.length ? super(...given) : super(real.now() + skew) }
+    static now() { return real.now() + skew }
+  }
+  window.setClockBack = seconds => {
+    skew = -1000 * seconds
+    localStorage.setItem("lab-skew", skew)
+  }
+})()"""
+
+
+def test_a_clock_that_is_set_back_changes_neither_order_nor_liveness(proxy: FaultProxy, page: Page) -> None:
+    page.context.add_init_script(SET_CLOCK)
+    url = begin(page, proxy.url)
+    proxy.network_down()
+    wait_state(page, "reconnecting")
+    say(page, "before")
+    page.evaluate("window.setClockBack(3600)")
+    say(page, "after")
+    wait_for(page, lambda: states(page)[1:] == ["sending"] * 2, 5, "they wait")
+    other = page.context.new_page()
+    proxy.heal()
+    wait_for(page, lambda: states(page) == ["sent"] * 3, 15, "a clock does not hold up the connection")
+    proxy.network_down()
+    page.evaluate("window.setClockBack(0)")
+    say(page, "before again")
+    page.evaluate("window.setClockBack(3600)")
+    say(page, "after again")
+    wait_for(page, lambda: states(page)[3:] == ["sending"] * 2, 5, "they wait")
+    page.close()
+    proxy.heal()
+    other.goto(url)
+    said = ["the first message", "before", "after", "before again", "after again"]
+    wait_for(other, lambda: states(other) == ["sent"] * 5, 15, "another page takes them up")
+    assert texts(other) == said
+    other.reload()
+    assert texts(other) == said, "as the server has it"
