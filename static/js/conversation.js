@@ -2,33 +2,27 @@
 // waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
 
 import { focusComposer } from "./composer.js"
+import { morph, morphInto } from "./reading/morph.js"
+import { Scroll } from "./reading/scroll.js"
 import { daySeparator, words, wordTime, wordTimes } from "./status.js"
 import { checkOf, isWhole } from "./transports/integrity.js"
 
-const NEAR_END = 100
-
 export class ConversationView {
-  #log = document.getElementById("log")
   #messages = document.getElementById("messages")
   #list = document.getElementById("conversations")
-  #jump = document.getElementById("jump")
   #older = document.getElementById("older")
   #sources = new WeakMap() // block → the HTML source that its tails append to
   #byPosition = new Map()
-  #isAtEnd = true; #scrolling = 0
+  #scroll
   onGone = () => {}
 
   constructor(conversation) {
     this.conversation = conversation
     this.isAltered = [this.#messages, this.#list].map(forgetAltered).includes(true)
-    this.#log?.addEventListener("scroll", () => this.#onScroll(), { passive: true })
-    this.#jump?.addEventListener("click", () => { this.scrollToEnd(); focusComposer() }) // the button vanishes
-    // What grows without our doing (fonts, the composer, a phone's keyboard) must not leave the end either.
-    if (this.#log && window.ResizeObserver) {
-      const observer = new ResizeObserver(() => { if (this.#isAtEnd) this.scrollToEnd() })
-      observer.observe(this.#log)
-      if (this.#messages) observer.observe(this.#messages)
-    }
+    const log = document.getElementById("log")
+    const jump = document.getElementById("jump")
+    this.#scroll = log && new Scroll(log, this.#messages, jump)
+    jump?.addEventListener("click", () => { this.scrollToEnd(); focusComposer() }) // the button vanishes
     setInterval(() => wordTimes(this.#messages), 60000)
     this.#tidy()
     this.scrollToEnd()
@@ -85,12 +79,19 @@ export class ConversationView {
     if (!shown && !isOlder && !this.#older?.hidden && Number(article.dataset.position) < this.oldest) return
     if (shown?.dataset.id && Number(shown.dataset.revision) >= Number(article.dataset.revision)) return
     if (!isOlder) this.#announce(shown?.dataset.state, article)
-    if (shown && shown.dataset.position === article.dataset.position) shown.replaceWith(article)
-    else {
-      if (shown) take(shown)
-      this.#insert(article)
-    }
-    this.#dress(article)
+    if (!shown) this.#insert(article)
+    else this.#become(shown, article)
+    this.#dress(shown ?? article)
+  }
+
+  // What is shown becomes the newer one; what is equal in both keeps its nodes.
+  #become(shown, article) {
+    const isMoved = shown.dataset.position !== article.dataset.position
+    for (const block of shown.querySelectorAll(":scope > .body > .block")) this.#sources.delete(block)
+    morph(shown, article)
+    if (!isMoved) return
+    take(shown)
+    this.#insert(shown)
   }
 
   // By position; what has none yet (still in the outbox) stays at the end.
@@ -140,7 +141,7 @@ export class ConversationView {
     }
     delete block.dataset.source
     this.#sources.set(block, source)
-    block.innerHTML = source
+    morphInto(block, source)
     return true
   }
 
@@ -213,10 +214,7 @@ export class ConversationView {
 
   // --- times, days, scroll, announcements ---
 
-  #afterChange() {
-    if (this.#isAtEnd) this.scrollToEnd()
-    else if (this.#jump) this.#jump.hidden = false
-  }
+  #afterChange() { this.#scroll?.onChange() }
 
   #tidy() {
     for (const article of this.#messages?.querySelectorAll("article") ?? []) this.#dress(article)
@@ -233,32 +231,18 @@ export class ConversationView {
 
   // Older messages go in front without moving what is read.
   prepend(articles) {
-    const { scrollHeight: height, scrollTop: top } = this.#log
-    for (const article of articles) {
-      try { this.#place(article, true) } catch (error) { console.error(error) }
-    }
-    this.#log.scrollTop = top + this.#log.scrollHeight - height
+    this.#scroll.keeping(() => {
+      for (const article of articles) {
+        try { this.#place(article, true) } catch (error) { console.error(error) }
+      }
+    })
   }
 
   get oldest() {
     return Number(this.#messages?.querySelector("article[data-position]:not([data-position=''])")?.dataset.position) || 0
   }
 
-  scrollToEnd() {
-    this.#isAtEnd = true
-    if (this.#jump) this.#jump.hidden = true
-    // Once a frame: each time makes the browser lay the page out.
-    this.#scrolling ||= requestAnimationFrame(() => {
-      this.#scrolling = 0
-      if (this.#log) this.#log.scrollTop = this.#log.scrollHeight
-    })
-  }
-
-  #onScroll() {
-    const { scrollHeight, scrollTop, clientHeight } = this.#log
-    this.#isAtEnd = scrollHeight - scrollTop - clientHeight < NEAR_END
-    if (this.#jump && this.#isAtEnd) this.#jump.hidden = true
-  }
+  scrollToEnd() { this.#scroll?.toEnd() }
 
   #announce(before, article) {
     const { author, state } = article.dataset
