@@ -16,22 +16,20 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
+from chatapp.assistant import cjk, settled
+
 CITATION = re.compile(r"\.\./knowledge/[a-z0-9][a-z0-9_-]*(#[\w-]+)?", re.ASCII)
 EXTERNAL = re.compile(r"(https?://[^/\\]|mailto:.)", re.IGNORECASE)
-# No two repetitions in a row that could share white space: a model may write nothing else for long.
-FENCE_LINE = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]*)?(?:```|~~~)", re.MULTILINE)
-# The last, unfinished line of the open block is not shown while it may still turn into a mark of its own.
-HALF_MARK = re.compile(r"(?:^|\n)(?:[-=*+#>~`|: \t]+|[ \t]*\d{1,9}[.)]?[ \t]*)\Z")
-HALF_LINK = re.compile(r"!?\[[^\[\]\n]*(?:\](?:\([^()\s]*)?)?\Z")
-HALF_TABLE = re.compile(r"\A[ \t]*\|[^\n]*(?:\n[ \t|:-]*)?\Z")
 LARGE = 6000
-"""An open block of more characters is parsed only once it has grown by a twentieth: parsing costs its length."""
+"""An open block of more characters is parsed once it has grown by a twentieth or rests: parsing costs its length."""
 VAST = 40_000
 """One of more characters only once it has grown by a quarter: a list or table of that size takes a second."""
 MOST_BLOCKS = 2000
 """What follows so many finished blocks is joined to the last of them: each is a row to read with every page."""
 BUNCH = 500
 """Tokens that are let go of at once: some 0.2 ms, in which nobody else can run."""
+PATIENCE = 4
+"""Looks at it without a new character until it counts as resting: some 0.6 s."""
 MANY_TOKENS = 400
 """A list of more tokens is sanitised in bunches of about as many: some 2 ms each."""
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
@@ -109,6 +107,8 @@ def _parser() -> MarkdownIt:
     # Without reference definitions no later line can change an earlier block: finished stays finished.
     markdown.enable(["table", "strikethrough"]).disable(["reference", "html_block", "html_inline"])
     vars(markdown)["validateLink"] = allowed_link
+    cjk.register(markdown)
+    settled.register(markdown)
     return markdown
 
 
@@ -183,30 +183,15 @@ def _demoted(tokens: Sequence[Token]) -> Sequence[Token]:
     return tokens
 
 
-def _top_level(text: str) -> list[tuple[int, list[Token]]]:
-    """The top-level blocks: (first line, tokens) of each, in order."""
+def _top_level(text: str, grows: bool = False) -> list[tuple[int, list[Token]]]:
+    """The top-level blocks: (first line, tokens) of each, in order. `grows`: the last words may go on."""
     found: list[tuple[int, list[Token]]] = []
-    for token in _MARKDOWN.parse(text):
+    for token in _MARKDOWN.parse(text, {"grows": grows}):
+        token.hidden = False  # else a blank line between two items would change all of their list
         if token.level == 0 and token.nesting >= 0 and token.map is not None:
             found.append((token.map[0], []))
         found[-1][1].append(token)
     return found
-
-
-def _settled(text: str) -> str:
-    """The open block's text without a half-typed mark at its end: no raw Markdown flashes up."""
-    if len(FENCE_LINE.findall(text)) % 2:
-        return text
-    text = HALF_MARK.sub("", text)
-    if HALF_TABLE.match(text):
-        return ""
-    text = HALF_LINK.sub("", text)
-    last = text.rsplit("\n", 1)[-1]
-    if last.count("`") % 2:
-        return text + "`" if not text.endswith("`") else text.rstrip("`")
-    if last.count("**") % 2:
-        return text + "**" if not text.endswith(("**", " ")) else text.rstrip("* ")
-    return text
 
 
 class GrowingAnswer:
@@ -216,6 +201,7 @@ class GrowingAnswer:
         self._body: list[str] = []
         self._tail = ""
         self._unparsed = 0
+        self._rests = 0
         self._finished: list[str] = []
         self._open: list[str] = []
         self._taken: list[str] = []
@@ -240,6 +226,7 @@ class GrowingAnswer:
             self._body.append(text)
             self._tail += text
             self._unparsed += len(text)
+            self._rests = 0
 
     def finish(self) -> None:
         """Nothing more comes: the open block is shown as it stands, half-typed marks included."""
@@ -252,7 +239,9 @@ class GrowingAnswer:
         A block that was shown and turned out to belong to its predecessor comes with empty HTML.
         """
         length = len(self._tail)
-        if self._unparsed and (length < LARGE or self._unparsed * (20 if length < VAST else 4) > length):
+        self._rests += 1
+        is_due = self._rests > PATIENCE or length < LARGE or self._unparsed * (20 if length < VAST else 4) > length
+        if self._unparsed and is_due:
             self._parse()
         now = self._finished + self._open
         now += [""] * (len(self._taken) - len(now))
@@ -263,12 +252,12 @@ class GrowingAnswer:
     def _parse(self) -> None:
         """Close what can no longer change, and show the rest as it stands."""
         self._unparsed = 0
-        self._close_blocks()
-        shown = self._tail if self._ended else _settled(self._tail)
-        self._open = [_drawn(tokens) for _, tokens in _top_level(shown)]
+        context = self._close_blocks()
+        shown, grows = (self._tail, False) if self._ended else settled.settled_lines(self._tail, context)
+        self._open = [_drawn(tokens) for _, tokens in _top_level(shown, grows)]
 
-    def _close_blocks(self) -> None:
-        """Move to the finished ones every block after which another one has begun.
+    def _close_blocks(self) -> str:
+        """Move to the finished ones every block after which another one has begun. Returns where the open one ends.
 
         Only whole lines count: "# " may still become a heading or the words "#1", a row a table.
         """
@@ -278,8 +267,10 @@ class GrowingAnswer:
             for _, tokens in blocks[:-1]:
                 self._finish(_drawn(tokens))
             self._tail = _from_line(self._tail, blocks[-1][0])
+        context = settled.context(blocks[-1][1] if blocks else [])
         for _, tokens in blocks:
             _let_go(tokens)
+        return context
 
     def _finish(self, html: str) -> None:
         if len(self._finished) < MOST_BLOCKS:

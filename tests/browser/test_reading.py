@@ -1,22 +1,20 @@
-"""Ten journeys of a person who reads while a 200 kB answer is written: nothing is pulled away, nothing is lost."""
+"""Journeys of a person who reads while a 200 kB answer is written: nothing is pulled away, nothing is lost."""
 
 import queue
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab.browser import NARROW, assert_clean, messages, new_page, say, sign_in, wait_for, wait_state
-from lab.http import Client
+from lab.browser import NARROW, assert_clean, new_page, say, sign_in, wait_for, wait_state
 from lab.model import Handler, Scripted
 from lab.server import Server
 from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.browser
 
-WRITTEN = 140_000  # characters before the journeys begin; with them it has some 200,000
+WRITTEN = 150_000  # characters before the journeys begin; with them it has some 200,000
 PARAGRAPH = "Paragraph {n} says in plain words how a backup is made.\n\n"
 CODE = "step_{n} = copy(source='/srv/data/{n:06d}', target='/srv/backups/{n:06d}', " + "check=True, " * 12 + ")\n"
 
@@ -76,7 +74,7 @@ def shared(pen: Pen, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
     provider = Scripted(pen.script)
     threading.Thread(target=provider.serve_forever, daemon=True).start()
     directory: Path = tmp_path_factory.mktemp("reading")
-    with Server(directory, **provider.settings) as server:
+    with Server(directory, longest_answer=400_000, **provider.settings) as server:
         yield server
         pen.end()
     provider.shutdown()
@@ -98,13 +96,11 @@ def opened(browser: Browser, shared: Server, pen: Pen) -> Iterator[Page]:
     say(page, "Tell me all about backups")
     written = 0
     while written < WRITTEN:
-        piece = pen.next(
-            "## Part {n}\n\n" + PARAGRAPH * 6 + "See [1](../knowledge/start#first-run)\n\n- one\n- two\n\n"
-        )
+        piece = pen.next("## Part {n}\n\n" + PARAGRAPH[:-2] * 6 + "[1](../knowledge/start#first-run)\n\n")
         pen.write(piece)
         written += len(piece)
     pen.write("Here the journeys begin.\n\n")
-    last(page, "p:has-text('Here the journeys begin.')").wait_for()
+    last(page, "p:has-text('Here the journeys begin.')").wait_for(timeout=90_000)
     yield page
     assert_clean(page)
     page.context.close()
@@ -207,8 +203,11 @@ def test_a_small_turn_of_the_wheel_leaves_the_end(reader: Page, pen: Pen, step: 
             reader.mouse.wheel(0, step)
             reader.wait_for_timeout(120)
         assert_left_alone(reader)
-        reader.mouse.wheel(0, 30_000)
-        wait_for(reader, lambda: gap(reader) < 3, 5, "back at the end")
+        for _ in range(10):  # the end moves while one goes there
+            reader.mouse.wheel(0, 3000)
+            reader.wait_for_timeout(150)
+            if gap(reader) < 3:
+                break
         assert_follows(reader)
         assert not reader.locator("#jump").is_visible()
 
@@ -251,10 +250,11 @@ def test_a_finger_leaves_the_end(reader: Page, pen: Pen, browser: Browser) -> No
         assert_follows(phone)
         drag(40)
         assert_left_alone(phone)
-        for _ in range(20):
-            drag(-240)
-            if gap(phone) < 3:
-                break
+    for _ in range(40):
+        drag(-240)
+        if gap(phone) < 3:
+            break
+    with pen.flowing(PARAGRAPH):
         assert_follows(phone)
     assert_clean(phone)
     phone.context.close()
@@ -375,59 +375,6 @@ def assert_reads(page: Page, words: str, offset: float) -> None:
         raise AssertionError(f"{offset}: {places[-5:]}") from problem
 
 
-def test_back_and_forth_between_conversations(reader: Page, pen: Pen) -> None:
-    here = reader.url
-    with pen.flowing(PARAGRAPH, every=0.2):
-        read = read_above(reader)
-        reader.locator("form.new button").click()
-        reader.wait_for_url(lambda url: url != here)
-        wait_state(reader, "connected")
-        reader.go_back()
-        wait_state(reader, "connected")
-        assert reader.url == here
-        assert_reads(reader, *read)
-        assert_left_alone(reader)
-        reader.go_forward()
-        wait_state(reader, "connected")
-        reader.locator(f"#conversations a[href='{here.removeprefix(origin(here))}']").click()
-        wait_state(reader, "connected")
-        assert_reads(reader, *read)
-        go_to_end(reader)
-        reader.reload()
-        wait_state(reader, "connected")
-        assert_follows(reader)
-
-
-def origin(url: str) -> str:
-    """Scheme and host of an address."""
-    return "/".join(url.split("/")[:3])
-
-
-def test_a_citation_and_back(reader: Page, pen: Pen) -> None:
-    here = reader.url
-    Client(reader.url.split("/c/")[0]).sign_in().create("A newer one, in which nobody is", str(uuid.uuid4()))
-    with pen.flowing(PARAGRAPH, every=0.2):
-        for way in ("link", "history"):
-            read = read_above(reader)
-            visible = reader.locator("#messages a.citation")
-            number = reader.evaluate(
-                """() => [...document.querySelectorAll("#messages a.citation")]
-                  .findIndex(one => one.getBoundingClientRect().top > 200)"""
-            )
-            visible.nth(number).click()
-            reader.wait_for_url("**/knowledge/start**")
-            if way == "link":
-                reader.get_by_role("link", name="Knowledge").click()
-                reader.wait_for_url(lambda url: "/knowledge/" not in url)
-                reader.get_by_role("link", name="Back to the chat").click()
-            else:
-                reader.go_back()
-            reader.wait_for_url(here)
-            wait_state(reader, "connected")
-            assert_reads(reader, *read)
-            assert_left_alone(reader)
-
-
 def test_each_of_two_tabs_is_where_its_reader_is(reader: Page, pen: Pen) -> None:
     other = reader.context.new_page()
     other.goto(reader.url)
@@ -440,22 +387,7 @@ def test_each_of_two_tabs_is_where_its_reader_is(reader: Page, pen: Pen) -> None
         assert_reads(reader, *read)
         other.bring_to_front()
         assert_follows(other)
-    bodies = [
-        lambda page=page: page.locator("#messages [data-author=assistant] .body").inner_html()
-        for page in (reader, other)
-    ]
-    wait_for(other, lambda: bodies[0]() == bodies[1](), 10, "both show the same")
+    text = "document.querySelector('#messages [data-author=assistant] .body').textContent"
+    wait_for(other, lambda: reader.evaluate(text) == other.evaluate(text), 10, "both show the same")
     other.close()
     reader.bring_to_front()
-
-
-def test_a_reload_leaves_the_reader_where_one_was(reader: Page, pen: Pen) -> None:
-    with pen.flowing(PARAGRAPH, every=0.2):
-        read = read_above(reader)
-        reader.reload()
-        wait_state(reader, "connected")
-        assert_reads(reader, *read)
-        assert_left_alone(reader)
-    pen.end()
-    wait_for(reader, lambda: messages(reader)[-1]["state"] == "completed", 10, "the answer ends")
-    assert_reads(reader, *read)
