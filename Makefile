@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover delivery defaults loop simulate traffic conformance fuzz bench before churn
+.PHONY: help run test check fix lock failover delivery defaults loop simulate traffic conformance fuzz bench before hostile churn
 .PHONY: system-packages
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make traffic   what a page costs the network, measured for the sheet in docs/operations.md (six minutes)"
 	@echo "make bench     beside Flask-SocketIO, Node socket.io and picows (an hour; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
 	@echo "make before    CPU an operation beside another commit (REV=), in interleaved pairs (PAIRS=20), with an A/A (half an hour)"
+	@echo "make hostile   300 sign-ins, 12,000 bad connections and more beside people who write (root; an hour; ATTACKS= SET=)"
 	@echo "make churn     clients come and go for an hour (MINUTES=n): memory and descriptors must be back afterwards"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
@@ -72,6 +73,9 @@ bench: $(VENV)/installed-dev
 before: $(VENV)/installed-dev
 	$(BIN)/python -m bench.before --rev "$(or $(REV),8c3432f)" --pairs "$(PAIRS)" --rows "$(ROWS)" --seconds "$(SECONDS)" \
 		--out "$(OUT)"
+
+hostile: $(VENV)/installed-dev
+	$(BIN)/python -m bench.hostile --attacks "$(ATTACKS)" --set "$(SET)" --out "$(OUT)"
 
 churn: $(VENV)/installed-dev
 	$(BIN)/python -m bench.churn --minutes "$(or $(MINUTES),60)"

@@ -69,12 +69,13 @@ def test_planted_costs_show(tmp_path: Path) -> None:
     assert burnt["p50_ms"] > plain["p50_ms"]
 
 
+@pytest.mark.timeout(240)
 def test_another_commit_is_measured_beside_the_product(tmp_path: Path) -> None:
     """It is loaded from its own worktree, measured pair by pair with a control, and taken away afterwards."""
     command = [sys.executable, "-m", "bench.before", "--short", "--rev", "HEAD", "--pairs", "1", "--rows", "polls"]
     command += ["--out", str(tmp_path)]
     done = subprocess.run(
-        command, cwd=ROOT, env=marked_environment(), capture_output=True, text=True, timeout=100, check=False
+        command, cwd=ROOT, env=marked_environment(), capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "before.json").read_text())
@@ -84,6 +85,28 @@ def test_another_commit_is_measured_beside_the_product(tmp_path: Path) -> None:
     assert f"{ROOT}/.bench-" not in kept
     with pytest.raises(NotLoaded):
         check(Code(), Path(sys.executable), tmp_path)
+
+
+@pytest.mark.timeout(240)
+def test_attacks_are_made_and_judged(tmp_path: Path) -> None:
+    """Strangers are at work beside people who write; every bar gets a value, and none of the people is cut."""
+    command = [sys.executable, "-m", "bench.hostile", "--short", "--attacks", "office,polls", "--set", "pairs=1"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=marked_environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["what"]: row for row in json.loads((tmp_path / "hostile.json").read_text())["rows"]}
+    assert len(rows) == 5
+    assert rows["of them signed out or cut"]["value"] == 0
+    assert rows["8 people and 8 strangers behind one address: a message's p95"]["value"] > 0
+    assert "431" in rows["60 polls with distinct cookies of 64,000 bytes: memory"]["said"]
+    assert "| of them signed out or cut | 0 people | ≤ 0 people | met |" in (tmp_path / "hostile.md").read_text()
 
 
 def test_ratios_of_pairs() -> None:

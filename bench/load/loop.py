@@ -93,10 +93,13 @@ class Loop:
         self._connections: dict[int, Connection] = {}
         self._made = 0
         self.turns = 0
+        self.sources: tuple[str, ...] = ()  # where connections come from; else SOURCES addresses in turn
 
     def source(self) -> str:
         """The address that the next connection comes from."""
         self._made += 1
+        if self.sources:
+            return self.sources[self._made % len(self.sources)]
         return f"127.0.0.{2 + self._made % SOURCES}"
 
     def add(self, connection: Connection) -> None:
