@@ -120,6 +120,7 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 
 def _origin(text: str) -> str:
+    text = text.strip()
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError("must be a full address such as https://chat.example.org")
@@ -317,6 +318,12 @@ def _check_openai(settings: Settings) -> None:
     address = urlsplit(settings.openai_base_url)
     if address.username or address.query or address.fragment:  # not shown: it may hold a secret
         raise ConfigError("CHATAPP_OPENAI_BASE_URL is an address without a user, `?` or `#`; keys go elsewhere.")
+    if re.search(r"\s", settings.openai_base_url):
+        raise ConfigError("CHATAPP_OPENAI_BASE_URL has a space or a line break in it; an address has none.")
+    if address.path.endswith("/completions"):
+        raise ConfigError(
+            "CHATAPP_OPENAI_BASE_URL goes up to, without, /chat/completions: such as http://127.0.0.1:8080/v1."
+        )
     key = settings.openai_api_key
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(

@@ -13,6 +13,7 @@ from lab.processes import describe, kill_group, left_running, wait_for
 from lab.server import Server
 
 if TYPE_CHECKING:
+    from lab.asking import Play
     from playwright.sync_api import Browser, Page
 
 StartServer = Callable[..., Server]
@@ -120,6 +121,15 @@ def start_nginx() -> Iterator[Callable[[str, Server], Nginx]]:
     """Puts a real nginx in front of a server."""
     with ExitStack() as stack:
         yield lambda kind, server: stack.enter_context(Nginx(kind, server.port))
+
+
+@pytest.fixture
+def play() -> "Iterator[Play]":
+    """Starts servers of an OpenAI-compatible model that do what a test says."""
+    from lab.asking import playing
+
+    with playing() as start:
+        yield start
 
 
 @pytest.fixture(scope="session")

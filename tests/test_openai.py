@@ -5,95 +5,38 @@ import json
 import logging
 import shutil
 import socket
-import ssl
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from lab.asking import Play, Told, ask, without_proxies
 from lab.http import Client
 from lab.model import KEY, Handler, Model, Script, Scripted
 from lab.peer import PEERS, Peer, Shown
 from lab.processes import free_port, wait_for
 from lab.server import Server
 
-from chatapp.assistant import ProviderError, make_provider, openai
-from chatapp.assistant.builtin import Knowledge
-from chatapp.config import SYSTEM_PROMPT, ConfigError, Settings, describe, load
+from chatapp.assistant import ProviderError, completions, openai
+from chatapp.config import SYSTEM_PROMPT, ConfigError, describe, load
 from chatapp.store import Turn
 
 QUESTION = "What is the capital of France?"
 LONGER = "What is the capital of France? Describe it in six sentences."  # it must come in pieces
 WHOLE = ("Hel", "lo ", "there.")
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 
 StartServer = Callable[..., Server]
 
 
 @pytest.fixture(autouse=True)
-def own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     """No proxy or authority of this machine stands between a test and its server."""
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
-Play = Callable[..., Scripted]
-
-
-@pytest.fixture
-def play() -> Iterator[Play]:
-    """Starts scripted servers; they end with the test."""
-    servers: list[Scripted] = []
-
-    def start(*scripts: Script, certificate: Path | None = None) -> Scripted:
-        server = Scripted(*scripts)
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-            server.scheme = "https"
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-@dataclass
-class Told:
-    """What came of asking: the text, and the sentence where it failed."""
-
-    text: str
-    failure: str
-    seconds: float
-
-
-def settings_for(server: Scripted, **others: str) -> Settings:
-    """The settings, read as the product reads them."""
-    return load({f"CHATAPP_{name.upper()}": value for name, value in (server.settings | others).items()})
-
-
-def ask(server: Scripted, *turns: Turn, **others: str) -> Told:
-    """One question to the provider itself."""
-    provider = make_provider(settings_for(server, **others), Knowledge([]))
-    assert provider is not None
-    started, text, failure = time.monotonic(), "", ""
-    try:
-        for piece in provider.answer(turns or (Turn("user", "Hello?"),)):
-            text += piece
-    except ProviderError as error:
-        failure = str(error)
-    return Told(text, failure, time.monotonic() - started)
+    without_proxies(monkeypatch)
 
 
 def whole(handler: Handler) -> None:
@@ -179,9 +122,9 @@ def test_events_may_be_cut_anywhere() -> None:
     stream = 'data: {"a": "ü\u2028"}\r\n\r\n: x\n\ndata: b\ndata: c\n\n\n\ndata: [DONE]\n\n'.encode()
     for size in (1, 2, 3, 7, 1000):
         pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
-        assert list(openai.events(pieces)) == ['{"a": "ü\u2028"}', "b\nc", "[DONE]"]
+        assert [event.data for event in completions.events(pieces)] == ['{"a": "ü\u2028"}', "b\nc", "[DONE]"]
     with pytest.raises(ProviderError):
-        list(openai.events(b"data: " + b"x" * 65_536 for _ in range(40)))
+        list(completions.events(b"data: " + b"x" * 65_536 for _ in range(40)))
 
 
 def test_an_answer_ends_with_its_last_word_though_the_server_keeps_the_line(play: Play) -> None:
@@ -270,7 +213,7 @@ WRONG = {
     "page": (page(200), ["text/html", "proxy", "NO_PROXY"]),
     "page of a gateway": (page(502), ["text/html", "502"]),
     "sign-in of a proxy": (page(407), ["407", "HTTPS_PROXY"]),
-    "no stream": (error(200, {"choices": [{"message": {"content": "x"}}]}), ["application/json"]),
+    "no completion": (error(200, {"models": []}), ["application/json"]),
     "nonsense": (broken(end="nonsense"), ["does not understand"]),
     "nothing": (broken(), ["without an answer", "broke off"]),
 }
@@ -552,7 +495,7 @@ def test_a_model_that_is_killed_in_mid_answer_leaves_its_words_and_a_sentence(
         endless_model.kill9()
         answer = peer.wait_for_answer(conversation, 5)
         assert answer.state == "failed" and answer.text.strip().startswith(text[:20])
-        assert openai.BROKE_OFF in failure_shown(client, conversation)
+        assert completions.BROKE_OFF in failure_shown(client, conversation)
         client.post(f"/c/{conversation}/again", {"Accept": "application/json"})
         assert peer.wait_for_answer(conversation, 10, after=answer.position).state == "failed"
         assert "cannot reach the model server" in failure_shown(client, conversation)

@@ -1,23 +1,28 @@
 """Answers from any server that speaks OpenAI's chat completions: hosted, company-wide or on the same machine.
 
-Plain HTTP and ~25 lines of event stream instead of the vendor's package: quick to import, nothing to unlearn under
-gevent. Every failure ends as a sentence that says which layer failed and what to do. The key is in no message, no log.
+Plain HTTP and an own reader (`completions.py`) instead of the vendor's package: quick to import, nothing to unlearn
+under gevent. Every failure ends as a sentence that says which layer failed and what to do. The key is in no message,
+no log.
 """
 
+from __future__ import annotations
+
 import email.utils
-import json
-import logging
 import os
+import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import certifi
 import httpx
+from gevent import monkey
 
+from chatapp.assistant import completions
+from chatapp.assistant.completions import LONGEST_WORDS, failure, page_title, words_of
 from chatapp.assistant.provider import ProviderError
 from chatapp.config import Settings
 from chatapp.store import Turn
@@ -27,13 +32,15 @@ LONGEST_WAIT_S = 10.0
 """A server that asks for a pause gets it and one more try, if the pause is no longer than this."""
 MOST_CHARACTERS = 24_000
 """As much of a conversation goes along, newest first: some 6,000 tokens."""
-LONGEST_EVENT = 1 << 20  # bytes: an event stream has short events; what goes on and on is something else
-LONGEST_ERROR, LONGEST_WORDS = 4096, 200  # bytes read of an error, characters shown of it
+LONGEST_ERROR = 4096  # bytes read of an error
+GRACE_S = 1.0  # how long text may still come once the model has said that it is at its end
 
-CUT_SHORT = {
-    "length": "The answer reached the limit of length of the model or its server. Ask it to go on.",
-    "content_filter": "The model server's content filter ended the answer.",
-}
+QUOTA = (
+    "The chat server's account at the model server has used up what it may use ({status}){words}. "
+    "Whoever runs this chat checks the account's plan and billing."
+)
+# How servers name that: waiting does not help.
+QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded"}
 BY_STATUS = {
     400: "The model server did not accept the request (400){words}. "
     "A conversation that is too long for the model is one reason: try a new one.",
@@ -46,6 +53,7 @@ BY_STATUS = {
     407: "The proxy between the chat server and the model server wants a sign-in (407). "
     "Whoever runs this chat checks HTTPS_PROXY and NO_PROXY.",
     413: "The conversation is too long for the model server (413). Start a new one.",
+    402: QUOTA,
     429: "The model server takes no more requests at the moment (429){words}. {again}",
     503: "The model server is not ready (503){words}; it may be loading its model. {again}",
 }
@@ -55,14 +63,11 @@ REDIRECT = (
 )
 REFUSAL = "The model server refused the request ({status}){words}. The chat server's log has more."
 BROKEN = "The model server failed ({status}){words}. Ask again in a moment."
-FOREIGN = (
-    "What answered the chat server is not the model server's stream but {kind} ({status}): a proxy's page, or a wrong "
-    "address. Whoever runs this chat checks CHATAPP_OPENAI_BASE_URL, HTTPS_PROXY and NO_PROXY."
+GATEWAY = (
+    "A gateway before the model server answered in its place ({status}, {kind}){words}: the model server may be "
+    "starting anew. Ask again in a moment; if it stays, whoever runs this chat checks that server and "
+    "CHATAPP_OPENAI_BASE_URL."
 )
-GARBLED = "The chat server does not understand what the model server sends; it may not be OpenAI-compatible."
-FAILED = "The model server failed in the middle of the answer{words}."
-BROKE_OFF = "The model server broke off in the middle of the answer. Ask again."
-BROKE_OFF_EARLY = "The model server closed the connection without an answer. Ask again in a moment."
 SILENT = "The model server has sent nothing to the chat server for {seconds:g} s. Ask again, or try later."
 UNREACHABLE = (
     "The chat server cannot reach the model server: {why}. "
@@ -83,7 +88,7 @@ UNUSABLE = (
 
 Kind = TypeVar("Kind", bound=BaseException)
 
-log = logging.getLogger(__name__)
+PlainSocket: Any = monkey.get_original("socket", "socket")  # gevent's would wait for its own loop
 
 
 class OpenAI:
@@ -108,18 +113,34 @@ class OpenAI:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # An address may hold a proxy's password: of one that cannot be read, nothing is repeated.
             detail = "InvalidURL" if isinstance(error, httpx.InvalidURL) else self._hidden(repr(error))
-            raise _failure(self._sentence(error, begun), detail) from None
+            raise failure(self._sentence(error, begun), detail) from None
 
     def _stream(self, request: dict[str, Any]) -> Iterator[str]:
         wait = None
         for last in (False, True):
             with self._client.stream("POST", self._url, json=request, headers=self._headers()) as response:
-                wait = None if last else _short_wait(response)
-                if wait is None:
-                    self._check(response)
-                    yield from deltas(events(response.iter_bytes()), self._hidden)
+                if 200 <= response.status_code < 300:
+                    yield from self._read(response)
                     return
+                body = _beginning(response)
+                wait = None if last or _is_quota(body) else _short_wait(response)
+                if wait is None:
+                    self._refuse(response, body)
             time.sleep(wait)
+
+    def _read(self, response: httpx.Response) -> Iterator[str]:
+        """The answer, whatever form it has."""
+        is_bounded = "Transfer-Encoding" in response.headers or "Content-Length" in response.headers
+        with Patience(response, self._silence) as patience:
+            reader = completions.Reader(
+                _kind(response), response.status_code, is_bounded, self._hidden, patience.renew, patience.shorten
+            )
+            try:
+                yield from reader.read(patience.watched(response.iter_bytes()))
+            except Impatient:
+                if not reader.is_finished:
+                    raise failure(SILENT.format(seconds=self._silence), "kept alive without an answer") from None
+                reader.end()  # nothing more came after its last word
 
     @property
     def _client(self) -> httpx.Client:
@@ -128,7 +149,7 @@ class OpenAI:
             with self._making:
                 return self._made
         except (ImportError, ValueError, OSError) as error:  # SOCKS without its package, a proxy that is no address, …
-            raise _failure(UNUSABLE, self._hidden(repr(error))) from None
+            raise failure(UNUSABLE, self._hidden(repr(error))) from None
 
     @cached_property
     def _made(self) -> httpx.Client:
@@ -140,25 +161,22 @@ class OpenAI:
         wanted = {"Accept": "text/event-stream"}
         return wanted | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
 
-    def _check(self, response: httpx.Response) -> None:
-        """Raise ProviderError unless this is an event stream."""
-        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower() or "something unnamed"
-        if response.status_code == 200 and kind == "text/event-stream":
-            return
-        body = _beginning(response)
-        words = _words(body, self._hidden)
-        raise _failure(self._refusal(response, kind, words), f"{kind}: {self._hidden(body)[:LONGEST_WORDS]!r}")
+    def _refuse(self, response: httpx.Response, body: str) -> NoReturn:
+        """Raise ProviderError for an answer that is none."""
+        kind = _kind(response)
+        raise failure(self._refusal(response, kind, body), f"{kind}: {self._hidden(body)[:LONGEST_WORDS]!r}")
 
-    def _refusal(self, response: httpx.Response, kind: str, words: str) -> str:
-        """The sentence for an answer that is no stream."""
-        status = response.status_code
+    def _refusal(self, response: httpx.Response, kind: str, body: str) -> str:
+        """The sentence for it."""
+        status, words = response.status_code, words_of(body, self._hidden)
         if status == 407:
             return BY_STATUS[407]
-        if "html" in kind or status < 300:
-            return FOREIGN.format(kind=kind, status=status)
+        if body.lstrip().startswith("<"):
+            sentence = GATEWAY if status in (502, 503, 504) else completions.FOREIGN
+            return sentence.format(kind=kind, status=status, words=page_title(body, self._hidden))
         if status < 400:
             return REDIRECT.format(status=status)
-        sentence = BY_STATUS.get(status, BROKEN if status >= 500 else REFUSAL)
+        sentence = QUOTA if _is_quota(body) else BY_STATUS.get(status, BROKEN if status >= 500 else REFUSAL)
         return sentence.format(status=status, words=words, model=self._model, again=_again(response))
 
     def _sentence(self, error: Exception, begun: bool) -> str:
@@ -175,12 +193,77 @@ class OpenAI:
             case httpx.InvalidURL() | httpx.UnsupportedProtocol():
                 return UNUSABLE
             case httpx.DecodingError():
-                return GARBLED
-        return BROKE_OFF if begun else BROKE_OFF_EARLY
+                return completions.GARBLED
+        return completions.BROKE_OFF if begun else completions.BROKE_OFF_EARLY
 
     def _hidden(self, text: str) -> str:
         """Some servers repeat the key in what they say."""
         return text.replace(self._key, "(key)") if self._key else text
+
+
+class Impatient(Exception):
+    """A server kept the line alive and sent nothing of an answer."""
+
+
+class Patience:
+    """Cuts the line of such a server: what only keeps it alive resets the client's own time-out."""
+
+    def __init__(self, response: httpx.Response, silence_s: float) -> None:
+        self._is_over = False
+        self._socket = response.extensions["network_stream"].get_extra_info("socket")
+        self._silence_s = silence_s
+        self._until = time.monotonic() + silence_s
+        self._changed = threading.Event()
+        self._is_done = False
+
+    def watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The same chunks. Raises Impatient where they end because of this."""
+        try:
+            yield from chunks
+        except httpx.TransportError:
+            if not self._is_over:
+                raise
+        if self._is_over:
+            raise Impatient
+
+    def renew(self) -> None:
+        """Something of the answer came."""
+        self._until = time.monotonic() + self._silence_s
+
+    def shorten(self) -> None:
+        """It is whole, as far as the model is concerned."""
+        self._until = time.monotonic() + min(GRACE_S, self._silence_s)
+        self._silence_s = min(GRACE_S, self._silence_s)
+        self._changed.set()
+
+    def __enter__(self) -> Patience:
+        threading.Thread(target=self._watch, name="chatapp-patience", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_done = True
+        self._changed.set()
+
+    def _watch(self) -> None:
+        while not self._is_done:
+            left = self._until - time.monotonic()
+            if left <= 0:
+                self._is_over = True
+                _shut(self._socket.fileno())
+                return
+            self._changed.wait(left)
+            self._changed.clear()
+
+
+def _shut(fd: int) -> None:
+    """End a connection by its number, under whatever is wrapped around it: whoever reads finds its end."""
+    plain = PlainSocket(fileno=fd)
+    try:
+        plain.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the other side was faster
+    finally:
+        plain.detach()
 
 
 def trust(environ: Mapping[str, str]) -> ssl.SSLContext:
@@ -225,76 +308,22 @@ def _newest(turns: Sequence[Turn]) -> list[dict[str, str]]:
     return kept
 
 
-def events(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The data of each server-sent event. Lines end at LF or CR LF, and nowhere else: JSON may hold U+2028."""
-    rest, data = b"", list[bytes]()
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                yield b"\n".join(data).decode("utf-8", "replace")
-                data = []
-        if len(rest) + sum(map(len, data)) > LONGEST_EVENT:
-            raise _failure(GARBLED, "an event without an end")
-    # Some servers forget the empty line behind their last event.
-    data += [rest.strip()[5:].strip()] if rest.startswith(b"data:") else []
-    if data:
-        yield b"\n".join(data).decode("utf-8", "replace")
-
-
-def deltas(stream: Iterable[str], hide: Callable[[str], str] = str) -> Iterator[str]:
-    """The text in the events, up to the word that the answer is whole. Reasoning and tools are passed over."""
-    for data in stream:
-        if data.strip() == "[DONE]":
-            return
-        event = _parsed(data)
-        if event.get("error"):
-            raise _failure(FAILED.format(words=_words(data, hide)), "an error within the stream")
-        text, finish = _choice(event)
-        if text:
-            yield text
-        if finish in CUT_SHORT:
-            raise _failure(CUT_SHORT[finish], finish)
-        if finish:
-            return
-    raise _failure(BROKE_OFF, "the stream ended without [DONE] and without finish_reason")
-
-
-def _parsed(data: str) -> dict[str, Any]:
-    try:
-        event = json.loads(data)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict):
-        raise _failure(GARBLED, f"not a JSON object in an event of {len(data)} characters")
-    return event
-
-
-def _choice(event: dict[str, Any]) -> tuple[str, str]:
-    """(text, why it ended) of the first choice, each empty where there is none."""
-    match event:
-        case {"choices": [{**choice}, *_]}:
-            delta, finish = choice.get("delta"), choice.get("finish_reason")
-            text = delta.get("content") if isinstance(delta, dict) else None
-            return (text if isinstance(text, str) else ""), (finish if isinstance(finish, str) else "")
-    return "", ""
-
-
-def _failure(sentence: str, detail: str) -> ProviderError:
-    """The sentence for the person; the log says more."""
-    log.warning("%s [%s]", sentence, detail)
-    return ProviderError(sentence)
-
-
 def _unconnected(error: httpx.ConnectError) -> str:
     """Why there is no connection: nobody there, or somebody who is not trusted."""
     cause = _cause(error, OSError)
     if isinstance(cause, ssl.SSLError):
         return UNTRUSTED.format(why=getattr(cause, "verify_message", "") or cause.reason or "no handshake")
     return UNREACHABLE.format(why=(cause and cause.strerror) or "no way leads there")
+
+
+def _kind(response: httpx.Response) -> str:
+    """What the answer is called."""
+    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower() or "something unnamed"
+
+
+def _is_quota(body: str) -> bool:
+    """Whether an error says that the account is used up, and not that it is too fast."""
+    return any(f'"{code}"' in body for code in QUOTA_CODES)
 
 
 def _beginning(response: httpx.Response) -> str:
@@ -305,20 +334,6 @@ def _beginning(response: httpx.Response) -> str:
         if len(body) >= LONGEST_ERROR:
             break
     return body[:LONGEST_ERROR].decode("utf-8", "replace")
-
-
-def _words(body: str, hide: Callable[[str], str]) -> str:
-    """What a server says in an error, in OpenAI's form or that of others: one line, not long, to end a clause with."""
-    try:
-        told = json.loads(body)
-    except ValueError:
-        return ""
-    for name in ("error", "message", "detail"):
-        told = told.get(name, told) if isinstance(told, dict) else told
-    words = hide(" ".join(told.split())) if isinstance(told, str) else ""
-    if len(words) > LONGEST_WORDS:
-        words = words[: LONGEST_WORDS - 1] + "…"
-    return f": “{words}”" if words else ""
 
 
 def _pause(response: httpx.Response) -> float | None:
