@@ -60,6 +60,12 @@ def forget_blame(record: Record) -> None:
     _foretell(record, "both-failed", None)
 
 
+def is_restarting(record: Record) -> bool:
+    """It has said that it restarts: until it is back, or the attempts are used up, that is why nothing answers."""
+    silent = record["pollReason"] in (None, "server-unreachable")
+    return record["status"] == "reconnecting" and record["wsReason"] == "server-restart" and silent
+
+
 def _note_silence(record: Record) -> None:
     """What an attempt that ran out of time says about each transport."""
     if record["ws"] in ("opening", "ready"):
@@ -104,7 +110,8 @@ def _note_websocket(record: Record, event: Event, now: int) -> None:
     kind = event["type"]
     if kind == "ws_closed":
         was, record["ws"] = record["ws"], "none"
-        record["wsReason"] = event.get("reason")
+        if not (was == "opening" and is_restarting(record)):
+            record["wsReason"] = event.get("reason")
         if was in ("ready", "up", "suspect"):
             _note_end(record, event, now)
         if was == "suspect" and record["suspicion"] and record["suspicion"]["flowsAt"] is not None:

@@ -246,7 +246,8 @@ def _apply(record: Record, action: str, now: int, config: Config, random: Random
         return _open(record, "poll", "trying", "polling", config)
     elif action == "forget_blame":
         facts.forget_blame(record)
-        record["wsReason"] = None if "polling" in config["transports"] else record["wsReason"]
+        if "polling" in config["transports"] and not facts.is_restarting(record):
+            record["wsReason"] = None
     elif action == "close_websocket":
         record["ws"] = "none"
     elif action == "restart_poll":
@@ -344,6 +345,8 @@ def _reason(record: Record, config: Config) -> str | None:
         return record["pollReason"]
     if record["offline"]:
         return "offline"
+    if facts.is_restarting(record):
+        return "server-restart"
     if record["status"] == "polling" and "websocket" not in config["transports"]:
         return record["pollReason"] or "websocket-off"
     if record["status"] == "polling":

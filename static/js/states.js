@@ -127,7 +127,7 @@ function noteWebSocket(record, event, now) {
   if (kind === "ws_closed") {
     const was = record.ws
     record.ws = "none"
-    record.wsReason = event.reason ?? null
+    record.wsReason = isRestarting(record) && was === "opening" ? record.wsReason : event.reason ?? null
     if (["ready", "up", "suspect"].includes(was)) noteEnd(record, event, now)
     const flowsAt = record.suspicion?.flowsAt ?? null
     if (was === "suspect" && flowsAt !== null) foretell(record, "confirmed", now - flowsAt)
@@ -212,7 +212,7 @@ function apply(record, action, world) {
   } else if (action === "forget_blame") {
     record.blame = 0
     foretell(record, "both-failed", null)
-    record.wsReason = config.transports.includes("polling") ? null : record.wsReason
+    record.wsReason = config.transports.includes("polling") && !isRestarting(record) ? null : record.wsReason
   } else if (action === "close_websocket") record.ws = "none"
   else if (action === "restart_poll") record.poll = "trying"
   else if (action === "stop_poll") Object.assign(record, { poll: "none", pollFailures: 0, quickUsed: false })
@@ -285,11 +285,16 @@ function settle(record, before, { now, config }) {
   record.reason = reasonOf(record, config)
 }
 
+// It has said that it restarts: until it is back, or the attempts are used up, that is why nothing answers.
+const isRestarting = ({ status, wsReason, pollReason }) =>
+  status === "reconnecting" && wsReason === "server-restart" && [null, "server-unreachable"].includes(pollReason)
+
 function reasonOf(record, config) {
   if (record.status === "connecting" || record.status === "connected") return null
   if (record.status === "disconnected") return record.pollReason
   if (record.offline) return "offline"
   if (record.status === "polling" && !config.transports.includes("websocket")) return record.pollReason || "websocket-off"
+  if (isRestarting(record)) return "server-restart"
   if (record.status === "polling") return PAUSES.includes(record.pollReason) ? record.pollReason : record.wsReason
   return record.pollReason || record.wsReason
 }

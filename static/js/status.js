@@ -7,6 +7,11 @@ import { steadyClock } from "./surroundings.js"
 
 const GRACE = 2500 // a trouble shorter than this needs no banner
 const GRACE_AFTER_WAKE = 8000
+const TRYING = 700 // a press is seen for so long, also where the answer is there at once
+const TRIED = 4000 // and what became of it
+const MOST_DISMISSED = 20
+// Not to be told again of what has only got another name.
+const SAME = { "upgrade-failed": "blocked", "upgrade-refused": "blocked", "upgrade-hung": "blocked", mute: "blocked" }
 // A wait that reads "5" or more: the ceiling of 5 s is jittered downwards, so it is the rounded second that counts.
 const COUNTDOWN_FROM = 4000
 
@@ -77,26 +82,24 @@ export function publish(record) {
 
 export class StatusView {
   #connection; #mostAttempts; #prefix; #record = null; #shown = {}; #slots = {}
-  #since = 0; #wokeAt = -Infinity; #dismissed = null; #wait = 0; #timer = null
+  #since = 0; #wokeAt = -Infinity; #dismissed; #wait = 0; #timer = null; #press = null
 
   constructor(connection, config) {
     this.#connection = connection
     this.#mostAttempts = config.max_attempts
     this.#prefix = config.sign_in_url.replace(/\/sign-in$/, "")
+    this.#dismissed = new Dismissed(config.network)
     document.addEventListener("connection:changed", ({ detail }) => this.#onChange(detail))
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.#wokeAt = performance.now() })
     document.addEventListener("click", (event) => {
       const action = event.target.closest?.("[data-action]")?.dataset.action
-      if (action === "retry") connection.retry()
+      if (action === "retry") this.#retry()
       if (action === "dismiss") this.#dismiss()
     })
   }
 
   #onChange(record) {
-    if (record.status !== this.#record?.status) {
-      this.#since = performance.now()
-      if (record.status !== "polling" && record.status !== "connecting") this.#dismissed = null
-    }
+    if (record.status !== this.#record?.status) this.#since = performance.now()
     if (record.nextRetryAt !== this.#record?.nextRetryAt) this.#wait = record.nextRetryAt ? record.nextRetryAt - steadyClock() : 0
     this.#record = record
     this.#draw()
@@ -106,14 +109,42 @@ export class StatusView {
   #draw() {
     clearTimeout(this.#timer)
     const record = this.#record
+    const pressed = this.#watchPress(record)
     this.#slots = this.#values(record)
     this.#show(document.getElementById("connection-status"), "status", record.status)
     const grace = this.#graceLeft(record)
-    const banner = grace <= 0 && this.#dismissed !== record.status ? record.status : null
-    this.#show(document.getElementById("banner"), "banner", banner)
+    const isKnown = record.status === "polling" && this.#dismissed.has(record.reason)
+    this.#show(document.getElementById("banner"), "banner", grace <= 0 && !isKnown ? record.status : null)
+    for (const button of document.querySelectorAll("[data-action=retry]")) button.setAttribute("aria-busy", Boolean(this.#press?.isTrying))
     fill(document.getElementById("connection-record"), this.#facts(record))
-    const next = Math.min(grace > 0 ? grace + 10 : Infinity, this.#slots.countdown ? 1000 : Infinity)
+    const next = Math.min(grace > 0 ? grace + 10 : Infinity, this.#slots.countdown ? 1000 : Infinity, pressed)
     if (Number.isFinite(next)) this.#timer = setTimeout(() => this.#draw(), next)
+  }
+
+  #retry() {
+    this.#press = { isTrying: true, at: performance.now(), said: "" }
+    this.#connection.retry()
+    this.#draw()
+  }
+
+  // A press is answered, whatever comes of it: trying, then what came, then the button is itself again. → ms until the next look
+  #watchPress(record) {
+    const press = this.#press
+    if (!press) return Infinity
+    const now = performance.now()
+    const isUnderWay = record.ws === "opening" || record.poll === "trying" || "attempt" in record.timers
+    const isPaused = record.notBefore > steadyClock()
+    if (record.status === "connected") this.#press = null
+    else if (!press.isTrying) {
+      if (now - press.at < TRIED) return TRIED
+      this.#press = null
+    } else if (!isPaused && (isUnderWay || now - press.at < TRYING)) return TRYING
+    else {
+      this.#press = { isTrying: false, at: now, said: wordTried(record) }
+      announce(this.#press.said)
+      return TRIED
+    }
+    return Infinity
   }
 
   #graceLeft(record) {
@@ -143,15 +174,19 @@ export class StatusView {
   #values(record) {
     const left = record.nextRetryAt ? record.nextRetryAt - steadyClock() : 0
     const pace = this.#connection.pace
+    const note = this.#press ? this.#press.said || words("trying") : ""
+    const quality = note ? "" : wordTrouble(record)
     return {
-      rtt: record.rtt === null ? "" : words("rtt", record.rtt) || `${record.rtt} ms`,
-      interval: pace.held ? words("held") : words("every", seconds(pace.every)),
+      note, quality,
+      pressed: note || words(record.status === "error" ? "retry" : "try-now"),
+      retry: record.reason === "redirected" ? "" : "yes", reload: record.reason === "redirected" ? "yes" : "",
+      rtt: note || quality || record.rtt === null ? "" : words("rtt", record.rtt) || `${record.rtt} ms`,
+      interval: note ? "" : pace.held ? words("held") : words("every", seconds(pace.every)),
       pace: pace.why === "held" ? "" : words(`pace-${pace.why}`, seconds(pace.held)),
-      quality: ["fair", "poor"].includes(record.qualityLevel) ? words(`quality-${record.qualityLevel}`) : "",
-      attempt: record.reconnectAttempts || "",
+      attempt: note ? "" : record.reconnectAttempts || "",
       most: this.#mostAttempts,
-      countdown: this.#wait > COUNTDOWN_FROM && left > 0 ? Math.ceil(left / 1000) : "",
-      queued: record.queued || "",
+      countdown: !note && this.#wait > COUNTDOWN_FROM && left > 0 ? Math.ceil(left / 1000) : "",
+      queued: note ? "" : record.queued || "", waiting: record.queued || "",
       reason: record.reason ? words(`reason-${record.reason}`) : "",
     }
   }
@@ -163,7 +198,7 @@ export class StatusView {
     return {
       state: words(`state-${record.status}`),
       transport: words(`transport-${carries ? record.connectionType : "none"}`),
-      rtt: this.#slots.rtt || words("none"),
+      rtt: record.rtt === null ? words("none") : words("rtt", record.rtt),
       quality: wordQuality(record),
       attempts: record.reconnectAttempts,
       "last-connected": record.lastConnected ? timeFormat.format(new Date(record.lastConnected)) : words("never"),
@@ -178,9 +213,53 @@ export class StatusView {
   get #path() { return location.pathname.slice(this.#prefix.length) }
 
   #dismiss() {
-    this.#dismissed = this.#record?.status
+    this.#dismissed.add(this.#record?.reason)
     this.#draw()
+    focusComposer()
   }
+}
+
+// Notices that were hidden by hand, by network and reason, so that they do not come back on the next page. Where
+// polling is how the server is set up, that is so on every network.
+class Dismissed {
+  #network; #key; #names
+
+  constructor(network) {
+    const { instance, person } = document.body.dataset
+    this.#network = network
+    this.#key = `${instance}:${person}:dismissed`
+    try { this.#names = JSON.parse(localStorage.getItem(this.#key)) ?? [] } catch { this.#names = [] }
+  }
+
+  #nameOf(reason) { return reason === "websocket-off" ? reason : `${this.#network} ${SAME[reason] ?? reason}` }
+
+  has(reason) { return this.#names.includes(this.#nameOf(reason)) }
+
+  add(reason) {
+    if (this.has(reason)) return
+    this.#names = [...this.#names, this.#nameOf(reason)].slice(-MOST_DISMISSED)
+    try { localStorage.setItem(this.#key, JSON.stringify(this.#names)) } catch (error) { console.error(error) }
+  }
+}
+
+function announce(text) {
+  const announcer = document.getElementById("announcer")
+  if (announcer) announcer.textContent = text
+}
+
+// What became of Try now, where it did not make the connection live.
+function wordTried(record) {
+  const left = record.notBefore - steadyClock()
+  if (left > 0) return words("tried-paused", Math.ceil(left / 1000))
+  if (record.status === "disconnected") return words("tried-disconnected")
+  if (record.status !== "polling") return words("tried-none")
+  return words(record.reason === "websocket-off" ? "tried-up-to-date" : "tried-polling")
+}
+
+// "poor: long round trips"; nothing where all is well.
+function wordTrouble({ qualityLevel: level, qualityLimit: limit }) {
+  if (!["fair", "poor"].includes(level)) return ""
+  return words(`quality-${level}`) + (limit ? words("because", words(`limit-${limit}`)) : "")
 }
 
 // "78 of 100, good: long round trips"
