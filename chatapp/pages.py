@@ -223,6 +223,7 @@ def _page(place: Place | None) -> Any:
         conversation=place or {"uuid": uuid, "title": ""},
         unsaved=place is None,
         messages=shown.items if shown else (),
+        waiting=shown.waiting if shown else (),
         # From an old page the way to what is new is not the feed's: from 0 it brings the newest page instead.
         cursor=shown.end if shown and not before else 0,
         older_url=url_for("pages.conversation", uuid=uuid, before=oldest) if oldest else None,

@@ -42,7 +42,7 @@ def test_nothing_is_loaded_where_nothing_is_to_do(tmp_path: Path) -> None:
         command = [sys.executable, "-c", script, str(tmp_path)]
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
         assert found.stdout.strip() == str(loads)
-    assert [version(tmp_path / f"{name}.db") for name in NAMES] == ["0004", "0001"]
+    assert [version(tmp_path / f"{name}.db") for name in NAMES] == ["0005", "0001"]
 
 
 def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
         database.executescript("DROP TABLE network_memory; UPDATE alembic_version SET version_num = '0003'")
     migrate(tmp_path)
-    assert version(tmp_path / "chat.db") == "0004"
+    assert version(tmp_path / "chat.db") == "0005"
     with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
         assert database.execute("SELECT count(*) FROM network_memory").fetchone() == (0,)
 

@@ -19,7 +19,7 @@ from chatapp.assistant.provider import Provider, ProviderError
 from chatapp.beside import computed_beside
 from chatapp.bus import RUNS, Bus
 from chatapp.store import ClaimedRun, StorageUnavailable, Turn
-from chatapp.store.runs import AGAIN, IsGone, Verdict
+from chatapp.store.runs import AGAIN, MOST_AT_ONCE, IsGone, Verdict
 
 FLUSH_S = 0.15
 """How often an answer that grows is written, in seconds."""
@@ -27,6 +27,8 @@ LOOK_S = 1.0
 """How often a run asks whether to stop where it has nothing to write and no notice came, in seconds."""
 LOOK_AROUND_S = 5.0
 """How often the queue, and the runs of processes that ended, are looked at without a notice, in seconds."""
+RECOUNT_S = 1.0
+"""How often at most those that wait hear how many are before them, in seconds."""
 RETRY_S = 1.0
 """After how many seconds a write is tried again that the database did not take."""
 SLICE_S = 0.004
@@ -37,7 +39,6 @@ MOST_WRITTEN = 50
 """Blocks in one transaction: some 5 ms of the event loop; more follow after a turn."""
 LONG_BLOCK = 3000
 """Characters of an open block from which on it is rendered beside the event loop: some 10 ms."""
-MOST_AT_ONCE = 16
 DRAIN_S = 5.0
 
 FAILED = "The assistant failed on this question. The server's log says why."
@@ -70,6 +71,10 @@ class RunStore(Protocol):
 
     def reap_runs(self, is_gone: IsGone, by: str, room: int) -> tuple[int, list[ClaimedRun]]:
         """End the runs whose writer is gone, or take them over."""
+        ...
+
+    def recount(self) -> None:
+        """Have those that wait told how many are before them now."""
         ...
 
 
@@ -276,7 +281,7 @@ class Runner:
         self._draining = Event()
         self._answers: dict[gevent.Greenlet, _Answer] = {}
         self._loop: gevent.Greenlet | None = None
-        self._looked_around = float("-inf")  # monotonic
+        self._looked_around = self._recounted = float("-inf")  # monotonic
         self._unsubscribe: Callable[[], None] | None = None
 
     def start(self) -> None:
@@ -313,7 +318,13 @@ class Runner:
             self._wake.clear()
             self._safely(self._look_around)
             self._safely(self._claim_all)
-            self._wake.wait(timeout=max(0.0, self._looked_around + LOOK_AROUND_S - time.monotonic()))
+            due = self._looked_around + LOOK_AROUND_S
+            if time.monotonic() - self._recounted >= RECOUNT_S:
+                self._recounted = time.monotonic()
+                self._safely(self._store.recount)
+            else:
+                due = min(due, self._recounted + RECOUNT_S)
+            self._wake.wait(timeout=max(0.0, due - time.monotonic()))
 
     def _claim_all(self) -> None:
         while len(self._answers) < MOST_AT_ONCE and not self._draining.is_set():

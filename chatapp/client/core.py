@@ -376,7 +376,7 @@ class Core:
             self.polling.subscribe()
 
     def _is_answering(self) -> bool:
-        return any(feed.live for feed in self.feeds.values())
+        return any(feed.live or feed.waiting for feed in self.feeds.values())
 
 
 def _keep(outcomes: dict[str, Landed], client_id: str, outcome: Landed) -> None:

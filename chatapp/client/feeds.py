@@ -152,6 +152,7 @@ class Feed:
     messages: dict[int, Message] = field(default_factory=dict)  # by position
     conversations: dict[str, Entry] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)  # positions of answers that are being written
+    waiting: set[str] = field(default_factory=set)  # client ids of answers that have not begun
 
     def forget(self) -> None:
         """Begin from nothing."""
@@ -178,9 +179,12 @@ class Feed:
         self.messages.clear()
         self.conversations.clear()
         self.live.clear()
+        self.waiting.clear()
 
     def _apply_child(self, child: Element) -> bool:
-        if child.tag == "article":
+        if child.tag == "article" and "data-position" not in child.attributes:
+            self._wait(child)
+        elif child.tag == "article":
             self._place(read_message(child))
         elif child.tag == "li":
             self._list(child)
@@ -188,7 +192,12 @@ class Feed:
             return self._patch(child)
         return True
 
+    def _wait(self, article: Element) -> None:
+        is_over = article.get("data-state") != "queued"
+        (self.waiting.discard if is_over else self.waiting.add)(article.get("data-client-id"))
+
     def _place(self, new: Message) -> None:
+        self.waiting.discard(new.client_id)
         known = self.messages.get(new.position)
         if known is None or self.is_newer(new.revision, known.revision):
             self.messages[new.position] = new

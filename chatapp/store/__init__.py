@@ -37,7 +37,7 @@ from chatapp.store.networks import NetworkTable
 from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignIn
 from chatapp.store.retention import Retention
 from chatapp.store.runs import ClaimedRun, Runs, Turn
-from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted
+from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, Waiting
 from chatapp.store.tables import db, instance
 from chatapp.store.unavailable import StorageUnavailable
 from chatapp.store.watch import Watcher
@@ -60,6 +60,7 @@ __all__ = [
     "StorageUnavailable",
     "Store",
     "Turn",
+    "Waiting",
     "database_url",
     "metrics_url",
     "now_ms",
@@ -97,7 +98,7 @@ class Store:
         self.database = Database(main, bus)
         self.people = People(self.database)
         self.conversations = Conversations(self.database)
-        self.runs = Runs(self.database, self.conversations)
+        self.runs = Runs(self.database, self.conversations, workers)
         self.drills = DrillTable(self.database)
         self.networks = NetworkTable(self.database)
         self.events = Events(Database(metrics, bus))

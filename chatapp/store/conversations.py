@@ -13,8 +13,8 @@ from chatapp.bus import ACCESS
 from chatapp.cache import Cache
 from chatapp.store.database import REVISION, Database, Write, bumping, new_id, now_ms
 from chatapp.store.hot import Hot
-from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, moment
-from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people
+from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, Waiting, moment
+from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people, runs
 
 PAGE = 40  # messages on a page as it loads, and in each step back
 END = 1 << 62  # after every position
@@ -101,6 +101,15 @@ BEFORE = Hot(
     .order_by(messages.c.position.desc())
     .limit(bindparam("most"))
 )
+# What waits, and what was stopped before it began; an answer that began is a message.
+WAITING = Hot(
+    select(runs.c.uuid, runs.c.revision, runs.c.ahead, runs.c.state).where(
+        runs.c.conversation_id == bindparam("conversation"),
+        or_(runs.c.state == "queued", runs.c.state == "stopped"),
+        runs.c.message_id.is_(None),
+        runs.c.revision > bindparam("cursor"),
+    )
+)
 _ENTRIES = (
     select(
         conversations.c.uuid,
@@ -179,12 +188,13 @@ class Conversations:
                 return Changes(cursor, cursor, ())
             if cursor <= 0:
                 newest = self._page(connection, place, END, PAGE)
-                return Changes(0, end, newest, reset=True)
+                return Changes(0, end, newest, reset=True, waiting=self._waiting(connection, place, 0))
             which = {"conversation": place.conversation, "cursor": cursor, "most": self.most_changes + 1}
             found = self._messages(connection, CHANGED, which)
             if len(found) > self.most_changes:
                 return self._cut(connection, place, cursor, found[: self.most_changes])
-        return Changes(cursor, end, found)
+            waiting = self._waiting(connection, place, cursor)
+        return Changes(cursor, end, found, waiting=waiting)
 
     def _cut(self, connection: Connection, place: Place, cursor: int, found: Messages) -> Changes[ChangedMessage]:
         """A first part of what changed. From its end on a reader counts as one who shows each answer as it was there,
@@ -193,14 +203,22 @@ class Conversations:
         # Answers of a conversation follow one another (`Runs.claim_run`): no older one can go on.
         newest = self._messages(connection, NEWEST_ANSWER, {"conversation": place.conversation, "end": end})
         going_on = tuple(answer for answer in newest if answer.revision > end)
-        return Changes(cursor, end, found + going_on, more=True)
+        waiting = tuple(each for each in self._waiting(connection, place, cursor) if each.revision <= end)
+        return Changes(cursor, end, found + going_on, more=True, waiting=waiting)
+
+    def _waiting(self, connection: Connection, place: Place, cursor: int) -> tuple[Waiting, ...]:
+        """What changed of answers that have not begun; from 0 only what waits now."""
+        rows = WAITING.all(connection, conversation=place.conversation, cursor=cursor)
+        found = tuple(Waiting(row.uuid, row.revision, row.ahead, row.state != "queued") for row in rows)
+        return found if cursor > 0 else tuple(each for each in found if not each.is_over)
 
     def older(self, place: Place, before: int) -> Changes[ChangedMessage]:
         """The page before a position, oldest first. `end` is the feed's revision at this read."""
         with self.database.read() as connection:
             end = self._revision(connection, place.feed)
             found = self._page(connection, place, before, PAGE + 1)
-        return Changes(before, end, found[-PAGE:], more=len(found) > PAGE)
+            waiting = self._waiting(connection, place, 0) if before > end else ()  # it stands behind the newest
+        return Changes(before, end, found[-PAGE:], more=len(found) > PAGE, waiting=waiting)
 
     def entries(self, person: int, cursor: int) -> Changes[Entry]:
         """What changed in a person's list of conversations."""

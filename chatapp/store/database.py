@@ -18,7 +18,7 @@ from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
 from chatapp.store.hot import Hot, Value, driver
-from chatapp.store.shapes import Changes
+from chatapp.store.shapes import Changes, Waiting
 from chatapp.store.tables import feeds, instance
 from chatapp.store.unavailable import Reason, StorageUnavailable, translated, translating
 
@@ -149,6 +149,13 @@ class Write:
         revision = self.heads[feed]
         self.fresh[feed] = Changes(revision - 1, revision, (item,))
 
+    def keep_waiting(self, feed: int, waiting: Waiting) -> None:
+        """The same for an answer that waits, which may share its revision with the message that it waits to answer."""
+        revision = self.heads[feed]
+        kept = self.fresh.get(feed)
+        items = kept.items if kept is not None and kept.end == revision else ()
+        self.fresh[feed] = Changes(revision - 1, revision, items, waiting=(waiting,))
+
     def new_feed(self) -> int:
         """A new feed's number."""
         result = self.connection.execute(feeds.insert().values(revision=0, change=0))
@@ -193,6 +200,18 @@ class Job(Generic[R]):
         if self.error is not None:
             raise self.error
         return self._result[0]
+
+
+def _joined(before: Changes[Any] | None, changes: Changes[Any]) -> Changes[Any]:
+    """What is at hand of a feed, after these changes."""
+    if before is None or before.end != changes.start:
+        return changes
+    items = before.items + changes.items
+    start = before.start if len(items) <= MOST_ITEMS else items[-MOST_ITEMS].revision - 1
+    # An answer that has begun, which the last of these items says, waits no more.
+    over = {item.client_id for item in changes.items} | {each.uuid for each in changes.waiting}
+    waiting = tuple(each for each in before.waiting if each.uuid not in over and each.revision > start)
+    return Changes(start, changes.end, items[-MOST_ITEMS:], waiting=waiting + changes.waiting)
 
 
 def _attempt(connection: Connection, job: Job[Any]) -> list[Write]:
@@ -411,18 +430,18 @@ class Database:
         kept = self._fresh.get(feed)
         if kept is None or kept.end != self.heads.get(feed) or not kept.start <= cursor < kept.end:
             return None
-        items = kept.items if cursor == kept.start else tuple(item for item in kept.items if item.revision > cursor)
-        return Changes(cursor, kept.end, items)
+        items, waiting = kept.items, kept.waiting
+        if cursor != kept.start:
+            items = tuple(item for item in items if item.revision > cursor)
+            waiting = tuple(each for each in waiting if each.revision > cursor)
+        return Changes(cursor, kept.end, items, waiting=waiting)
 
     def _learn_own(self, tx: Write) -> None:
         """What was committed here: the newest revisions, and the newest items."""
         self.learn(tx.heads)
         for feed, changes in tx.fresh.items():
-            before, items = self._fresh.get(feed), changes.items
-            if before is not None and before.end == changes.start:
-                items = (before.items + items)[-MOST_ITEMS:]
-            kept = Changes(items[0].revision - 1, changes.end, items)
-            self._fresh.put(feed, kept, sum(ITEM_BYTES + getsizeof(item.body) for item in items))
+            kept = _joined(self._fresh.get(feed), changes)
+            self._fresh.put(feed, kept, ITEM_BYTES + sum(ITEM_BYTES + getsizeof(item.body) for item in kept.items))
 
     def learn(self, heads: Mapping[int, int]) -> list[int]:
         """Note the newest revisions of feeds; returns those that were news."""

@@ -15,9 +15,11 @@ from chatapp.store.conversations import END as AFTER_ALL
 from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, Write, now_ms
 from chatapp.store.hot import Hot, Value
-from chatapp.store.shapes import Place
+from chatapp.store.shapes import Place, Waiting
 from chatapp.store.tables import blocks, conversations, messages, people, runs
 
+MOST_AT_ONCE = 16  # answers that a worker writes; others wait
+MOST_RECOUNTED = 200  # of those that wait, the first ones: who stands behind them hears it when it is among them
 MOST_TURNS = 20  # messages of the conversation that an assistant gets to see
 MOST_STEPS = 20  # changes of the open block that a reader may be behind and still get only the rest
 AGAIN = "+"  # ends the lease of a run that was resumed: the next worker that dies of it is the last one
@@ -47,6 +49,7 @@ class ClaimedRun:
 
 # Statements that run with every message or piece of an answer are built once: building costs more than running.
 _other = runs.alias("other")
+_live = or_(runs.c.state == "queued", runs.c.state == "running")
 CLAIMABLE = Hot(
     select(runs.c.id, runs.c.uuid, runs.c.conversation_id)
     .where(
@@ -56,16 +59,19 @@ CLAIMABLE = Hot(
     .order_by(runs.c.id)
     .limit(1)
 )
-QUEUE = Hot(runs.insert(), ("uuid", "conversation_id", "state", "created_at"))
-WAITING = Hot(select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), runs.c.state == "queued"))
-ANSWERING = Hot(
-    select(runs.c.id)
-    .where(
-        runs.c.conversation_id == bindparam("conversation"),
-        or_(runs.c.state == "queued", runs.c.state == "running"),
-    )
-    .limit(1)
+QUEUE = Hot(runs.insert(), ("uuid", "conversation_id", "state", "created_at", "revision", "ahead"))
+# Who is before a new one: all that is written or waits, and what of it is this conversation's.
+BEFORE = Hot(
+    select(func.count(), func.coalesce(func.sum(runs.c.conversation_id == bindparam("conversation")), 0)).where(_live)
 )
+LIVE = Hot(
+    select(runs.c.id, runs.c.uuid, runs.c.conversation_id, runs.c.state, runs.c.ahead).where(_live).order_by(runs.c.id)
+)
+RECOUNT = Hot(
+    update(runs).where(runs.c.id == bindparam("run")).values(ahead=bindparam("count"), revision=bindparam("at"))
+)
+WAITING = Hot(select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), runs.c.state == "queued"))
+ANSWERING = Hot(select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), _live).limit(1))
 PLACE = Hot(select(conversations).where(conversations.c.id == bindparam("conversation")))
 HISTORY = Hot(
     select(people.c.kind, messages.c.body)
@@ -125,17 +131,50 @@ END_MESSAGE = Hot(
 class Runs:
     """Queries about runs."""
 
-    def __init__(self, database: Database, conversations: Conversations) -> None:
+    def __init__(self, database: Database, conversations: Conversations, workers: int = 1) -> None:
         self.database = database
+        self._capacity = MOST_AT_ONCE * workers
         self._conversations = conversations
         self._assistant: int | None = None  # its number, which never changes
 
     def queue(self, tx: Write, place: Place) -> None:
         """Have the assistant answer. One run waits at most: it answers all that is posted before it starts."""
         if WAITING.first(tx.connection, conversation=place.conversation) is None:
-            where, uuid = place.conversation, str(uuid4())
-            QUEUE.run(tx.connection, uuid=uuid, conversation_id=where, state="queued", created_at=now_ms())
+            where, feed = place.conversation, place.feed
+            revision = tx.heads[feed] if feed in tx.heads else tx.bump(feed)
+            live, own = BEFORE.run(tx.connection, conversation=where).fetchone()
+            waiting = Waiting(str(uuid4()), revision, live if live >= self._capacity else own)
+            values: dict[str, Value] = {"revision": revision, "ahead": waiting.ahead, "created_at": now_ms()}
+            QUEUE.run(tx.connection, uuid=waiting.uuid, conversation_id=where, state="queued", **values)
+            tx.keep_waiting(feed, waiting)
         tx.bump(RUNS)
+
+    def recount(self) -> None:
+        """Have those that wait told how many are before them now, where that has changed. Raises
+        StorageUnavailable."""
+        with self.database.read() as connection:
+            if not self._miscounted(connection):
+                return
+        with self.database.write() as tx:
+            for row, ahead in self._miscounted(tx.connection):
+                feed = self._feed(tx, row.conversation_id)
+                revision = tx.bump(feed)
+                RECOUNT.run(tx.connection, run=row.id, count=ahead, at=revision)
+                tx.keep_waiting(feed, Waiting(row.uuid, revision, ahead))
+
+    def _miscounted(self, connection: Connection) -> list[tuple[Any, int]]:
+        """Those that wait and say a number that is true no more, with the true one."""
+        live = LIVE.all(connection)
+        running = [row for row in live if row.state == "running"]
+        queued = [row for row in live if row.state == "queued"]
+        busy = {row.conversation_id for row in running}
+        found = []
+        for place, row in enumerate(queued[:MOST_RECOUNTED]):
+            before = len(running) + place
+            ahead = before if before >= self._capacity else int(row.conversation_id in busy)
+            if ahead != row.ahead:
+                found.append((row, ahead))
+        return found
 
     def is_answering(self, conversation: int) -> bool:
         """Whether an answer is queued or running."""
@@ -186,25 +225,29 @@ class Runs:
 
     def stop(self, tx: Write, place: Place, answer: str = "") -> None:
         """Stop one answer: the one named, else the one that is being written, else the one that waits."""
-        found = {row.state: row.id for row in tx.connection.execute(_live(place, answer))}
+        found = {row.state: row.id for row in tx.connection.execute(_live_in(place, answer))}
         if "running" in found:
             tx.connection.execute(update(runs).where(runs.c.id == found["running"]).values(stop_asked=True))
         elif "queued" in found:
-            self._drop(tx, found["queued"])
+            self._drop(tx, found["queued"], place)
         tx.bump(RUNS)
 
     def stop_all(self, tx: Write, place: Place) -> None:
         """The conversation is deleted: neither what is written nor what waits goes on."""
-        for row in tx.connection.execute(_live(place)).all():
+        for row in tx.connection.execute(_live_in(place)).all():
             if row.state == "running":
                 tx.connection.execute(update(runs).where(runs.c.id == row.id).values(stop_asked=True))
             else:
-                self._drop(tx, row.id)
+                self._drop(tx, row.id, place)
         tx.bump(RUNS)
 
-    def _drop(self, tx: Write, run: int) -> None:
+    def _drop(self, tx: Write, run: int, place: Place) -> None:
         """End a run that has not started."""
-        tx.connection.execute(update(runs).where(runs.c.id == run).values(state="stopped", ended_at=now_ms()))
+        revision = tx.bump(place.feed)
+        values = {"state": "stopped", "ended_at": now_ms(), "revision": revision}
+        ended = update(runs).where(runs.c.id == run).values(**values).returning(runs.c.uuid)
+        uuid = tx.connection.execute(ended).scalar_one()
+        tx.keep_waiting(place.feed, Waiting(uuid, revision, 0, is_over=True))
 
     def reap_runs(self, is_gone: IsGone, by: str, room: int) -> tuple[int, list[ClaimedRun]]:
         """See to the runs that nobody writes any more: how many ended, and up to `room` that are `by`'s from now on.
@@ -287,11 +330,9 @@ class Runs:
         return tuple(Turn("assistant" if kind == "assistant" else "user", body) for kind, body in rows)
 
 
-def _live(place: Place, answer: str = "") -> Select[tuple[int, str]]:
+def _live_in(place: Place, answer: str = "") -> Select[tuple[int, str]]:
     """Number and state of what is running or waiting in a conversation; `answer`: of this one alone."""
-    query = select(runs.c.id, runs.c.state).where(
-        runs.c.conversation_id == place.conversation, runs.c.state.in_(("queued", "running"))
-    )
+    query = select(runs.c.id, runs.c.state).where(runs.c.conversation_id == place.conversation, _live)
     return query.where(runs.c.uuid == answer) if answer else query
 
 

@@ -58,6 +58,16 @@ class ChangedMessage:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """An answer that has not begun: it has no position, and stands last until it gets one. `is_over`: it never will."""
+
+    uuid: str  # the answer's client id from then on
+    revision: int
+    ahead: int  # answers before it
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
 class Entry:
     """A conversation in a person's list."""
 
@@ -70,13 +80,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Changes(Generic[Item]):
-    """What changed in a feed after `start`, up to `end`. `reset`: items replace whatever is shown."""
+    """What changed in a feed after `start`, up to `end`. `reset`: items replace whatever is shown.
+    `waiting`: of a conversation; what of it changed."""
 
     start: int
     end: int
     items: tuple[Item, ...]
     more: bool = False
     reset: bool = False
+    waiting: tuple[Waiting, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,8 @@ runs = Table(
     Column("started_at", BigInteger),
     Column("ended_at", BigInteger),
     Column("error", Text),
+    Column("revision", Id),  # of the conversation's feed, when what is shown of its waiting last changed
+    Column("ahead", Integer, nullable=False, server_default="0"),  # how many are before it while it waits
     Index("runs_state", "state", "heartbeat_at"),
     Index("runs_conversation", "conversation_id", "state"),
 )

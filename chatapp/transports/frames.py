@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from chatapp.cache import Cache
 from chatapp.connection.peer import News, StaleCursor
-from chatapp.store import ChangedMessage, Changes, Entry, Posted
+from chatapp.store import ChangedMessage, Changes, Entry, Posted, Waiting
 from chatapp.transports import framing
 from chatapp.transports.deflate import deflated
 from chatapp.transports.integrity import check_of, message_check
@@ -235,6 +235,7 @@ class Renderer:
     def feed(self, name: str, changes: Changes[Any]) -> str:
         """The frame of what changed in a feed."""
         html = "\n".join([self._item(item, changes) for item in changes.items])
+        html += "".join([self.waiting(waiting) for waiting in changes.waiting])
         flags = f"{' more' if changes.more else ''}{' reset' if changes.reset else ''}"
         # In one go, as every message needs it: a feed's name is a UUID or "list", the rest are numbers.
         return f'<chat-feed feed="{name}" from="{changes.start}" to="{changes.end}"{flags}>{html}</chat-feed>'
@@ -254,6 +255,10 @@ class Renderer:
             html = str(self._macro("_message.html", "message")(message)).strip()
             self._rendered.put(key, html, getsizeof(html))
         return Markup(html)
+
+    def waiting(self, waiting: Waiting) -> Markup:
+        """An answer that has not begun."""
+        return Markup(str(self._macro("_message.html", "waiting")(waiting)).strip())
 
     def _form(self) -> Form:
         form = self._forms.get(self._language())

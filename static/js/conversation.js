@@ -54,7 +54,8 @@ export class ConversationView {
 
   #applyOne(child) {
     if (child.localName === "chat-patch") return this.#patch(child)
-    if (child.matches("article.message")) this.#place(child)
+    if (child.matches("article.waiting")) this.#placeWaiting(child)
+    else if (child.matches("article.message")) this.#place(child)
     else if (child.matches("li.conversation")) this.#placeEntry(child)
     return true
   }
@@ -92,6 +93,14 @@ export class ConversationView {
     if (!isMoved) return
     take(shown)
     this.#insert(shown)
+  }
+
+  // An answer that has not begun stands last, until the article of its start, or of its end, comes in its place.
+  #placeWaiting(article) {
+    const shown = this.#find(article)
+    if (shown && Number(shown.dataset.revision) >= Number(article.dataset.revision)) return
+    shown?.remove()
+    if (article.dataset.state === "queued") this.#messages.append(article)
   }
 
   // By position; what has none yet (still in the outbox) stays at the end.
@@ -194,7 +203,7 @@ export class ConversationView {
     article.dataset.clientId = entry.id
     article.querySelector(".body").textContent = entry.body
     article.querySelector("time")?.setAttribute("datetime", new Date(entry.at).toISOString())
-    this.#messages.append(article)
+    this.#messages.insertBefore(article, this.#messages.querySelector(":scope > .waiting"))
     this.#dress(article)
     return article
   }
@@ -217,7 +226,7 @@ export class ConversationView {
   #afterChange() { this.#scroll?.onChange() }
 
   #tidy() {
-    for (const article of this.#messages?.querySelectorAll("article") ?? []) this.#dress(article)
+    for (const article of this.#messages?.querySelectorAll("article:not(.waiting)") ?? []) this.#dress(article)
   }
 
   // Word its time, and set or take away the day's separator before it and before the next one.
@@ -281,7 +290,7 @@ function keepOnly(container, ids) {
 }
 
 function separate(article) {
-  if (!article?.matches("article")) return
+  if (!article?.matches("article:not(.waiting)")) return
   const before = article.previousElementSibling
   const separator = before?.matches(".day") ? before : null
   const previous = separator ? separator.previousElementSibling : before

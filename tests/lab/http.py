@@ -140,7 +140,8 @@ class Client:
 
     def history(self, conversation: str) -> list[Element]:
         """Every article of a conversation, oldest first, by the page and then older fragments."""
-        articles = self.open(conversation).one(id="messages").all("article", css_class="message")
+        found = self.open(conversation).one(id="messages").all("article", css_class="message")
+        articles = [article for article in found if article.has("data-position")]
         while articles:
             before = min(article.number("data-position") for article in articles)
             answer = self.get(f"/c/{conversation}/messages?before={before}")

@@ -43,6 +43,7 @@ class Feed:
     cursor: int = 0
     messages: dict[str, Shown] = field(default_factory=dict)
     conversations: dict[str, Element] = field(default_factory=dict)
+    waiting: dict[str, Element] = field(default_factory=dict)
 
     def ordered(self) -> list[Shown]:
         """The messages in the order of the page."""
@@ -91,6 +92,7 @@ class Applied:
         if element.has("reset"):
             feed.messages.clear()
             feed.conversations.clear()
+            feed.waiting.clear()
         elif start > feed.cursor:
             self.gaps += 1
             self.must_resubscribe[name] = feed.cursor
@@ -102,8 +104,11 @@ class Applied:
         feed.cursor = end
 
     def _apply_child(self, feed: Feed, child: Element) -> bool:
-        if child.tag == "article":
+        if child.tag == "article" and child.has("data-position"):
+            feed.waiting.pop(child.get("data-client-id"), None)
             return self._apply_article(feed, read_article(child))
+        if child.tag == "article":
+            self._apply_waiting(feed, child)
         if child.tag == "chat-patch":
             return self._apply_patch(feed, child)
         if child.tag == "li":
@@ -117,6 +122,15 @@ class Applied:
         else:
             feed.messages[new.id] = new
         return True
+
+    def _apply_waiting(self, feed: Feed, child: Element) -> None:
+        name = child.get("data-client-id")
+        known = feed.waiting.pop(name, None)
+        if known is not None and known.number("data-revision") >= child.number("data-revision"):
+            feed.waiting[name] = known
+            self.ignored += 1
+        elif child.get("data-state") == "queued":
+            feed.waiting[name] = child
 
     def _apply_patch(self, feed: Feed, patch: Element) -> bool:
         position = patch.number("position")
@@ -181,6 +195,10 @@ class Peer:
     def shown(self, conversation: str) -> list[Shown]:
         """The messages of a conversation in order."""
         return self.applied.feeds.setdefault(conversation, Feed()).ordered()
+
+    def waiting(self, conversation: str) -> list[Element]:
+        """The answers of a conversation that have not begun."""
+        return list(self.applied.feeds.setdefault(conversation, Feed()).waiting.values())
 
     def subscribe(self, cursors: Mapping[str, int]) -> None:
         """Begins (or begins again) to follow these feeds from these cursors."""
