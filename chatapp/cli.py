@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from chatapp import descriptors
+from chatapp import descriptors, port
 from chatapp.config import DRILL_FAULTS, LONGEST_DRILL_S, ConfigError, Settings, describe, load
 
 if TYPE_CHECKING:
@@ -86,7 +86,11 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Migrate, then serve in the foreground until TERM."""
-    _settings()  # a wrong one is told before anything heavy is loaded
+    settings = _settings()  # a wrong one is told before anything heavy is loaded
+    try:
+        port.check(settings.host, settings.port)
+    except port.PortUnusable as problem:
+        raise Stop(str(problem)) from None
     descriptors.raise_limit()
     files = descriptors.allowed()
     if files < descriptors.FEWEST:
@@ -96,16 +100,14 @@ def serve() -> None:
     gc.disable()  # what is loaded stays; looking for garbage in it would take a tenth of the start
     # Patches the library, hence before anything else is imported. The workers are forked from this process and share
     # what it has loaded.
-    from chatapp.server import Gunicorn
+    from chatapp import server
 
     house = _house()
     _seed(house)
-    print(_welcome(house), flush=True)
-    if warning := descriptors.advice(files):
-        print(warning, flush=True)
+    server.once_listening = "\n".join(filter(None, (_welcome(house), descriptors.advice(files))))
     house.store.close()  # no connection to a database may be carried over a fork
     gc.enable()
-    Gunicorn().run()
+    server.Gunicorn().run()
 
 
 def _seed(house: House) -> None:

@@ -25,6 +25,7 @@ from chatapp.transports.held import Lender  # noqa: E402
 
 DRAIN_LOOK_S = 1.0  # how late a drain begins at most where it is no signal that ends the worker
 
+once_listening = ""  # what the command has to say then
 settings = load(os.environ)
 descriptors.raise_limit()  # each WebSocket is one
 # A thread that renders something long gives way to the event loop after so many seconds (Python's default is 5 ms).
@@ -48,6 +49,11 @@ accesslog = "-"
 logger_class = AccessLog
 loglevel = "warning"
 proc_name = "chatapp"
+
+
+def when_ready(_arbiter: Any) -> None:
+    """Say where it serves: connections are taken from now on."""
+    print(once_listening, flush=True)
 
 
 def post_worker_init(worker: Any) -> None:

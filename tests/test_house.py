@@ -32,6 +32,7 @@ ROWS: list[set[str]] = [
         "cache",
         "served",
         "descriptors",
+        "port",
         "wellformed",
         "fair_queue",
         "gunicorn_bridge",

@@ -1,0 +1,92 @@
+"""The port to serve on: whether it is free, and which process holds it where it is not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+LISTENING = "0A"  # a state in /proc/net/tcp
+INHERITED = (
+    "GUNICORN_FD",
+    "LISTEN_FDS",
+)  # the socket is handed over: by the process that this one replaces, by systemd
+LONGEST_COMMAND = 80  # characters shown
+
+
+class PortUnusable(Exception):
+    """Nothing can listen there; the sentence says why and what to do."""
+
+
+def check(host: str, port: int) -> None:
+    """Raise PortUnusable where a server could not listen there now."""
+    if any(name in os.environ for name in INHERITED):
+        return
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            raise PortUnusable(_sentence(host, port, error)) from error
+
+
+def _sentence(host: str, port: int, error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"PORT={port} is taken{_by(port)}. End that, or choose another PORT."
+        case errno.EACCES:
+            return f"PORT={port}: only root may listen below 1024. Choose another, and put a proxy before it."
+        case errno.EADDRNOTAVAIL:
+            return f"HOST={host} is no address of this machine. Use 127.0.0.1, or 0.0.0.0 for all of its addresses."
+        case _:
+            return f"HOST={host}, PORT={port}: {error.strerror}."
+
+
+def _by(port: int) -> str:
+    """Who holds it, as far as this user may see."""
+    inodes = set(_listening(port))
+    holders = sorted(process for process in _processes() if inodes & set(_sockets(process)))
+    if not holders:
+        return " by a process of another user" if inodes else ""
+    process = holders[0]  # the first of a server and its workers
+    return f" by {_read(process, 'comm') or 'a process'} (pid {process}{_command(process)})"
+
+
+def _listening(port: int) -> Iterator[str]:
+    """The inodes of the sockets that listen on a port. Linux only; elsewhere there are none to be found."""
+    for table in ("tcp", "tcp6"):
+        for line in _read("net", table).splitlines()[1:]:
+            local, state, inode = (fields := line.split())[1], fields[3], fields[9]
+            if state == LISTENING and int(local.rpartition(":")[2], 16) == port:
+                yield inode
+
+
+def _processes() -> Iterator[int]:
+    proc = Path("/proc")
+    return (int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()) if proc.is_dir() else iter(())
+
+
+def _sockets(process: int) -> Iterator[str]:
+    """The inodes of a process's sockets; none of one that has ended or is another user's."""
+    try:
+        for descriptor in os.scandir(f"/proc/{process}/fd"):
+            link = os.readlink(descriptor.path)
+            if link.startswith("socket:["):
+                yield link[len("socket:[") : -1]
+    except OSError:
+        return
+
+
+def _command(process: int) -> str:
+    words = _read(process, "cmdline").replace("\0", " ").strip()
+    return f": {words[:LONGEST_COMMAND]}" if words else ""
+
+
+def _read(*parts: object) -> str:
+    try:
+        return Path("/proc", *map(str, parts)).read_text(errors="replace").strip()
+    except OSError:
+        return ""
