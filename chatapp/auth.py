@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Flask, Request, g, request, session
-from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask import Flask, Request, Response, g, request, session
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from flask_babel import gettext as _
-from itsdangerous import BadSignature
+from itsdangerous import BadSignature, Serializer, Signer, URLSafeTimedSerializer
 from werkzeug.security import generate_password_hash
 
 from chatapp.bus import ACCESS, Bus
@@ -26,7 +26,7 @@ from chatapp.cache import Cache
 from chatapp.config import Settings
 from chatapp.fair_queue import FairQueue
 from chatapp.hashing import Hashing
-from chatapp.store import Person, SignIn, Store, now_ms
+from chatapp.store import Person, SignIn, Store
 
 TOKEN = "token"
 SHORTEST_PASSWORD = 10  # characters
@@ -58,7 +58,7 @@ class Auth:
     def __init__(self, store: Store, settings: Settings, bus: Bus) -> None:
         self._people = store.people
         self._settings = settings
-        self._cache: Cache[str, tuple[SignIn, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
+        self._cache: Cache[str, tuple[SignIn, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)  # and until when
         self._guesses = FairQueue(0)  # only its counts
         self._hashing = Hashing(settings.data_dir / "hashing.lock" if settings.workers > 1 else None)
         bus.subscribe(ACCESS, lambda _topic: self._cache.clear())
@@ -78,19 +78,17 @@ class Auth:
     def check(self, token_hash: str, keeps: bool = True) -> SignIn | None:
         """The live session of this token's hash; `keeps` it for whoever will soon ask again."""
         cached = self._cache.get(token_hash)
-        if cached is None or time.monotonic() - cached[1] > CACHE_S:
-            sign_in = self._people.session(token_hash)
-            if sign_in is None:
-                self._cache.drop(token_hash)
-                return None
-            cached = (sign_in, time.monotonic())
-            if keeps:
-                self._cache.put(token_hash, cached, size_of(sign_in))
-        return cached[0] if cached[0].expires_at > now_ms() else None
+        if cached is not None and time.monotonic() < cached[1]:
+            return cached[0]
+        self._cache.drop(token_hash)
+        sign_in = self._people.session(token_hash)
+        if sign_in is not None and keeps:
+            self._cache.put(token_hash, (sign_in, believed_until(sign_in)), size_of(sign_in))
+        return sign_in
 
-    def goes_on(self, session: int) -> bool:
-        """Whether the session of this number is live; asks the database."""
-        return self._people.is_live(session)
+    def left_s(self, session: int) -> float:
+        """How long the session of this number goes on, s; 0 where it has ended. Asks the database."""
+        return self._people.left_s(session)
 
     def token_hash(self) -> str:
         """The hash of this request's token."""
@@ -155,7 +153,6 @@ class Cookies:
         self._auth = auth
         self._serializer = interface.get_signing_serializer(app)
         self._pair = re.compile(rf"(?:^|;)[ \t]*{re.escape(interface.get_cookie_name(app))}[ \t]*=[ \t]*([^;]*)")
-        self._longest_s = int(app.permanent_session_lifetime.total_seconds())
         # The token's hash by the digest, and when it was read.
         self._known: Cache[bytes, tuple[str, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
 
@@ -185,7 +182,7 @@ class Cookies:
         if self._serializer is None or not value.isascii():
             return None
         try:
-            token = self._serializer.loads(value, max_age=self._longest_s).get(TOKEN)
+            token = self._serializer.loads(value).get(TOKEN)
         except BadSignature:
             return None
         return hash_token(token) if isinstance(token, str) else None
@@ -197,7 +194,7 @@ class Comers:
     def __init__(self, auth: Auth, cookies: Cookies, bus: Bus) -> None:
         self._auth = auth
         self._cookies = cookies
-        # By the digest of the session's cookie, and when it was read.
+        # By the digest of the session's cookie, and until when it is believed.
         self._known: Cache[bytes, tuple[SignIn, float]] = Cache(MOST_COMERS, MOST_CACHED_BYTES)
         bus.subscribe(ACCESS, lambda _topic: self._known.clear())
 
@@ -206,15 +203,19 @@ class Comers:
         value = self._cookies.own(header)
         key = digest(value)
         known = self._known.get(key)
-        if known is None or time.monotonic() - known[1] > CACHE_S:
-            self._known.drop(key)
-            token_hash = self._cookies.token_hash(value) if value else None
-            found = self._auth.check(token_hash, keeps=False) if token_hash else None
-            if found is None:
-                return None
-            known = (found, time.monotonic())
-            self._known.put(key, known, size_of(found))
-        return known[0] if known[0].expires_at > now_ms() else None
+        if known is not None and time.monotonic() < known[1]:
+            return known[0]
+        self._known.drop(key)
+        token_hash = self._cookies.token_hash(value) if value else None
+        found = self._auth.check(token_hash, keeps=False) if token_hash else None
+        if found is not None:
+            self._known.put(key, (found, believed_until(found)), size_of(found))
+        return found
+
+
+def believed_until(sign_in: SignIn) -> float:
+    """Until when a session is believed without the database (monotonic clock, s)."""
+    return time.monotonic() + min(CACHE_S, sign_in.left_s())
 
 
 def digest(value: str) -> bytes:
@@ -227,8 +228,37 @@ def size_of(sign_in: SignIn) -> int:
     return SIGN_IN_BYTES + 4 * (len(sign_in.person.name) + len(sign_in.person.email))
 
 
+class Untimed(URLSafeTimedSerializer):
+    """Signs without a time. When a session ends is said by its row: a signature that looks younger than the server's
+    clock, which was set back, would be refused, and its cookie overwritten."""
+
+    default_signer = Signer  # type: ignore[assignment]
+
+    def loads(self, s: str | bytes, *_: Any, **__: Any) -> Any:
+        """The content. Raises BadSignature."""
+        return Serializer.loads(self, s)
+
+
 class Sessions(SecureCookieSessionInterface):
-    """Flask's sessions, but for requests that were judged before Flask: these have no use for one."""
+    """Flask's sessions, signed without a time, but for requests that were judged before Flask: these need none."""
+
+    salt = "session"
+
+    def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
+        """What signs the cookie and reads it."""
+        how = {"key_derivation": self.key_derivation, "digest_method": self.digest_method}
+        key = app.secret_key or ""
+        return Untimed(key, salt=self.salt, serializer=self.serializer, signer_kwargs=how)
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
+        """Set the cookie where it changed. How long it is kept is said as a duration, which browsers prefer to the time
+        of the server's clock."""
+        super().save_session(app, session, response)
+        name, lasts = f"{self.get_cookie_name(app)}=", round(app.permanent_session_lifetime.total_seconds())
+        for line in response.headers.getlist("Set-Cookie"):
+            if line.startswith(name) and session.permanent and session:
+                response.headers.remove("Set-Cookie")
+                response.headers.add("Set-Cookie", f"{line}; Max-Age={lasts}")
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         """The session of a request."""

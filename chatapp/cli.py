@@ -188,6 +188,26 @@ def reset_password(email: str, password: str, as_json: bool) -> None:
     print(json.dumps({"email": email}) if as_json else f"{email} can sign in with the new password.")
 
 
+@admin.command("disable")
+@click.option("--email", required=True)
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def disable(email: str, as_json: bool) -> None:
+    """Let a person sign in no more; whatever is open ends at once."""
+    if not _served().store.people.disable(email):
+        raise Stop(f"--email: nobody has the address {email}.")
+    print(json.dumps({"email": email}) if as_json else f"{email} is signed out everywhere and cannot sign in.")
+
+
+@admin.command("enable")
+@click.option("--email", required=True)
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def enable(email: str, as_json: bool) -> None:
+    """Let a person sign in again who was disabled."""
+    if not _served().store.people.enable(email):
+        raise Stop(f"--email: nobody has the address {email}.")
+    print(json.dumps({"email": email}) if as_json else f"{email} can sign in.")
+
+
 @main.command("config")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def show_config(as_json: bool) -> None:
@@ -216,7 +236,7 @@ def drill() -> None:
 def start_drill(fault: str, seconds: int, person: str, amount: float | None, wait: bool, as_json: bool) -> None:
     """Begin a drill. refuse, close, mute, delay or 429: see docs/operations.md."""
     from chatapp.connection.drills import AMOUNTS_S
-    from chatapp.store import DrillRunning, now_ms
+    from chatapp.store import DrillRunning
 
     house = _served()
     known = house.store.people.password_hash(person) if person else None
@@ -231,8 +251,9 @@ def start_drill(fault: str, seconds: int, person: str, amount: float | None, wai
     if not as_json:
         print(f"{fault} for {seconds} s, for {person or 'everybody'}. `chatapp drill stop` ends it.", flush=True)
     if wait:
-        while running := house.store.drills.running():
-            time.sleep(max(0.1, min(1.0, (running.ends_at - now_ms()) / 1000)))
+        ends_at = time.monotonic() + seconds
+        while house.store.drills.running() and (left_s := ends_at - time.monotonic()) > 0:
+            time.sleep(min(1.0, left_s))
         time.sleep(DRILL_SETTLE_S)
         _show_drill(house, as_json)
     elif as_json:
@@ -256,7 +277,6 @@ def report_drill(as_json: bool) -> None:
 
 def _show_drill(house: House, as_json: bool) -> None:
     from chatapp.connection.drills import SETTLE_MS, report
-    from chatapp.store import now_ms
 
     newest = house.store.drills.newest()
     if newest is None:
@@ -264,7 +284,7 @@ def _show_drill(house: House, as_json: bool) -> None:
     until = newest.ends_at + SETTLE_MS
     found = asdict(report(newest, house.store.events.between(newest.starts_at, until, newest.person)))
     seconds = (newest.ends_at - newest.starts_at) / 1000
-    is_running = newest.ends_at > now_ms()
+    is_running = newest.left_s() > 0
     if as_json:
         drill_facts = {"id": newest.uuid, "fault": newest.fault, "seconds": seconds, "running": is_running}
         print(json.dumps({**drill_facts, **found}, indent=2))

@@ -13,7 +13,9 @@ delay   polls, posts, upgrades and what comes by WebSocket reach the server `amo
 from __future__ import annotations
 
 import logging
+import math
 import statistics
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,9 +24,9 @@ from typing import Protocol
 
 from chatapp.bus import ACCESS, Bus
 from chatapp.config import DrillSlot
-from chatapp.store import ConnectionEvent, Drill, DrillRunning, Store, now_ms
+from chatapp.store import ConnectionEvent, Drill, DrillRunning, Store
 
-CLOSE_EVERY_MS = 10_000
+CLOSE_EVERY_S = 10.0
 LOOK_EVERY_S = 0.1  # during a drill: how late a new WebSocket falls mute
 LOOK_SELDOM_S = 1.0  # without one: how late a scheduled one begins
 SETTLE_MS = 60_000  # how long after its end a client that comes back still counts
@@ -58,7 +60,9 @@ class Drills:
         self._sockets = sockets
         self._schedule = schedule
         self._running: Drill | None = None
-        self._cut_at = 0
+        self._ends_at = 0.0  # of the running one, by the monotonic clock: the wall clock may be set back meanwhile
+        self._ended = ""  # the last one, which the wall clock may take for running still
+        self._cut_at = -math.inf  # monotonic, s
         self._minute = ""
         self._must_read = True
         self._wake = Event()
@@ -82,22 +86,22 @@ class Drills:
     def on(self, person: int) -> Drill | None:
         """The drill that this person is part of now."""
         drill = self._running
-        if drill is None or drill.ends_at <= now_ms() or drill.person_id not in (None, person):
+        if drill is None or self._ends_at <= time.monotonic() or drill.person_id not in (None, person):
             return None
         return drill
 
     def left_ms(self, person: int) -> int:
         """How long this person's drill still runs; 0 where there is none."""
-        drill = self.on(person)
-        return drill.ends_at - now_ms() if drill else 0
+        return round((self._ends_at - time.monotonic()) * 1000) if self.on(person) else 0
 
     def step(self) -> None:
         """Look at clock and database, and do what is to be done now."""
         self._begin_scheduled(datetime.now())
         if self._must_read:
             self._must_read = False
-            self._change(self._store.drills.running())
-        if self._running and self._running.ends_at <= now_ms():
+            found = self._store.drills.running()
+            self._change(None if found and found.uuid == self._ended else found)
+        if self._running and self._ends_at <= time.monotonic():
             self._change(None)
         if self._running:
             self._apply(self._running)
@@ -135,20 +139,21 @@ class Drills:
             return
         self._running = drill
         if before is not None and (drill is None or drill.uuid != before.uuid):
+            self._ended = before.uuid
             log.warning("drill %s ended: %s", before.uuid, before.fault)
             self._heal(before)
         if drill is not None and (before is None or drill.uuid != before.uuid):
-            self._cut_at = 0
-            seconds = (drill.ends_at - now_ms()) / 1000
+            self._cut_at, seconds = -math.inf, drill.left_s()
+            self._ends_at = time.monotonic() + seconds
             whom = "everybody" if drill.person_id is None else f"person {drill.person_id}"
             log.warning("drill %s begins: %s for %.0f s, %s", drill.uuid, drill.fault, seconds, whom)
             for socket in self._sockets(drill.person_id):
-                socket.announce_drill(drill.ends_at - now_ms())
+                socket.announce_drill(round(seconds * 1000))
 
     def _apply(self, drill: Drill) -> None:
-        cuts = drill.fault == "close" or (drill.fault == "refuse" and not self._cut_at)
-        if cuts and now_ms() - self._cut_at >= CLOSE_EVERY_MS:
-            self._cut_at = now_ms()
+        cuts = drill.fault == "close" or (drill.fault == "refuse" and self._cut_at < 0)
+        if cuts and time.monotonic() - self._cut_at >= CLOSE_EVERY_S:
+            self._cut_at = time.monotonic()
             for socket in self._sockets(drill.person_id):
                 socket.cut()
         elif drill.fault == "mute":

@@ -164,7 +164,8 @@ class Conversations:
         query = (
             select(conversations.c.uuid)
             .join(memberships)
-            .where(memberships.c.person_id == person, conversations.c.deleted_at.is_(None))
+            .where(memberships.c.person_id == person, memberships.c.left_at.is_(None))
+            .where(conversations.c.deleted_at.is_(None))
             .order_by(conversations.c.updated_at.desc(), conversations.c.id.desc())
             .limit(1)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from uuid import uuid4
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
 from chatapp.bus import ACCESS
@@ -30,6 +30,12 @@ class Drill:
     starts_at: int
     ends_at: int
 
+    def left_s(self) -> float:
+        """How long it goes on as of now, s; never longer than it was to take. 0: it is over, or the clock that it was
+        begun by was set back so far that nobody can tell."""
+        length, left = self.ends_at - self.starts_at, self.ends_at - now_ms()
+        return min(left, length) / 1000 if 0 < left <= 2 * length else 0.0
+
 
 COLUMNS = [people.c.uuid if field.name == "person" else drills.c[field.name] for field in fields(Drill)]
 
@@ -48,7 +54,8 @@ class DrillTable:
         ends_at = now + round(seconds * 1000)
         try:
             with self._database.write() as tx:
-                if tx.connection.execute(select(drills.c.id).where(drills.c.ends_at > now)).first():
+                newest = self._newest(tx.connection)
+                if newest and newest.left_s():
                     raise DrillRunning
                 values = {"uuid": str(uuid4()), "fault": fault, "person_id": person, "amount_s": amount_s}
                 tx.connection.execute(drills.insert().values(**values, starts_at=now, ends_at=ends_at, slot=slot))
@@ -71,11 +78,14 @@ class DrillTable:
     def running(self) -> Drill | None:
         """The one that runs."""
         newest = self.newest()
-        return newest if newest and newest.ends_at > now_ms() else None
+        return newest if newest and newest.left_s() else None
 
     def newest(self) -> Drill | None:
         """The one that began last."""
-        query = select(*COLUMNS).select_from(drills.outerjoin(people)).order_by(drills.c.id.desc()).limit(1)
         with self._database.read() as connection:
-            row = connection.execute(query).first()
+            return self._newest(connection)
+
+    def _newest(self, connection: Connection) -> Drill | None:
+        query = select(*COLUMNS).select_from(drills.outerjoin(people)).order_by(drills.c.id.desc()).limit(1)
+        row = connection.execute(query).first()
         return Drill(*row) if row else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, bindparam, exists, select, update
+from sqlalchemy import ColumnElement, bindparam, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from chatapp.bus import ACCESS, session_topic
@@ -37,7 +37,7 @@ SESSION = Hot(
     .join(people)
     .where(sessions.c.token_hash == bindparam("token_hash"), *LIVE_SESSION)
 )
-IS_LIVE = Hot(select(sessions.c.id).join(people).where(sessions.c.id == bindparam("session"), *LIVE_SESSION))
+EXPIRES = Hot(select(sessions.c.expires_at).join(people).where(sessions.c.id == bindparam("session"), *LIVE_SESSION))
 
 
 class AlreadySetUp(Exception):
@@ -68,6 +68,10 @@ class SignIn:
     uuid: str
     expires_at: int
     person: Person
+
+    def left_s(self) -> float:
+        """How long it goes on, s, as of now. Once that is known a monotonic clock counts it down."""
+        return max(0.0, (self.expires_at - now_ms()) / 1000)
 
 
 class People:
@@ -120,6 +124,25 @@ class People:
             self._revoke(tx, sessions.c.person_id == person)
             return True
 
+    def disable(self, email: str) -> bool:
+        """Let a person sign in no more, and end their sessions. False: nobody has this address."""
+        with self.database.write() as tx:
+            query = select(people.c.id).where(people.c.email == email.lower(), people.c.kind == "person")
+            person = tx.connection.execute(query).scalar_one_or_none()
+            if person is None:
+                return False
+            change = {"disabled_at": now_ms(), "auth_generation": people.c.auth_generation + 1}
+            still = (people.c.id == person, people.c.disabled_at.is_(None))
+            tx.connection.execute(update(people).where(*still).values(**change))
+            self._revoke(tx, sessions.c.person_id == person)
+            return True
+
+    def enable(self, email: str) -> bool:
+        """Let a person sign in again. False: nobody has this address."""
+        with self.database.write() as tx:
+            which = (people.c.email == email.lower(), people.c.kind == "person")
+            return tx.connection.execute(update(people).where(*which).values(disabled_at=None)).rowcount > 0
+
     def password_hash(self, email: str) -> tuple[int, str] | None:
         """The person's number and password hash."""
         query = select(people.c.id, people.c.password_hash).where(
@@ -154,10 +177,12 @@ class People:
         person = Person(row.id, row.uuid, row.name, row.email, bool(row.is_admin), bool(row.is_operator))
         return SignIn(row.session, row.session_uuid, row.expires_at, person)
 
-    def is_live(self, session: int) -> bool:
-        """Whether a session goes on, by its number."""
+    def left_s(self, session: int) -> float:
+        """How long a session goes on, by its number, s; 0 where it has ended."""
+        now = now_ms()
         with self.database.read() as connection:
-            return IS_LIVE.first(connection, session=session, now=now_ms()) is not None
+            row = EXPIRES.first(connection, session=session, now=now)
+        return (row.expires_at - now) / 1000 if row else 0.0
 
     def end_session(self, token_hash: str) -> None:
         """Revoke a session."""
@@ -169,7 +194,9 @@ class People:
         for number in tx.connection.execute(select(sessions.c.id).where(*live)).scalars().all():
             tx.notify(session_topic(number))
         tx.bump(ACCESS)
-        tx.connection.execute(update(sessions).where(*live).values(revoked_at=now_ms()))
+        # A time that only grows, whatever the clock does: other processes look for what ended after the last they know.
+        last = tx.connection.execute(select(func.max(sessions.c.revoked_at))).scalar_one() or 0
+        tx.connection.execute(update(sessions).where(*live).values(revoked_at=max(now_ms(), last + 1)))
 
     def _add(self, tx: Write, name: str, email: str, password_hash: str, **roles: bool) -> Person:
         uuid = str(uuid4())

@@ -10,15 +10,22 @@ import time
 from threading import Event, Thread
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 
 from chatapp.bus import ACCESS, Bus, session_topic
-from chatapp.store.database import Database, now_ms
-from chatapp.store.tables import feeds, sessions
+from chatapp.store.database import Database
+from chatapp.store.hot import Hot
+from chatapp.store.tables import feeds, people, sessions
 
 LOOK_EVERY_S = 0.02  # with other workers: how late their news may be
 LOOK_SELDOM_S = 1.0  # alone: only a command such as `admin reset-password` writes beside us
-OVERLAP_MS = 10_000  # how far back ended sessions are looked up: longer than any transaction takes
+ENDS = Hot(
+    select(
+        select(func.max(sessions.c.revoked_at)).scalar_subquery(),
+        func.count(people.c.disabled_at),
+        func.max(people.c.disabled_at),
+    )
+)
 
 log = logging.getLogger("chatapp.watch")
 
@@ -35,6 +42,7 @@ class Watcher:
         self._own: Any = None
         self._version = 0
         self._change = 0
+        self._ends: tuple[Any, ...] = (None, 0, None)  # what tells that sessions ended
 
     def start(self) -> None:
         """Watch until `stop`. Under gevent this is a greenlet."""
@@ -42,6 +50,7 @@ class Watcher:
         self._version = self._data_version()
         with self._database.read() as connection:
             self._change = connection.execute(select(func.coalesce(func.max(feeds.c.change), 0))).scalar_one()
+            self._ends = tuple(ENDS.run(connection).fetchone())
         Thread(target=self._watch, name="chatapp-watch", daemon=True).start()
 
     def stop(self) -> None:
@@ -56,16 +65,20 @@ class Watcher:
         query = select(feeds.c.id, feeds.c.revision, feeds.c.change).where(feeds.c.change > self._change)
         with self._database.read() as connection:
             moved = connection.execute(query).all()
-        is_access = any(row.id == ACCESS for row in moved)
-        ended = [session_topic(number) for number in self._ended_sessions()] if is_access else []
+            ends = tuple(ENDS.run(connection).fetchone())
+        ended = [ACCESS, *map(session_topic, self._ended_sessions())] if ends != self._ends else []
         # Only what was read whole has been seen: where reading fails, the next look sees it again.
         self._version = version
         self._change = max([self._change, *(row.change for row in moved)])
+        self._ends = ends
         news = self._database.learn({row.id: row.revision for row in moved})
-        self._bus.publish([*news, *ended])
+        self._bus.publish(dict.fromkeys([*news, *ended]))
 
     def _ended_sessions(self) -> list[int]:
-        query = select(sessions.c.id).where(sessions.c.revoked_at > now_ms() - OVERLAP_MS)
+        """Those that were revoked since the last look, and those of people who were disabled, by whatever means."""
+        is_new = sessions.c.revoked_at > (self._ends[0] or 0)
+        is_disabled = and_(sessions.c.revoked_at.is_(None), people.c.disabled_at.is_not(None))
+        query = select(sessions.c.id).join(people).where(or_(is_new, is_disabled))
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 

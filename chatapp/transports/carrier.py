@@ -75,7 +75,7 @@ class WebSocketConnection(WatchedSocket):
         self.feeds = 0  # how many were followed at the end
         self._house = house
         self.name = str(uuid4())
-        self._person, self._session, self._expires_at = sign_in.person.uuid, sign_in.id, sign_in.expires_at
+        self._person, self._session = sign_in.person.uuid, sign_in.id
         self._address, self._deflates = sys.intern(address), deflates  # many come from behind one proxy or router
         self._peer = Peer(house.reader, house.bus, sign_in.person.id, self)
         self._parser: framing.Parser | None = None
@@ -87,6 +87,7 @@ class WebSocketConnection(WatchedSocket):
         self._closed_as: int | None = None
         self._bad_frames = 0
         self._opened_at = self._checked_at = self.heard_at
+        self._expires_at = self.heard_at + sign_in.left_s()
         self._next_ping = self.heard_at + house.settings.ws_ping_interval
         self._pinged_at: float | None = None  # and no pong since
 
@@ -251,7 +252,7 @@ class WebSocketConnection(WatchedSocket):
             return  # another sweep is at it, waits for something, and looks again afterwards
         self._is_flushing = True
         try:
-            if self._is_doubtful and not self._is_signed_in(fresh=True):
+            if self._is_doubtful and not self._is_signed_in():
                 self.close(SIGNED_OUT, "signed out")
             if self._may_flush() and (data := self._output()) and self._may_flush():
                 self.write(data)
@@ -300,13 +301,13 @@ class WebSocketConnection(WatchedSocket):
 
     def _due(self) -> float:
         settings = self._house.settings
-        due = min(self._next_ping, self.heard_at + settings.ws_read_timeout)
+        due = min(self._next_ping, self.heard_at + settings.ws_read_timeout, self._expires_at)
         if self._pinged_at is not None:
             due = min(due, self._pinged_at + settings.ws_pong_timeout)
         return due if self.blocked_at is None else min(due, self.blocked_at + settings.ws_write_timeout)
 
     def check(self, now: float) -> float:
-        """Ping, or close what is silent, mute, blocked or signed out; returns when to look again."""
+        """Ping, or close what is silent, mute, blocked, expired or signed out; returns when to look again."""
         settings = self._house.settings
         if self.blocked_at is not None and now - self.blocked_at >= settings.ws_write_timeout:
             self.cut()
@@ -314,6 +315,8 @@ class WebSocketConnection(WatchedSocket):
             if now - self.ended_at >= LINGER_S and not self.is_blocked:
                 self.cut()
             return now + LINGER_S / 4
+        elif now >= self._expires_at and self._close is None and not self._is_signed_in():
+            self.close(SIGNED_OUT, "signed out")
         elif self._pinged_at is not None and now - self._pinged_at >= settings.ws_pong_timeout:
             self.close(POLICY, "no pong")
         elif now - self.heard_at >= settings.ws_read_timeout:
@@ -324,7 +327,7 @@ class WebSocketConnection(WatchedSocket):
 
     def _ping(self, now: float) -> None:
         self._next_ping = max(self._next_ping + self._house.settings.ws_ping_interval, now)
-        if not self._is_signed_in(fresh=False):
+        if now - self._checked_at >= RECHECK_S and not self._is_signed_in():
             self.close(SIGNED_OUT, "signed out")
         elif self._may_write():
             self._pinged_at = self._pinged_at or now
@@ -337,11 +340,12 @@ class WebSocketConnection(WatchedSocket):
         self._is_doubtful = True
         self.wake()
 
-    def _is_signed_in(self, fresh: bool) -> bool:
-        if not fresh and time.monotonic() - self._checked_at < RECHECK_S:
-            return self._expires_at > now_ms()
+    def _is_signed_in(self) -> bool:
+        """Ask the database, and learn when the session expires."""
         self._checked_at, self._is_doubtful = time.monotonic(), False
-        return self._house.auth.goes_on(self._session)
+        left_s = self._house.auth.left_s(self._session)
+        self._expires_at = self._checked_at + left_s
+        return left_s > 0
 
     # The end
 

@@ -9,7 +9,7 @@ from flask import Flask, Response, jsonify, request
 
 from chatapp.auth import Auth
 from chatapp.connection.drills import Drills
-from chatapp.store import Drill, now_ms
+from chatapp.store import Drill
 
 UPGRADE = "websocket_route"
 SPOILED = {UPGRADE, "changes", "pages.post", "pages.create"}  # the chat's own ways; pages and tests stay well
@@ -36,6 +36,5 @@ def _spoiled(drill: Drill, endpoint: str) -> Response | None:
         return None
     response = jsonify(error={"code": "drill", "message": "A drill asks for a pause."})
     response.status_code = 429
-    left_s = (drill.ends_at - now_ms()) / 1000
-    response.headers["Retry-After"] = str(max(1, math.ceil(min(drill.amount_s, left_s))))
+    response.headers["Retry-After"] = str(max(1, math.ceil(min(drill.amount_s, drill.left_s()))))
     return response

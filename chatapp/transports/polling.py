@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -72,6 +72,12 @@ def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
     is_armoured = arguments.get(ARMOUR) == "1"
     wait_s = min(wait_s, longest_hold_s)
     return Poll(arguments.get("epoch", ""), cursors, wait_s, arguments.get("person"), is_armoured)
+
+
+def within(poll: Poll, sign_in: SignIn) -> Poll:
+    """A poll that is held no longer than its session lasts."""
+    left_s = sign_in.left_s()
+    return poll if left_s >= poll.wait_s else replace(poll, wait_s=left_s)
 
 
 class Queries:
@@ -233,7 +239,7 @@ class Door:
         if sign_in is None or self._polls.is_draining or not query.isascii():
             return None
         try:
-            poll = self._queries.poll(query)
+            poll = within(self._queries.poll(query), sign_in)
         except BadPoll:
             return None
         if poll.person not in (None, sign_in.person.uuid):
@@ -266,7 +272,7 @@ def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:
             response.headers["Retry-After"] = str(DRAIN_RETRY_S)
             return response, status
         try:
-            poll = parse(request.args, settings.poll_longest_hold)
+            poll = within(parse(request.args, settings.poll_longest_hold), sign_in)
         except BadPoll as error:
             return _error("bad-poll", str(error), 400)
         try:
