@@ -20,7 +20,7 @@ from chatapp.auth import Refused, TooManyGuesses
 from chatapp.config import browser_config
 from chatapp.connection.memory import experience, network_key
 from chatapp.connection.states import table_json
-from chatapp.conversation import ChatError, Conflict, Gone
+from chatapp.conversation import LONGEST_MESSAGE, ChatError, Conflict, Gone
 from chatapp.hashing import Busy
 from chatapp.house import house
 from chatapp.store import AlreadySetUp, ConnectionEvent, Place, Posted
@@ -231,6 +231,7 @@ def _page(place: Place | None) -> Any:
         conversations=entries.items,
         list_cursor=entries.end,
         client_id=str(uuid4()),
+        longest=LONGEST_MESSAGE,
         **_connection_context(),
     )
 

@@ -62,11 +62,13 @@ async function start() {
     connection.follow(conversation, Number(document.getElementById("messages")?.dataset.cursor) || 0)
   }
   guard(() => outbox.show())
-  guard(() => listenToButtons(outbox, act))
+  guard(() => listenToButtons(outbox, act, composer))
   guard(() => loadOlder(view, config, connection.rewriters))
   guard(() => listenToDialogs(act))
   guard(() => readOffline(config, () => view.isAwaiting(), connection.rewriters))
   connection.start()
+  // A new conversation is for writing: the click that made it took the keyboard away.
+  if (document.activeElement === body && document.querySelector("#messages:not(:has(article))")) focusComposer()
 }
 
 // A page that has no conversation of its own yet has another id each time: its draft must not go by that.
@@ -128,7 +130,7 @@ function actor(posts, config) {
   }
 }
 
-function listenToButtons(outbox, act) {
+function listenToButtons(outbox, act, composer) {
   const ask = async (button, what, fields) => {
     const problem = await act(button, what, fields)
     const state = button.parentElement?.querySelector(".state")
@@ -143,6 +145,7 @@ function listenToButtons(outbox, act) {
     "retry-message": (button) => outbox.retry(ownEntry(button)?.id),
     "copy-message": (button) => copy(button, ownEntry(button)?.body ?? "", words("copied")),
     "discard-message": (button) => outbox.discard(ownEntry(button)?.id),
+    "edit-message": (button) => edit(ownEntry(button), outbox, composer),
   }
   document.getElementById("messages")?.addEventListener("click", (event) => {
     const button = event.target.closest?.("[data-action]")
@@ -150,6 +153,14 @@ function listenToButtons(outbox, act) {
     guard(() => actions[button.dataset.action]?.(button))
     if (!button.isConnected) focusComposer() // it went with what it was about
   })
+}
+
+// Back into the field, after what is being written there.
+function edit(entry, outbox, composer) {
+  if (!entry || !composer) return
+  composer.put([composer.text, entry.body].filter((text) => text.trim()).join("\n\n"))
+  outbox.discard(entry.id)
+  focusComposer()
 }
 
 // Older messages when the top comes into view, by htmx into a holder of their own; only an answer of ours is swapped.
@@ -225,8 +236,21 @@ function listenToDialogs(act) {
     problem.textContent = await act(form.querySelector("[type=submit]"), form.dataset.act, Object.fromEntries(new FormData(form)))
     problem.hidden = !problem.textContent
     if (!problem.hidden) return delete body.dataset.deleting
-    form.closest("[popover]").hidePopover()
-    document.getElementById("menu")?.hidePopover() // it opened the dialog, so it is still behind it
+    form.closest("dialog").close()
+  })
+  for (const dialog of document.querySelectorAll("dialog[popover]")) makeModal(dialog)
+}
+
+// Without JavaScript a dialog is a popover. A modal one keeps focus and clicks, and gives the focus back when it closes.
+function makeModal(dialog) {
+  dialog.removeAttribute("popover")
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.(`[popovertarget="${dialog.id}"]`)
+    if (!button) return
+    if (button.getAttribute("popovertargetaction") === "hide") return dialog.close()
+    document.getElementById("menu")?.hidePopover() // the focus goes back to what opened it
+    document.querySelector(".open-menu")?.focus()
+    dialog.showModal()
   })
 }
 

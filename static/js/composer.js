@@ -6,9 +6,11 @@ export function focusComposer() {
   if (!isTouch()) document.querySelector("#composer textarea[name=body]:enabled")?.focus({ preventScroll: true })
 }
 
+const NEAR = 0.9 // of the longest message: from there on its length is shown
+
 export class Composer {
   #form = document.getElementById("composer")
-  #text; #drafts; #hadFocus = false
+  #count = document.getElementById("count"); #text; #drafts; #hadFocus = false
   #isOpen = false; #isSubmitted = false // sent before it was known for which conversation
 
   // send(body, beside) → true once the outbox has it, which writes `beside` together with it
@@ -70,7 +72,7 @@ export class Composer {
 
   #submit(send) {
     const body = this.#text.value
-    if (!body.trim() || this.#text.disabled) return this.#text.focus()
+    if (!body.trim() || this.#text.disabled || this.#isTooLong()) return this.#text.focus()
     if (!this.#isOpen) return this.#isSubmitted = true
     let isTaken = false
     try {
@@ -88,8 +90,23 @@ export class Composer {
     this.#form.requestSubmit()
   }
 
+  // As the server counts: characters, not UTF-16 units, without white space at the ends. Said from nine tenths on.
+  #isTooLong() {
+    if (!this.#count) return false
+    const most = Number(this.#count.dataset.most)
+    const isNear = this.#text.value.length > NEAR * most
+    const length = isNear ? [...this.#text.value.trim()].length : 0
+    const isOver = length > most
+    this.#count.hidden = length <= NEAR * most
+    this.#count.classList.toggle("over", isOver)
+    const words = isOver ? this.#count.dataset.over : this.#count.dataset.near
+    if (!this.#count.hidden) this.#count.textContent = words.replace("{n}", (isOver ? length - most : length).toLocaleString("en"))
+    return isOver
+  }
+
   #onInput() {
     this.#grow()
+    this.#isTooLong()
     if (this.#isOpen) this.#drafts.edit(this.#text.value)
   }
 
@@ -97,6 +114,7 @@ export class Composer {
     if (!this.#text || this.#text.value === text) return
     this.#text.value = text
     this.#grow()
+    this.#isTooLong()
   }
 
   // For browsers without field-sizing.

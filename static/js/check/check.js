@@ -210,7 +210,8 @@ class CheckView {
   #setRunning(is) {
     this.#isRunning = is
     section.setAttribute("aria-busy", is)
-    for (const button of section.querySelectorAll("[data-check=run], [data-check=long]")) button.disabled = is
+    // Not disabled: that would take the keyboard's focus away.
+    for (const button of section.querySelectorAll("[data-check=run], [data-check=long]")) button.setAttribute("aria-disabled", is)
   }
 
   #draw(found) {

@@ -1,0 +1,9 @@
+// The copy buttons of code on the pages of what the assistant has read.
+
+import { copy } from "../clipboard.js"
+
+const article = document.querySelector("article[data-copied]")
+article?.addEventListener("click", ({ target }) => {
+  const button = target.closest?.("[data-action=copy-code]")
+  if (button) copy(button, button.closest("figure")?.querySelector("code")?.textContent ?? "", article.dataset.copied)
+})
