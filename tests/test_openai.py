@@ -493,11 +493,11 @@ def test_a_model_that_is_killed_in_mid_answer_leaves_its_words_and_a_sentence(
     with peer:
         text = running_with_text(peer, conversation)
         endless_model.kill9()
-        answer = peer.wait_for_answer(conversation, 5)
+        answer = peer.wait_for_answer(conversation, 30)
         assert answer.state == "failed" and answer.text.strip().startswith(text[:20])
         assert completions.BROKE_OFF in failure_shown(client, conversation)
         client.post(f"/c/{conversation}/again", {"Accept": "application/json"})
-        assert peer.wait_for_answer(conversation, 10, after=answer.position).state == "failed"
+        assert peer.wait_for_answer(conversation, 30, after=answer.position).state == "failed"
         assert "cannot reach the model server" in failure_shown(client, conversation)
 
 
