@@ -62,7 +62,7 @@ function applyChild({ shown }, { name, attrs, children }) {
   const [id, client, author, state, revision, position] = ["id", "client-id", "author", "state", "revision", "position"]
     .map((key) => attrs[`data-${key}`] ?? attrs[key]), patch = name === "chat-patch";
   const known = patch ? [...shown.values()].find((one) => one.position === Number(position)) : shown.get(id);
-  if (known?.revision >= Number(revision) || (patch ? !known : !position)) return;  // without: it waits
+  if (known?.revision >= Number(revision) || (patch && !known) || (name === "article" && !position)) return;
   if (!patch) {
     const parts = children.find((child) => child.attrs.class === "body")?.children ?? [];
     const blocks = new Map(parts.map((one) => [one.attrs["data-index"], one.attrs["data-source"] ?? one.source]));
