@@ -104,8 +104,9 @@ def _build(app: Flask, settings: Settings, instance: str) -> House:
     knowledge = make_knowledge(settings)
     provider = make_provider(settings, knowledge)
     chat = Chat(store, assistant_answers=provider is not None)
-    renderer = Renderer(app, f"{settings.url_prefix}/")
+    renderer = Renderer(app, f"{settings.url_prefix}/", store.histories.mark)
     reader = Reader(store, chat, renderer)
+    store.histories.look_back()
     epoch = store.people.epoch()
     live = websocket.make_live(settings, store)
     bus.on_crowd = live.gather
@@ -120,7 +121,7 @@ def _build(app: Flask, settings: Settings, instance: str) -> House:
         knowledge=knowledge,
         renderer=renderer,
         reader=reader,
-        polls=polling.Polls(reader, bus, epoch),
+        polls=polling.Polls(reader, bus, epoch, store.histories),
         live=live,
         quotas=Quotas(),
         drills=Drills(store, bus, live.sockets, settings.drill_schedule),

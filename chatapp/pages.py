@@ -230,6 +230,7 @@ def _page(place: Place | None) -> Any:
         answering=bool(place and parts.store.runs.is_answering(place.conversation)),
         conversations=entries.items,
         list_cursor=entries.end,
+        mark=parts.store.histories.mark(max(entries.change, shown.change if shown else 0)),
         client_id=str(uuid4()),
         longest=LONGEST_MESSAGE,
         **_connection_context(),

@@ -6,6 +6,7 @@ conversations.py  conversations, messages, `changes`
 runs.py           durable answers
 drills.py         faults on purpose, for a bounded time
 networks.py       what people's browsers learned of networks
+histories.py      whether what somebody shows is of this database's past
 events.py         connection events, in a database file of their own
 unavailable.py    what a database that is locked or full raises
 workers.py        which processes of this host live
@@ -33,6 +34,7 @@ from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, now_ms, prepare_sqlite
 from chatapp.store.drills import Drill, DrillRunning, DrillTable
 from chatapp.store.events import ConnectionEvent, Events
+from chatapp.store.histories import Histories
 from chatapp.store.networks import NetworkTable
 from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignIn
 from chatapp.store.retention import Retention
@@ -96,6 +98,7 @@ class Store:
         prepare_sqlite(main, "FULL")
         prepare_sqlite(metrics, "NORMAL")
         self.database = Database(main, bus)
+        self.histories = Histories(self.database, data_dir)
         self.people = People(self.database)
         self.conversations = Conversations(self.database)
         self.runs = Runs(self.database, self.conversations, workers)
@@ -121,6 +124,7 @@ class Store:
 
     def close(self) -> None:
         """Close every connection to the databases that is not in use."""
+        self.histories.close()
         self.database.close()
         for engine in self._engines:
             engine.dispose()

@@ -184,20 +184,22 @@ class Conversations:
         if fresh is not None:
             return fresh
         with self.database.read() as connection:
-            end = self._revision(connection, place.feed)
+            end, change = self._revision(connection, place.feed)
             if cursor >= end:
                 return Changes(cursor, cursor, ())
             if cursor <= 0:
                 newest = self._page(connection, place, END, PAGE)
-                return Changes(0, end, newest, reset=True, waiting=self._waiting(connection, place, 0))
+                return Changes(0, end, newest, reset=True, waiting=self._waiting(connection, place, 0), change=change)
             which = {"conversation": place.conversation, "cursor": cursor, "most": self.most_changes + 1}
             found = self._messages(connection, CHANGED, which)
             if len(found) > self.most_changes:
-                return self._cut(connection, place, cursor, found[: self.most_changes])
+                return self._cut(connection, place, cursor, found[: self.most_changes], change)
             waiting = self._waiting(connection, place, cursor)
-        return Changes(cursor, end, found, waiting=waiting)
+        return Changes(cursor, end, found, waiting=waiting, change=change)
 
-    def _cut(self, connection: Connection, place: Place, cursor: int, found: Messages) -> Changes[ChangedMessage]:
+    def _cut(
+        self, connection: Connection, place: Place, cursor: int, found: Messages, change: int
+    ) -> Changes[ChangedMessage]:
         """A first part of what changed. From its end on a reader counts as one who shows each answer as it was there,
         and gets patches of it: an answer that goes on after the end comes with this part, as it is now."""
         end = found[-1].revision
@@ -205,7 +207,7 @@ class Conversations:
         newest = self._messages(connection, NEWEST_ANSWER, {"conversation": place.conversation, "end": end})
         going_on = tuple(answer for answer in newest if answer.revision > end)
         waiting = tuple(each for each in self._waiting(connection, place, cursor) if each.revision <= end)
-        return Changes(cursor, end, found + going_on, more=True, waiting=waiting)
+        return Changes(cursor, end, found + going_on, more=True, waiting=waiting, change=change)
 
     def _waiting(self, connection: Connection, place: Place, cursor: int) -> tuple[Waiting, ...]:
         """What changed of answers that have not begun; from 0 only what waits now."""
@@ -216,26 +218,26 @@ class Conversations:
     def older(self, place: Place, before: int) -> Changes[ChangedMessage]:
         """The page before a position, oldest first. `end` is the feed's revision at this read."""
         with self.database.read() as connection:
-            end = self._revision(connection, place.feed)
+            end, change = self._revision(connection, place.feed)
             found = self._page(connection, place, before, PAGE + 1)
             waiting = self._waiting(connection, place, 0) if before > end else ()  # it stands behind the newest
-        return Changes(before, end, found[-PAGE:], more=len(found) > PAGE, waiting=waiting)
+        return Changes(before, end, found[-PAGE:], more=len(found) > PAGE, waiting=waiting, change=change)
 
     def entries(self, person: int, cursor: int) -> Changes[Entry]:
         """What changed in a person's list of conversations."""
         feed = self.list_feed(person)
         with self.database.read() as connection:
-            end = self._revision(connection, feed)
+            end, change = self._revision(connection, feed)
             if cursor >= end:
                 return Changes(cursor, cursor, ())
             if cursor <= 0:
-                return Changes(0, end, _entries(ENTRIES.all(connection, person=person)), reset=True)
+                return Changes(0, end, _entries(ENTRIES.all(connection, person=person)), reset=True, change=change)
             most = self.most_changes + 1
             found = _entries(CHANGED_ENTRIES.all(connection, person=person, cursor=cursor, most=most))
         if len(found) > self.most_changes:
             found = found[: self.most_changes]
-            return Changes(cursor, found[-1].revision, found, more=True)
-        return Changes(cursor, end, found)
+            return Changes(cursor, found[-1].revision, found, more=True, change=change)
+        return Changes(cursor, end, found, change=change)
 
     def list_feed(self, person: int) -> int:
         """The number of a person's list feed."""
@@ -245,8 +247,9 @@ class Conversations:
                 self._list_feeds[person] = int(connection.execute(query).scalar_one())
         return self._list_feeds[person]
 
-    def _revision(self, connection: Connection, feed: int) -> int:
-        return REVISION.one(connection, feed=feed)
+    def _revision(self, connection: Connection, feed: int) -> tuple[int, int]:
+        row = REVISION.first(connection, feed=feed)
+        return (row.revision, row.change) if row else (0, 0)
 
     def _page(self, connection: Connection, place: Place, before: int, most: int) -> Messages:
         """Messages before a position, oldest first."""

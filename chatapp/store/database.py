@@ -33,12 +33,12 @@ def bumping(which: ColumnElement[bool]) -> Hot:
     """The statement that takes the next revision of each of these feeds, and returns their numbers and revisions."""
     change = select(func.coalesce(func.max(feeds.c.change), 0) + 1).scalar_subquery()
     values = {"revision": feeds.c.revision + 1, "change": change}
-    return Hot(update(feeds).where(which).values(**values).returning(feeds.c.id, feeds.c.revision))
+    return Hot(update(feeds).where(which).values(**values).returning(feeds.c.id, feeds.c.revision, feeds.c.change))
 
 
 # Statements that run with every message are built once: building one costs more than running it.
 BUMP = bumping(feeds.c.id == bindparam("feed"))
-REVISION = Hot(select(feeds.c.revision).where(feeds.c.id == bindparam("feed")))
+REVISION = Hot(select(feeds.c.revision, feeds.c.change).where(feeds.c.id == bindparam("feed")))
 # Changes nothing, and is written and committed like anything else.
 TRY = update(instance).where(instance.c.name == "epoch").values(value=instance.c.value)
 TRY_EVERY_S = 5.0
@@ -132,6 +132,7 @@ class Write:
     topics: dict[int, None] = field(default_factory=dict)
     heads: dict[int, int] = field(default_factory=dict)
     fresh: dict[int, Changes[Any]] = field(default_factory=dict)
+    change: int = 0  # the newest of the database-wide numbers that it took
 
     def bump(self, feed: int) -> int:
         """Take the feed's next revision; its readers are woken after the commit."""
@@ -140,21 +141,22 @@ class Write:
 
     def bump_all(self, statement: Hot, **which: Value) -> None:
         """Take the next revision of all feeds of a statement that `bumping` made."""
-        for feed, revision in statement.run(self.connection, **which).fetchall():
+        for feed, revision, change in statement.run(self.connection, **which).fetchall():
             self.topics[feed] = None
+            self.change = change
             self.heads[feed] = revision
 
     def keep(self, feed: int, item: object) -> None:
         """Have what was written at the feed's newest revision at hand for its readers: they need not look it up."""
         revision = self.heads[feed]
-        self.fresh[feed] = Changes(revision - 1, revision, (item,))
+        self.fresh[feed] = Changes(revision - 1, revision, (item,), change=self.change)
 
     def keep_waiting(self, feed: int, waiting: Waiting) -> None:
         """The same for an answer that waits, which may share its revision with the message that it waits to answer."""
         revision = self.heads[feed]
         kept = self.fresh.get(feed)
         items = kept.items if kept is not None and kept.end == revision else ()
-        self.fresh[feed] = Changes(revision - 1, revision, items, waiting=(waiting,))
+        self.fresh[feed] = Changes(revision - 1, revision, items, waiting=(waiting,), change=self.change)
 
     def new_feed(self) -> int:
         """A new feed's number."""
@@ -211,7 +213,7 @@ def _joined(before: Changes[Any] | None, changes: Changes[Any]) -> Changes[Any]:
     # An answer that has begun, which the last of these items says, waits no more.
     over = {item.client_id for item in changes.items} | {each.uuid for each in changes.waiting}
     waiting = tuple(each for each in before.waiting if each.uuid not in over and each.revision > start)
-    return Changes(start, changes.end, items[-MOST_ITEMS:], waiting=waiting + changes.waiting)
+    return Changes(start, changes.end, items[-MOST_ITEMS:], waiting=waiting + changes.waiting, change=changes.change)
 
 
 def _attempt(connection: Connection, job: Job[Any]) -> list[Write]:
@@ -248,6 +250,7 @@ class Database:
         self.heads: dict[int, int] = {}  # the newest known revision of each feed
         self._fresh: Cache[int, Changes[Any]] = Cache(MOST_FRESH, MOST_FRESH_BYTES)
         self._forget: list[Callable[[], None]] = []
+        self.on_commit: Callable[[int], object] = _nothing  # with the newest change that is on disk
         self._commit_s = 0.0  # how long commits took lately
         self.failing: Reason | None = None  # why the last write failed; nothing where it did not
         self._tries_at = 0.0  # when the next write may be tried, only to know (monotonic)
@@ -434,11 +437,13 @@ class Database:
         if cursor != kept.start:
             items = tuple(item for item in items if item.revision > cursor)
             waiting = tuple(each for each in waiting if each.revision > cursor)
-        return Changes(cursor, kept.end, items, waiting=waiting)
+        return Changes(cursor, kept.end, items, waiting=waiting, change=kept.change)
 
     def _learn_own(self, tx: Write) -> None:
         """What was committed here: the newest revisions, and the newest items."""
         self.learn(tx.heads)
+        if tx.change:
+            self.on_commit(tx.change)
         for feed, changes in tx.fresh.items():
             kept = _joined(self._fresh.get(feed), changes)
             self._fresh.put(feed, kept, ITEM_BYTES + sum(ITEM_BYTES + getsizeof(item.body) for item in kept.items))

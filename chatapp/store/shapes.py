@@ -89,6 +89,7 @@ class Changes(Generic[Item]):
     more: bool = False
     reset: bool = False
     waiting: tuple[Waiting, ...] = ()
+    change: int = 0  # the database-wide number of the last change that this may show (histories.py)
 
 
 @dataclass(frozen=True)

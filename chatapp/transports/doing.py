@@ -9,6 +9,7 @@ from chatapp.connection.peer import MOST_FEEDS, Peer, TooManyFeeds
 from chatapp.conversation import Chat, ChatError
 from chatapp.store import Posted, StorageUnavailable
 from chatapp.store.database import Job
+from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import frames
 
@@ -40,12 +41,22 @@ def follow(house: House, peer: Peer, frame: frames.Subscribe | frames.Unsubscrib
         case frames.Unsubscribe(names):
             for name in names:
                 peer.unsubscribe(name)
-        case frames.Subscribe(epoch, feeds):
+        case frames.Subscribe(epoch, feeds, mark):
+            reload = stale(house.store.histories, epoch, house.epoch, mark)
             for name, cursor in feeds.items():
-                if epoch == house.epoch:
+                if reload is None:
                     _subscribe(peer, name, cursor)
                 else:
-                    peer.reply(frames.reload(name, "epoch", house.epoch))
+                    peer.reply(reload(name))
+
+
+def stale(histories: Histories, epoch: str, own: str, mark: str) -> Callable[[str], str] | None:
+    """What to say of a feed whose cursor is of another database, or of a future that this one lost; None: nothing."""
+    if epoch != own:
+        return lambda name: frames.reload(name, "epoch", own, histories.mark(0) or None)
+    if not histories.holds(mark):
+        return lambda name: frames.reload(name, "history", None, histories.mark(0))
+    return None
 
 
 def _subscribe(peer: Peer, name: str, cursor: int) -> None:

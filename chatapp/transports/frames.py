@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from sys import getsizeof
@@ -37,6 +38,7 @@ class Subscribe:
 
     epoch: str
     feeds: dict[str, int]
+    mark: str = ""  # see store/histories.py
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def decode(text: str) -> ClientFrame:
         case {"type": "send", "conversation": str(conversation), "client_id": str(client_id), "body": str(body)}:
             return Send(_whole(conversation), _whole(client_id), body)
         case {"type": "subscribe", "epoch": str(epoch), "feeds": dict(feeds)}:
-            return Subscribe(epoch, {_whole(name): checked_cursor(cursor) for name, cursor in feeds.items()})
+            cursors = {_whole(name): checked_cursor(cursor) for name, cursor in feeds.items()}
+            return Subscribe(epoch, cursors, str(data.get("mark", "")))
         case {"type": "unsubscribe", "feeds": list(names)} if all(isinstance(name, str) for name in names):
             return Unsubscribe(tuple(_whole(name) for name in names))
         case {"type": str(kind)}:
@@ -149,9 +152,10 @@ def error(code: str, words: str) -> str:
     return element("chat-error", escape(words), code=code)
 
 
-def reload(feed: str, reason: str, epoch: str | None = None) -> str:
-    """The cursor means nothing here: begin again from 0; `epoch` names the database where it is another one."""
-    return element("chat-reload", feed=feed, reason=reason, epoch=epoch)
+def reload(feed: str, reason: str, epoch: str | None = None, mark: str | None = None) -> str:
+    """The cursor means nothing here: begin again from 0; `epoch` names the database where it is another one, `mark`
+    begins anew where it is of a future that this one does not have."""
+    return element("chat-reload", feed=feed, reason=reason, epoch=epoch, mark=mark)
 
 
 def gone(feed: str) -> str:
@@ -225,8 +229,10 @@ class Form:
 class Renderer:
     """Draws messages and list entries with the partials of the page."""
 
-    def __init__(self, app: Flask, base: str) -> None:
+    def __init__(self, app: Flask, base: str, mark: Callable[[int], str] = lambda _: "") -> None:
         self._app = app
+        app.jinja_env.filters.update(check=check_of, message_check=message_check)
+        self._mark = mark  # of a change
         self._base = base  # the URL prefix, ending in a slash
         self._macros: dict[str, Any] = {}
         self._forms: dict[str, Form] = {}  # by language
@@ -237,6 +243,8 @@ class Renderer:
         html = "\n".join([self._item(item, changes) for item in changes.items])
         html += "".join([self.waiting(waiting) for waiting in changes.waiting])
         flags = f"{' more' if changes.more else ''}{' reset' if changes.reset else ''}"
+        if mark := self._mark(changes.change):
+            flags += f' mark="{mark}"'
         # In one go, as every message needs it: a feed's name is a UUID or "list", the rest are numbers.
         return f'<chat-feed feed="{name}" from="{changes.start}" to="{changes.end}"{flags}>{html}</chat-feed>'
 

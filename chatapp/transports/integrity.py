@@ -49,8 +49,7 @@ def armoured(answer: bytes) -> bytes:
 
 
 def register(app: Flask) -> None:
-    """Hang the filters that templates use into the app, and armour what is asked for so."""
-    app.jinja_env.filters.update(check=check_of, message_check=message_check)
+    """Armour what is asked for so."""
 
     @app.after_request
     def armour(response: Response) -> Response:

@@ -25,8 +25,10 @@ from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
 from chatapp.conversation import Gone
 from chatapp.gunicorn_bridge import can_leave, end_request, take
 from chatapp.store import SignIn, StorageUnavailable
+from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import frames
+from chatapp.transports.doing import stale
 from chatapp.transports.held import MOST_HELD, HeldPoll, Lender
 from chatapp.transports.integrity import ARMOUR, UNKEPT, armoured
 
@@ -48,6 +50,7 @@ class Poll:
     cursors: dict[str, int]
     wait_s: float
     person: str | None = None  # who the client believes to be signed in
+    mark: str = ""  # see store/histories.py
     armour: bool = False  # something on the way rewrites HTML
 
 
@@ -71,7 +74,8 @@ def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
         raise BadPoll("wait must be a number of seconds from 0.")
     is_armoured = arguments.get(ARMOUR) == "1"
     wait_s = min(wait_s, longest_hold_s)
-    return Poll(arguments.get("epoch", ""), cursors, wait_s, arguments.get("person"), is_armoured)
+    epoch, mark = arguments.get("epoch", ""), arguments.get("mark", "")
+    return Poll(epoch, cursors, wait_s, arguments.get("person"), mark, is_armoured)
 
 
 def within(poll: Poll, sign_in: SignIn) -> Poll:
@@ -99,12 +103,13 @@ class Queries:
 class Polls:
     """This worker's polls."""
 
-    def __init__(self, reader: Reader, bus: Bus, epoch: str) -> None:
+    def __init__(self, reader: Reader, bus: Bus, epoch: str, histories: Histories) -> None:
         self.reader = reader
         self.bus = bus
         self.held: set[HeldPoll] = set()  # by the event loop
         self.lender: Lender | None = None  # of sockets, where there is one
         self._epoch = epoch
+        self._histories = histories
         self._waiting: set[Event] = set()  # in greenlets
         self._bodies: dict[bool, tuple[list[str], bytes]] = {}  # the last ones, plain and armoured
         self.is_draining = False
@@ -178,8 +183,9 @@ class Polls:
 
     def now(self, person: int, poll: Poll) -> list[str]:
         """The frames of what is new at this moment."""
-        if poll.epoch != self._epoch:
-            return [frames.reload(name, "epoch", self._epoch) for name in poll.cursors]
+        reload = stale(self._histories, poll.epoch, self._epoch, poll.mark)
+        if reload is not None:
+            return [reload(name) for name in poll.cursors]
         found = []
         for name, cursor in poll.cursors.items():
             try:

@@ -40,7 +40,7 @@ export class Connection {
       receive: (element, transport, isArmoured) => this.#receive(element, transport, isArmoured),
       resync: () => this.#subscribe(Object.fromEntries(this.#feeds)),
       rewriters: this.rewriters,
-      plan: () => ({ epoch: document.body.dataset.epoch ?? "", feeds: Object.fromEntries(this.#feeds) }),
+      plan: () => ({ epoch: document.body.dataset.epoch ?? "", mark: document.body.dataset.mark ?? "", feeds: Object.fromEntries(this.#feeds) }),
       activity: (awaiting) => this.#activity(awaiting),
       heartbeat: config.heartbeat_ms,
       triggers: config.predict,
@@ -187,7 +187,9 @@ export class Connection {
       case "chat-feed": return this.#applyFeed(feed, element, transport, isArmoured)
       case "chat-ack": return this.#land(element.getAttribute("client-id"), { ok: true, ack: ackOf(element) })
       case "chat-refused": return this.#land(element.getAttribute("client-id"), refusalOf(element))
-      case "chat-reload": this.#adoptEpoch(element.getAttribute("epoch"))
+      case "chat-reload":
+        this.#adoptEpoch(element.getAttribute("epoch"))
+        this.#adoptHistory(element)
         return this.#restart(feed)
       case "chat-drill": return this.#cause.noteDrill(element.getAttribute("ms"))
       case "chat-gone":
@@ -203,6 +205,13 @@ export class Connection {
     if (!epoch || epoch === document.body.dataset.epoch) return
     document.body.dataset.epoch = epoch
     for (const feed of this.#feeds.keys()) this.#forget(feed)
+  }
+
+  // What is shown has a future that the server lost: an older copy of its database was put back.
+  #adoptHistory(element) {
+    if (!element.hasAttribute("mark")) return
+    document.body.dataset.mark = element.getAttribute("mark")
+    if (element.getAttribute("reason") === "history") for (const feed of this.#feeds.keys()) this.#forget(feed)
   }
 
   #forget(feed) {
@@ -232,6 +241,7 @@ export class Connection {
     }
     if (this.view?.apply(feed, element) === false) return this.#restart(feed)
     this.#feeds.set(feed, to)
+    noteMark(element)
     if (transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect()
     return to > cursor
   }
@@ -309,6 +319,14 @@ export class Connection {
       data: { rtt, attempts: reconnectAttempts, ...data },
     })
   }
+}
+
+// Up to which change everything here is shown: the page's mark, which only grows within one history.
+export function noteMark(element) {
+  const [history, change] = (element.getAttribute("mark") ?? "").split(".")
+  if (!history) return
+  const [own, shown] = (document.body.dataset.mark ?? "").split(".")
+  if (history !== own || Number(change) > Number(shown)) document.body.dataset.mark = `${history}.${change}`
 }
 
 // Somebody else may have signed in from another tab.

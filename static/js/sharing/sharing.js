@@ -2,7 +2,7 @@
 // serves the others. Each tab keeps its own feeds and cursors, so what gets lost, doubled or late between tabs is put
 // right as it is between transports. Same interface as Connection.
 
-import { Connection } from "../connection.js"
+import { Connection, noteMark } from "../connection.js"
 import { isConnected, newRecord } from "../states.js"
 import { publish } from "../status.js"
 import { steadyClock } from "../surroundings.js"
@@ -43,7 +43,7 @@ class SharedConnection {
     connection.outbox = { settled: (id, outcome) => both({ type: "settled", id, outcome }) }
     connection.view = {
       apply: (feed, element) => this.#spread(feed, element),
-      forget: (feed) => both({ type: "forget", feed, epoch: document.body.dataset.epoch }),
+      forget: (feed) => both({ type: "forget", feed, ...past() }),
       gone: (feed) => both({ type: "gone", feed }),
       isAwaiting: () => Boolean(this.view?.isAwaiting()) || [...this.#served.values()].some((tab) => tab.awaiting),
     }
@@ -159,17 +159,18 @@ class SharedConnection {
 
   #isServed(feed) { return [...this.#served.values()].some((tab) => tab.feeds.has(feed)) }
 
-  #serve({ from, feeds, epoch, visible, awaiting, isFresh }) {
+  #serve({ from, feeds, epoch, mark, visible, awaiting, isFresh }) {
     if (!this.#served.has(from)) {
       this.#served.set(from, { feeds: new Set() })
       this.#tabs.whenGone(from, this.#watching.signal, () => this.#forgetTab(from))
     }
     const tab = Object.assign(this.#served.get(from), { visible, awaiting })
-    const own = document.body.dataset.epoch
+    const own = past()
+    const isOurs = epoch === own.epoch && historyOf(mark) === historyOf(own.mark) // else its cursors may mean nothing
     for (const [feed, cursor] of Object.entries(feeds)) {
       tab.feeds.add(feed)
-      if (epoch !== own) this.#tabs.tell({ type: "forget", to: from, feed, epoch: own })
-      this.#pursue(feed, epoch === own ? cursor : 0)
+      if (!isOurs) this.#tabs.tell({ type: "forget", to: from, feed, ...own })
+      this.#pursue(feed, isOurs ? cursor : 0)
     }
     // Signed out here, but that page has just been served to somebody who is not.
     if (isFresh && this.#own.record.status === "disconnected") this.#own.retry()
@@ -220,8 +221,7 @@ class SharedConnection {
 
   #greet(feeds = this.#feeds) {
     this.#awaiting = Boolean(this.view?.isAwaiting())
-    const { epoch } = document.body.dataset
-    const state = { epoch, visible: !document.hidden, awaiting: this.#awaiting, isFresh: this.#isFresh }
+    const state = { ...past(), visible: !document.hidden, awaiting: this.#awaiting, isFresh: this.#isFresh }
     this.#tabs.ask({ type: "tab", feeds: Object.fromEntries(feeds), ...state })
   }
 
@@ -242,10 +242,10 @@ class SharedConnection {
     else if (type === "gone") this.#onGone(feed)
   }
 
-  #onForget({ feed, epoch }) {
+  #onForget({ feed, epoch, mark }) {
     if (this.#heads.has(feed)) this.#heads.set(feed, 0)
     if (!this.#feeds.has(feed)) return
-    document.body.dataset.epoch = epoch
+    Object.assign(document.body.dataset, { epoch, mark })
     this.#forget(feed)
   }
 
@@ -286,6 +286,7 @@ class SharedConnection {
     if (!fits) this.#forget(feed)
     if (!fits) return this.#resync(feed)
     this.#feeds.set(feed, to)
+    noteMark(element)
     if (!this.#tabs.isHolder && this.#awaiting !== Boolean(this.view?.isAwaiting())) this.#greet(new Map())
   }
 
@@ -320,4 +321,6 @@ function moved(record, by) {
   return { ...record, nextRetryAt: shift(nextRetryAt), lastConnected: shift(lastConnected), notBefore: shift(notBefore) }
 }
 
+const past = () => ({ epoch: document.body.dataset.epoch, mark: document.body.dataset.mark ?? "" })
+const historyOf = (mark) => (mark ?? "").split(".")[0]
 const parsed = (html) => Object.assign(document.createElement("template"), { innerHTML: html }).content.firstElementChild

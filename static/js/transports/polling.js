@@ -136,11 +136,12 @@ export class PollingTransport {
   }
 
   #inputs(wait) {
-    const { epoch, feeds } = this.#world.plan()
+    const { epoch, mark, feeds } = this.#world.plan()
     const { person } = document.body.dataset // another person's session must not answer this page
     const armour = this.#world.rewriters.isHere ? [["armour", 1]] : []
     const cursors = Object.entries(feeds).map(([feed, cursor]) => ["c", `${feed}:${cursor}`])
-    return [["epoch", epoch], ["person", person], ["wait", wait], ...armour, ...cursors]
+    const history = mark ? [["mark", mark]] : []
+    return [["epoch", epoch], ...history, ["person", person], ["wait", wait], ...armour, ...cursors]
   }
 
   #abort() {

@@ -63,16 +63,17 @@ export class WebSocketTransport {
 
   // Whole plans are split so that each frame stays below the limit.
   subscribe(feeds) {
-    const { epoch } = this.#world.plan()
+    const { epoch, mark } = this.#world.plan()
+    const frame = (part) => JSON.stringify({ type: "subscribe", epoch, ...(mark && { mark }), feeds: part })
     let part = {}
     for (const [feed, cursor] of Object.entries(feeds)) {
       const more = { ...part, [feed]: cursor }
-      if (Object.keys(part).length && !this.#fits(JSON.stringify({ type: "subscribe", epoch, feeds: more }))) {
-        this.#write(JSON.stringify({ type: "subscribe", epoch, feeds: part }))
+      if (Object.keys(part).length && !this.#fits(frame(more))) {
+        this.#write(frame(part))
         part = { [feed]: cursor }
       } else part = more
     }
-    if (Object.keys(part).length) this.#write(JSON.stringify({ type: "subscribe", epoch, feeds: part }))
+    if (Object.keys(part).length) this.#write(frame(part))
   }
 
   unsubscribe(feed) { this.#write(JSON.stringify({ type: "unsubscribe", feeds: [feed] })) }
