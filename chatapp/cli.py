@@ -142,6 +142,20 @@ def _welcome(house: House) -> str:
     return "\n".join(lines)
 
 
+def _password(given: str | None) -> str:
+    """A password as an option gave it, from standard input (`-`), or asked for where somebody sits there."""
+    if given is None and sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+    if given is None:
+        raise Stop("--password: missing. Hand it over by standard input, with `--password -`.")
+    if given == "-":
+        return sys.stdin.readline().rstrip("\r\n")
+    click.echo(
+        "A password on the command line is seen by all who list processes; use `--password -` instead.", err=True
+    )
+    return given
+
+
 @main.group()
 def admin() -> None:
     """People who can sign in."""
@@ -150,13 +164,14 @@ def admin() -> None:
 @admin.command("create")
 @click.option("--name", required=True)
 @click.option("--email", required=True)
-@click.option("--password", required=True)
+@click.option("--password", help="- reads it from standard input; without this option it is asked for.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-def create_admin(name: str, email: str, password: str, as_json: bool) -> None:
+def create_admin(name: str, email: str, password: str | None, as_json: bool) -> None:
     """Make an admin."""
     from chatapp import auth
     from chatapp.store import EmailTaken
 
+    password = _password(password)
     house = _house()
     try:
         name, email = auth.checked_person(name, email, password)
@@ -172,12 +187,13 @@ def create_admin(name: str, email: str, password: str, as_json: bool) -> None:
 
 @admin.command("reset-password")
 @click.option("--email", required=True)
-@click.option("--password", required=True)
+@click.option("--password", help="- reads it from standard input; without this option it is asked for.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-def reset_password(email: str, password: str, as_json: bool) -> None:
+def reset_password(email: str, password: str | None, as_json: bool) -> None:
     """Set another password and end the person's sessions."""
     from chatapp import auth
 
+    password = _password(password)
     house = _house()
     try:
         auth.checked_person("-", email, password)
@@ -299,7 +315,7 @@ def _show_drill(house: House, as_json: bool) -> None:
 @click.option(
     "--email", default="", help="Sign in with this address; asks for the password unless --password is given."
 )
-@click.option("--password", default="")
+@click.option("--password", default="", help="- reads it from standard input.")
 @click.option("--session", default="", help="Instead: the session cookie as name=value, as developer tools show it.")
 @click.option("--proxy", default=None, help="Forward proxy as host:port; else what HTTP_PROXY and HTTPS_PROXY say.")
 @click.option("--idle", "idle_s", default=20.0, type=click.FloatRange(1, 900), help="Seconds of silence (20).")
@@ -321,6 +337,8 @@ def examine(
 
     if email and not password:
         password = click.prompt("Password", hide_input=True)
+    elif password:
+        password = _password(password)
 
     def show(found: doctor.Found) -> None:
         ms = found.facts.get("ms")

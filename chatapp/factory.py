@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from flask import Flask, Request, Response, jsonify, render_template
@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         house.polls,
         cookies,
         settings,
-        security.answer_headers,
+        partial(security.answer_headers, is_public_https=app.config["SESSION_COOKIE_SECURE"]),
         lambda: house.drills.is_running,
     )
     app.wsgi_app = InFront(wellformed.Door(door), settings)  # type: ignore[method-assign]

@@ -28,6 +28,7 @@ from chatapp.store import AlreadySetUp, ConnectionEvent, Place, Posted
 MOST_EVENTS = 200  # in one report
 NEWEST = (1 << 62) - 1  # after every position
 EVENT_BYTES = 300  # of a stored event, without its free part
+SERVERS = "server-"  # how the types of the server's own events begin
 LONGEST_DATA = 2000  # characters of an event's free part
 
 pages = Blueprint("pages", __name__)
@@ -385,6 +386,8 @@ def events() -> Any:
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return problem("bad-events", "events must be a JSON list as docs/protocol.md describes it.", 400)
+    if any(row.type.strip().lower().startswith(SERVERS) for row in rows):
+        return problem("bad-events", _("Events named server-… are the server's own: no client can report them."), 400)
     words = _("These are more reports than one person's pages may send. Keep them and send them again later.")
     slow_down(house().quotas.events.take(*_size(rows)), words)
     new = house().store.events.add(rows)

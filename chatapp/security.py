@@ -20,19 +20,22 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self' {socket}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; manifest-src 'self'"
 )
+HTTPS_S = 31_536_000  # a year, in which a browser asks this host by https alone
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 
 
 @lru_cache(maxsize=100)
-def answer_headers(is_secure: bool, host: str) -> list[tuple[str, str]]:
-    """The headers of every answer, for whom it is asked at this host."""
+def answer_headers(is_secure: bool, host: str, is_public_https: bool = False) -> list[tuple[str, str]]:
+    """The headers of every answer, for whom it is asked at this host; `is_public_https`: as PUBLIC_URL says."""
     policy = POLICY.format(socket=f"ws{'s' if is_secure else ''}://{host}")
-    return [("Content-Security-Policy", policy), *HEADERS.items(), ("Cache-Control", UNKEPT)]
+    strict = [("Strict-Transport-Security", f"max-age={HTTPS_S}")] if is_public_https else []
+    return [("Content-Security-Policy", policy), *HEADERS.items(), *strict, ("Cache-Control", UNKEPT)]
 
 
 def register(app: Flask) -> None:
@@ -40,7 +43,8 @@ def register(app: Flask) -> None:
 
     @app.after_request
     def headers(response: Response) -> Response:
-        for name, value in answer_headers(request.is_secure, request.host):
+        is_public_https = bool(app.config["SESSION_COOKIE_SECURE"])
+        for name, value in answer_headers(request.is_secure, request.host, is_public_https):
             response.headers.setdefault(name, value)
         return response
 

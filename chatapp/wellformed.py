@@ -44,6 +44,7 @@ CODED = "This server takes no body in this transfer coding.\n"
 PLAIN = [
     ("Content-Type", "text/plain; charset=utf-8"),
     ("X-Content-Type-Options", "nosniff"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Cache-Control", "no-store, no-transform"),
 ]
 

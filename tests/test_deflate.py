@@ -109,6 +109,19 @@ def test_news_are_compressed_for_those_who_asked_for_it_and_for_nobody_else(me: 
     assert len(set(found)) == 1
 
 
+def test_a_list_of_conversations_is_not_compressed(me: Client) -> None:
+    """One's title would stand beside another's, and the length would tell what they have in common."""
+    with RawWebSocket(me, Sec_WebSocket_Extensions=CHROMIUM) as raw:
+        for _ in range(2):
+            me.create("so it is called " * 10)
+        raw.say(type="subscribe", epoch=me.epoch, feeds={"list": 0})
+        frame = raw.until(lambda frame: frame.opcode == TEXT and (frame.compressed or "chat-feed" in frame.text))
+        assert not frame.compressed and frame.text.count("so it is called") >= 2
+        me.create("so it is called, too " * 10)
+        frame = raw.until(lambda frame: frame.opcode == TEXT and (frame.compressed or "called, too" in frame.text))
+        assert not frame.compressed
+
+
 def test_another_implementation_reads_and_writes_it(me: Client) -> None:
     """`websockets`, with a narrow window of its own."""
     factory = ClientPerMessageDeflateFactory(server_max_window_bits=WINDOW_BITS, client_max_window_bits=9)

@@ -39,6 +39,7 @@ class News:
     more: bool = False
     encoded: bytes | None = None  # the frame as a transport writes it, kept by the transport for all readers
     deflated: bytes | None = None  # and for those who take it compressed
+    compresses: bool = True  # not where one conversation's text would stand beside another's: the length would tell
 
 
 class TooManyFeeds(Exception):
@@ -105,7 +106,7 @@ class Reader:
         )
         if changes.end == cursor:
             return News(None, cursor)
-        return News(self._encoder.feed(name, changes), changes.end, changes.more)
+        return News(self._encoder.feed(name, changes), changes.end, changes.more, compresses=name != LIST)
 
 
 class Followed:

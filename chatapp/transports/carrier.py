@@ -31,7 +31,7 @@ log = logging.getLogger("chatapp.websocket")
 
 NORMAL, NO_BINARY, ABNORMAL, POLICY, SERVER_ERROR, RESTART, SIGNED_OUT = 1000, 1003, 1006, 1008, 1011, 1012, 4401
 REPLACED = 4409
-OPENED, CLOSED = (1, "server-open"), (2, "server-close")  # number and type of the server's own events
+OPENED, CLOSED = (-2, "server-open"), (-1, "server-close")  # number, which no client can report, and type
 EVENT_BYTES = 300  # of a stored event, without its free part
 MOST_WAITING = 64  # answers to be written and frames to be done; beyond, a client floods and is not read
 MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed

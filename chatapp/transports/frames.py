@@ -337,7 +337,8 @@ def encoded(name: str, news: News | Exception, deflates: bool) -> bytes:
     if news.frame is None:
         return framing.frame(nothing(name, news.cursor).encode())
     if deflates:
-        news.deflated = news.deflated or deflated(news.frame.encode())
+        if news.deflated is None:
+            news.deflated = deflated(news.frame.encode()) if news.compresses else framing.frame(news.frame.encode())
         return news.deflated
     news.encoded = news.encoded or framing.frame(news.frame.encode())
     return news.encoded

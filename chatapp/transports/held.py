@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 WRITE_S = 20.0  # how long the kernel may have no room for more of an answer; it has, once a third of its buffer is free
 MOST_HELD = 10_000  # in a worker; more wait as gunicorn's requests, whose number it bounds
 
+NOTHING = f"Cache-Control: {UNKEPT}\r\nVary: Cookie\r\nCross-Origin-Resource-Policy: same-origin\r\n"
+
 log = logging.getLogger("chatapp.polling")
 
 
@@ -192,7 +194,7 @@ def answer(body: bytes, fixed: str) -> tuple[int, bytes]:
     """Status and bytes of a whole HTTP answer, the last one on its connection."""
     general = f"Date: {http_date(int(time.time()))}\r\nConnection: close\r\n"
     if not body:
-        return 204, f"HTTP/1.1 204 NO CONTENT\r\n{general}Cache-Control: {UNKEPT}\r\nVary: Cookie\r\n\r\n".encode()
+        return 204, f"HTTP/1.1 204 NO CONTENT\r\n{general}{NOTHING}\r\n".encode()
     head = f"HTTP/1.1 200 OK\r\n{general}{fixed}Content-Length: {len(body)}\r\n\r\n"
     return 200, head.encode("latin-1") + body
 

@@ -32,7 +32,8 @@ from chatapp.transports.doing import stale
 from chatapp.transports.held import MOST_HELD, HeldPoll, Lender
 from chatapp.transports.integrity import ARMOUR, UNKEPT, armoured
 
-NOTHING = [("Cache-Control", UNKEPT), ("Vary", "Cookie")]  # headers of an answer that holds no document
+# Headers of an answer that holds no document.
+NOTHING = [("Cache-Control", UNKEPT), ("Vary", "Cookie"), ("Cross-Origin-Resource-Policy", "same-origin")]
 MOST_QUERIES, MOST_QUERY_BYTES = 4096, 4 << 20  # kept as parsed
 POLL_BYTES, FEED_BYTES = 800, 200  # that a parsed query takes, and each feed in it
 DRAIN_RETRY_S = 1  # when a poll that a closing server sends away should come back

@@ -161,10 +161,12 @@ def furnished() -> Path:
         "--email",
         EMAIL,
         "--password",
-        PASSWORD,
+        "-",
     ]
     environment = marked_environment() | {"DATA_DIR": str(directory)}
-    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=True)
+    subprocess.run(
+        command, cwd=ROOT, env=environment, input=PASSWORD.encode(), capture_output=True, timeout=60, check=True
+    )
     for name in DATABASES:
         database = sqlite3.connect(directory / name)
         if name == "chat.db":
@@ -191,9 +193,18 @@ def chatapp_command() -> Path:
     return Path(sys.executable).parent / "chatapp"
 
 
-def run_chatapp(server: Server, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Another `chatapp` command on the server's data and settings."""
+def run_chatapp(
+    server: Server, *arguments: str, timeout: float = 60.0, typed: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Another `chatapp` command on the server's data and settings; `typed` is its standard input."""
     command = [os.fspath(chatapp_command()), *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=server.environment(), capture_output=True, text=True, timeout=timeout, check=False
+        command,
+        cwd=ROOT,
+        env=server.environment(),
+        capture_output=True,
+        input=typed,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
