@@ -27,6 +27,7 @@ from chatapp.config import Settings
 from chatapp.fair_queue import FairQueue
 from chatapp.hashing import Hashing
 from chatapp.store import Person, SignIn, Store
+from chatapp.visible import is_blank
 
 TOKEN = "token"
 SHORTEST_PASSWORD = 10  # characters
@@ -298,7 +299,7 @@ def _secret_file(path: Path, make: Any) -> str:
 def checked_person(name: str, email: str, password: str) -> tuple[str, str]:
     """Name and address, tidied. Raises Refused."""
     name, email = " ".join(name.split())[:200], email.strip()
-    if not name:
+    if is_blank(name):
         raise Refused("name", "Say how you want to be called.")
     if not re.fullmatch(r"[^@\s]+@[^@\s]+", email) or len(email) > 320:
         raise Refused("email", "This does not look like an e-mail address.")

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from chatapp.store import ChangedMessage, Changes, Entry, Place, Posted, Store
+from chatapp.store import ChangedMessage, Changes, Entry, EntryPlace, Place, Posted, Store
 from chatapp.store.database import Job, Write
+from chatapp.visible import is_blank
 
 LONGEST_MESSAGE = 20_000  # characters: some ten pages; more belongs into a file
 LONGEST_TITLE = 80  # characters: what a line of the list can show
@@ -74,6 +75,10 @@ class Chat:
         """What changed in the person's list of conversations."""
         return self._conversations.entries(person, cursor)
 
+    def older_entries(self, person: int, before: EntryPlace) -> tuple[tuple[Entry, ...], bool]:
+        """The conversations after a place in the list, and whether there are more."""
+        return self._conversations.older_entries(person, before)
+
     # Changing
 
     def create(self, person: int, conversation: str) -> Place:
@@ -81,6 +86,11 @@ class Chat:
         uuid = checked_id(conversation)
         with self._store.database.write() as tx:
             return self._create(tx, person, uuid)
+
+    def begin(self, person: int) -> Place:
+        """An empty conversation of the person's own: the one that waits already, or a new one."""
+        with self._store.database.write() as tx:
+            return self._conversations.empty(tx, person) or self._create(tx, person, str(uuid4()))
 
     def post(self, person: int, conversation: str, client_id: str, body: str, create: bool = False) -> Posted:
         """Append a message, once: the same client id again returns the message that is already there.
@@ -116,8 +126,8 @@ class Chat:
     def rename(self, person: int, conversation: str, title: str) -> None:
         """Give the conversation another title."""
         title = " ".join(title.split())[:LONGEST_TITLE]
-        if not title:
-            raise BadMessage("empty", "A title needs at least one character.")
+        if is_blank(title):
+            raise BadMessage("empty", "A title needs at least one character that can be seen.")
         with self._store.database.write() as tx:
             self._conversations.set_title(tx, self._place(tx, person, conversation), title)
 
@@ -190,8 +200,8 @@ def checked_body(text: object) -> str:
     if not isinstance(text, str):
         raise BadMessage("bad-body", "A message must be text.")
     body = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "").strip()
-    if not body:
-        raise BadMessage("empty", "Write something first: the message is empty.")
+    if is_blank(body):
+        raise BadMessage("empty", "Write something first: nothing of the message can be seen.")
     if len(body) > LONGEST_MESSAGE:
         raise BadMessage("too-long", f"The message is longer than {LONGEST_MESSAGE:,} characters. Send it in parts.")
     try:
@@ -202,8 +212,9 @@ def checked_body(text: object) -> str:
 
 
 def title_of(body: str) -> str:
-    """A conversation's title from its first message: the first line, cut at a word."""
-    line = re.sub(r"\s+", " ", body.strip().splitlines()[0]).strip()
+    """A conversation's title from its first message: the first line that shows something, cut at a word."""
+    first = next(line for line in body.splitlines() if not is_blank(line))
+    line = re.sub(r"\s+", " ", first).strip()
     if len(line) <= LONGEST_TITLE:
         return line
     return line[: LONGEST_TITLE - 1].rsplit(" ", 1)[0].rstrip(" ,;:.") + "…"

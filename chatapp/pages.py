@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
 from flask import Blueprint, abort, current_app, jsonify, make_response, redirect, render_template, request, url_for
@@ -23,7 +25,8 @@ from chatapp.connection.states import table_json
 from chatapp.conversation import LONGEST_MESSAGE, ChatError, Conflict, Gone
 from chatapp.hashing import Busy
 from chatapp.house import house
-from chatapp.store import AlreadySetUp, ConnectionEvent, Place, Posted
+from chatapp.store import AlreadySetUp, ConnectionEvent, Entry, EntryPlace, Place, Posted
+from chatapp.store.conversations import MOST_CHANGES
 
 MOST_EVENTS = 200  # in one report
 NEWEST = (1 << 62) - 1  # after every position
@@ -230,12 +233,33 @@ def _page(place: Place | None) -> Any:
         older_url=url_for("pages.conversation", uuid=uuid, before=oldest) if oldest else None,
         answering=bool(place and parts.store.runs.is_answering(place.conversation)),
         conversations=entries.items,
+        older_conversations=_after(person, entries.items),
         list_cursor=entries.end,
         mark=parts.store.histories.mark(max(entries.change, shown.change if shown else 0)),
         client_id=str(uuid4()),
         longest=LONGEST_MESSAGE,
         **_connection_context(),
     )
+
+
+def _after(person: int, shown: Sequence[Entry]) -> str | None:
+    """Where the conversations after those shown are, if there are any."""
+    if len(shown) < MOST_CHANGES:
+        return None
+    place = EntryPlace(round(shown[-1].updated_at.timestamp() * 1000), shown[-1].uuid)
+    there_are_more = house().chat.older_entries(person, place)[0]
+    return url_for("pages.older_conversations", before=f"{place.updated_at}.{place.uuid}") if there_are_more else None
+
+
+@pages.get("/conversations")
+def older_conversations() -> Any:
+    """The conversations after a place in the list: `?before=MILLISECONDS.UUID`."""
+    found = re.fullmatch(r"(\d{1,15})\.([0-9a-f-]{36})", request.args.get("before", ""), re.ASCII)
+    if found is None:
+        return problem("bad-position", "Say before which conversation: follow the link below the list.", 400)
+    entries = house().chat.older_entries(me(), EntryPlace(int(found[1]), found[2]))[0]
+    following = _after(me(), entries)
+    return render_template("conversation/older.html", conversations=entries, older_conversations=following)
 
 
 def _position() -> int | None:
@@ -286,7 +310,8 @@ def create() -> Any:
         words = _("You began very many conversations in a short time. Try again in a while; what you wrote is kept.")
         slow_down(house().quotas.conversations.take(me(), 1), words)
     if not form.get("body", "").strip():
-        place = chat.create(me(), uuid)
+        # A person's button: five clicks are one empty conversation. Whoever names an id gets that one.
+        place = chat.create(me(), uuid) if wants_json() or "id" in form else chat.begin(me())
         if wants_json():
             return jsonify(conversation=place.uuid), 201
         return redirect(url_for("pages.conversation", uuid=place.uuid), 303)
@@ -361,13 +386,32 @@ def _done(uuid: UUID) -> Any:
     return ("", 204) if wants_json() else redirect(url_for("pages.conversation", uuid=uuid), 303)
 
 
-# The connection, and what the assistant has read
+# The connection, and what the assistant has read: with the way back to where one came from
 
 
 @pages.get("/connection")
 def connection() -> Any:
     """The person's own connection."""
-    return render_template("connection/show.html", **_connection_context())
+    return render_template("connection/show.html", came_from=_came_from(), **_connection_context())
+
+
+def _came_from() -> str | None:
+    """The conversation that the person comes from: named in `?from=`, or in the page that linked here."""
+    named = request.args.get("from") or _conversation_in(request.referrer or "")
+    try:
+        return house().chat.place(me(), named).uuid if named else None
+    except Gone:
+        return None
+
+
+def _conversation_in(address: str) -> str:
+    """The conversation of an address of ours: its page, or one that names it; empty where there is none."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return ""
+    page = re.fullmatch(r"/c/([^/]+)", parts.path.removeprefix(request.script_root))
+    return page[1] if page else "".join(parse_qs(parts.query).get("from", [])[:1])
 
 
 @pages.post("/connection/events")
@@ -430,7 +474,7 @@ def _event(item: dict[str, Any], person: str) -> ConnectionEvent:
 @pages.get("/knowledge")
 def knowledge() -> Any:
     """What the built-in assistant has read."""
-    return render_template("knowledge/index.html", documents=house().knowledge.titles())
+    return render_template("knowledge/index.html", came_from=_came_from(), documents=house().knowledge.titles())
 
 
 @pages.get("/knowledge/<slug>")
@@ -439,4 +483,4 @@ def passage(slug: str) -> Any:
     document = house().knowledge.document(slug)
     if document is None:
         return problem("gone", "There is no such document in the knowledge folder.", 404)
-    return render_template("knowledge/show.html", document=document)
+    return render_template("knowledge/show.html", came_from=_came_from(), document=document)

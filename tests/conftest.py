@@ -26,6 +26,7 @@ LONGEST = [
     "test_sharing",
     "test_drills",
     "test_six_states",
+    "test_reading",
     "test_doctor",
     "test_client_defaults",
     "test_client",

@@ -31,6 +31,7 @@ ROWS: list[set[str]] = [
         "assets",
         "cache",
         "served",
+        "visible",
         "descriptors",
         "port",
         "wellformed",

@@ -39,7 +39,7 @@ from chatapp.store.networks import NetworkTable
 from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignIn
 from chatapp.store.retention import Retention
 from chatapp.store.runs import ClaimedRun, Runs, Turn
-from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, Waiting
+from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, EntryPlace, Place, Posted, Waiting
 from chatapp.store.tables import db, instance
 from chatapp.store.unavailable import StorageUnavailable
 from chatapp.store.watch import Watcher
@@ -55,6 +55,7 @@ __all__ = [
     "DrillRunning",
     "EmailTaken",
     "Entry",
+    "EntryPlace",
     "Person",
     "Place",
     "Posted",

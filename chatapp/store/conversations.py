@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, and_, bindparam, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, or_, select, update
 
 from chatapp.bus import ACCESS
 from chatapp.cache import Cache
 from chatapp.store.database import REVISION, Database, Write, bumping, new_id, now_ms
 from chatapp.store.hot import Hot
-from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, Place, Posted, Waiting, moment
+from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, EntryPlace, Place, Posted, Waiting, moment
 from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people, runs
 
 PAGE = 40  # messages on a page as it loads, and in each step back
@@ -123,8 +123,20 @@ _ENTRIES = (
 )
 ENTRIES = Hot(
     _ENTRIES.where(conversations.c.deleted_at.is_(None), memberships.c.left_at.is_(None))
-    .order_by(conversations.c.updated_at.desc())
+    .order_by(conversations.c.updated_at.desc(), conversations.c.uuid.desc())
     .limit(MOST_CHANGES)
+)
+OLDER_ENTRIES = Hot(
+    _ENTRIES.where(
+        conversations.c.deleted_at.is_(None),
+        memberships.c.left_at.is_(None),
+        or_(
+            conversations.c.updated_at < bindparam("at"),
+            and_(conversations.c.updated_at == bindparam("at"), conversations.c.uuid < bindparam("uuid")),
+        ),
+    )
+    .order_by(conversations.c.updated_at.desc(), conversations.c.uuid.desc())
+    .limit(MOST_CHANGES + 1)
 )
 CHANGED_ENTRIES = Hot(
     _ENTRIES.where(memberships.c.list_revision > bindparam("cursor"))
@@ -239,6 +251,12 @@ class Conversations:
             return Changes(cursor, found[-1].revision, found, more=True, change=change)
         return Changes(cursor, end, found, change=change)
 
+    def older_entries(self, person: int, before: EntryPlace) -> tuple[tuple[Entry, ...], bool]:
+        """The page of a person's list after a place, and whether there are more."""
+        with self.database.read() as connection:
+            rows = OLDER_ENTRIES.all(connection, person=person, at=before.updated_at, uuid=before.uuid)
+        return _entries(rows[:MOST_CHANGES]), len(rows) > MOST_CHANGES
+
     def list_feed(self, person: int) -> int:
         """The number of a person's list feed."""
         if person not in self._list_feeds:
@@ -283,6 +301,25 @@ class Conversations:
         revision = tx.bump(tx.connection.execute(select(people.c.feed_id).where(people.c.id == person)).scalar_one())
         tx.connection.execute(memberships.insert().values(**entry, list_revision=revision))
         return Place(conversation, feed, uuid, "", person)
+
+    def empty(self, tx: Write, person: int) -> Place | None:
+        """The newest conversation that the person made and in which nothing was ever said, if there is one."""
+        query = (
+            select(conversations.c.uuid)
+            .join(memberships)
+            .where(
+                conversations.c.created_by == person,
+                conversations.c.title == "",
+                conversations.c.deleted_at.is_(None),
+                memberships.c.person_id == person,
+                memberships.c.left_at.is_(None),
+                ~exists().where(messages.c.conversation_id == conversations.c.id),
+            )
+            .order_by(conversations.c.updated_at.desc())
+            .limit(1)
+        )
+        uuid = tx.connection.execute(query).scalar_one_or_none()
+        return self._place(tx.connection, person, uuid) if uuid else None
 
     def find(self, tx: Write, person: int, uuid: str) -> Place | None:
         """As `place`, inside a write."""

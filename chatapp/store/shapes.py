@@ -79,6 +79,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class EntryPlace:
+    """A place in a person's list of conversations, which is in order of time, and of ids where that is the same."""
+
+    updated_at: int  # in milliseconds
+    uuid: str
+
+
+@dataclass(frozen=True)
 class Changes(Generic[Item]):
     """What changed in a feed after `start`, up to `end`. `reset`: items replace whatever is shown.
     `waiting`: of a conversation; what of it changed."""

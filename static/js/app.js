@@ -34,7 +34,7 @@ async function start() {
     await open(composer)
   }
   const { conversation } = body.dataset
-  const view = new ConversationView(conversation)
+  const view = new ConversationView(conversation, `${prefix}:place:${conversation}`)
   connection.view = view
   if (view.isAltered) connection.rewriters.note()
   connection.outbox = outbox

@@ -1,6 +1,9 @@
 // The composer: Enter sends, Shift+Enter breaks the line, drafts are kept per conversation (storage/drafts.js). The text
 // is cleared only once the outbox has it. Nothing here knows how, or whether, a message travels.
 
+// White space, and what is drawn as nothing (chatapp/visible.py): such a message would be an empty bubble.
+const BLANK = /^[\p{White_Space}\p{Default_Ignorable_Code_Point}\p{Cc}\p{Cf}\u2800]*$/u
+
 // Where the keyboard goes when what had it vanishes; not on phones, where it would cover half of the page.
 export function focusComposer() {
   if (!isTouch()) document.querySelector("#composer textarea[name=body]:enabled")?.focus({ preventScroll: true })
@@ -73,6 +76,7 @@ export class Composer {
   #submit(send) {
     const body = this.#text.value
     if (!body.trim() || this.#text.disabled || this.#isTooLong()) return this.#text.focus()
+    if (BLANK.test(body)) return this.#refuse(this.#text.dataset.blank)
     if (!this.#isOpen) return this.#isSubmitted = true
     let isTaken = false
     try {
@@ -81,6 +85,13 @@ export class Composer {
     if (!isTaken) return this.#drafts.edit(body)
     this.#show("")
     this.#text.focus({ preventScroll: true })
+  }
+
+  // In the browser's own bubble at the field, until the next key.
+  #refuse(reason) {
+    this.#text.setCustomValidity(reason)
+    this.#text.reportValidity()
+    this.#text.addEventListener("input", () => this.#text.setCustomValidity(""), { once: true })
   }
 
   #onKey(event) {

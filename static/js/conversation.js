@@ -16,16 +16,17 @@ export class ConversationView {
   #scroll
   onGone = () => {}
 
-  constructor(conversation) {
+  // placeKey: where the tab remembers what was read
+  constructor(conversation, placeKey) {
     this.conversation = conversation
     this.isAltered = [this.#messages, this.#list].map(forgetAltered).includes(true)
     const log = document.getElementById("log")
     const jump = document.getElementById("jump")
-    this.#scroll = log && new Scroll(log, this.#messages, jump)
+    this.#scroll = log && new Scroll(log, this.#messages, jump, placeKey)
     jump?.addEventListener("click", () => { this.scrollToEnd(); focusComposer() }) // the button vanishes
     setInterval(() => wordTimes(this.#messages), 60000)
     this.#tidy()
-    this.scrollToEnd()
+    this.#scroll?.begin()
   }
 
   isAwaiting() {
@@ -143,7 +144,7 @@ export class ConversationView {
     if (offset > old.length || (base && base !== checkOf(old.slice(0, offset)))) return false
     const source = old.slice(0, offset) + piece.textContent
     if (!block) {
-      block = Object.assign(document.createElement("div"), { className: "block" })
+      block = Object.assign(document.createElement("div"), { className: "block", dir: "auto" })
       block.dataset.index = index
       const next = [...body.querySelectorAll(":scope > .block")].find((one) => Number(one.dataset.index) > index)
       body.insertBefore(block, next ?? null)

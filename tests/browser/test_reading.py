@@ -1,13 +1,15 @@
-"""Journeys of a person who reads while a 200 kB answer is written: nothing is pulled away, nothing is lost."""
+"""Ten journeys of a person who reads while a 200 kB answer is written: nothing is pulled away, nothing is lost."""
 
 import queue
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab.browser import NARROW, assert_clean, new_page, say, sign_in, wait_for, wait_state
+from lab.browser import NARROW, assert_clean, messages, new_page, say, sign_in, wait_for, wait_state
+from lab.http import Client
 from lab.model import Handler, Scripted
 from lab.server import Server
 from playwright.sync_api import Browser, Locator, Page
@@ -163,7 +165,9 @@ def rest(page: Page) -> float:
 
 
 def go_to_end(page: Page) -> None:
-    """As the button does; then the log follows."""
+    """By the button, where there is one; then the log follows."""
+    if page.locator("#jump").is_visible():
+        page.locator("#jump").click()
     page.locator("#log").evaluate("log => { log.scrollTop = log.scrollHeight }")
     wait_for(page, lambda: gap(page) < 3, 5, "at the end")
 
@@ -375,6 +379,59 @@ def assert_reads(page: Page, words: str, offset: float) -> None:
         raise AssertionError(f"{offset}: {places[-5:]}") from problem
 
 
+def test_back_and_forth_between_conversations(reader: Page, pen: Pen) -> None:
+    here = reader.url
+    with pen.flowing(PARAGRAPH, every=0.2):
+        read = read_above(reader)
+        reader.locator("form.new button").click()
+        reader.wait_for_url(lambda url: url != here)
+        wait_state(reader, "connected")
+        reader.go_back()
+        wait_state(reader, "connected")
+        assert reader.url == here
+        assert_reads(reader, *read)
+        assert_left_alone(reader)
+        reader.go_forward()
+        wait_state(reader, "connected")
+        reader.locator(f"#conversations a[href='{here.removeprefix(origin(here))}']").click()
+        wait_state(reader, "connected")
+        assert_reads(reader, *read)
+        go_to_end(reader)
+        reader.reload()
+        wait_state(reader, "connected")
+        assert_follows(reader)
+
+
+def origin(url: str) -> str:
+    """Scheme and host of an address."""
+    return "/".join(url.split("/")[:3])
+
+
+def test_a_citation_and_back(reader: Page, pen: Pen) -> None:
+    here = reader.url
+    Client(reader.url.split("/c/")[0]).sign_in().create("A newer one, in which nobody is", str(uuid.uuid4()))
+    with pen.flowing(PARAGRAPH, every=0.2):
+        for way in ("link", "history"):
+            read = read_above(reader)
+            visible = reader.locator("#messages a.citation")
+            number = reader.evaluate(
+                """() => [...document.querySelectorAll("#messages a.citation")]
+                  .findIndex(one => one.getBoundingClientRect().top > 200)"""
+            )
+            visible.nth(number).click()
+            reader.wait_for_url("**/knowledge/start**")
+            if way == "link":
+                reader.get_by_role("link", name="Knowledge").click()
+                reader.wait_for_url(lambda url: "/knowledge/" not in url)
+                reader.get_by_role("link", name="Back to the chat").click()
+            else:
+                reader.go_back()
+            reader.wait_for_url(here)
+            wait_state(reader, "connected")
+            assert_reads(reader, *read)
+            assert_left_alone(reader)
+
+
 def test_each_of_two_tabs_is_where_its_reader_is(reader: Page, pen: Pen) -> None:
     other = reader.context.new_page()
     other.goto(reader.url)
@@ -391,3 +448,15 @@ def test_each_of_two_tabs_is_where_its_reader_is(reader: Page, pen: Pen) -> None
     wait_for(other, lambda: reader.evaluate(text) == other.evaluate(text), 10, "both show the same")
     other.close()
     reader.bring_to_front()
+
+
+def test_a_reload_leaves_the_reader_where_one_was(reader: Page, pen: Pen) -> None:
+    with pen.flowing(PARAGRAPH, every=0.2):
+        read = read_above(reader)
+        reader.reload()
+        wait_state(reader, "connected")
+        assert_reads(reader, *read)
+        assert_left_alone(reader)
+    pen.end()
+    wait_for(reader, lambda: messages(reader)[-1]["state"] == "completed", 10, "the answer ends")
+    assert_reads(reader, *read)
