@@ -157,7 +157,7 @@ def _register_plain(app: Flask, house: House) -> None:
     @app.get("/static/<version>/<path:name>")
     def static(version: str, name: str) -> Response:
         response = files.answer(name)
-        if version == current:
+        if version.partition(".")[0] == current:  # .1, .2: asked for again (static/js/watchdog)
             response.headers["Cache-Control"] = "public, max-age=31536000, immutable, no-transform"  # a year
         else:  # a page of another process: what it gets now must not be kept under that name
             response.headers["Cache-Control"] = integrity.UNKEPT

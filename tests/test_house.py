@@ -252,6 +252,8 @@ def test_templates_have_no_inline_code(path: Path) -> None:
     text = re.sub(r"\{#.*?#\}", "", path.read_text(), flags=re.S)
     scripts = re.findall(r"<script\b([^>]*)>(.*?)</script>", text, flags=re.S)
     assert [body for attributes, body in scripts if body.strip() or "src=" not in attributes] == []
+    unwatched = [attributes for attributes, _ in scripts if not re.search(r"data-(sign|global)=|watchdog", attributes)]
+    assert unwatched == [], "the watchdog must know by what to tell that a script ran"
     assert "<style" not in text
     assert not re.search(r"\sstyle\s*=", text)
     assert not re.search(r"<[^>]*\son[a-z]+\s*=", text)

@@ -254,10 +254,14 @@ function makeModal(dialog) {
   })
 }
 
-async function alive(part) {
+// Once a page: where a file was late, the watchdog may have loaded all of them a second time.
+async function comeAlive() {
+  if ("started" in body.dataset) return
+  body.dataset.started = ""
   try {
-    await part()
+    await start()
     body.dataset.alive = ""
+    for (const late of document.querySelectorAll(".late")) late.hidden = true // also where the styles are missing
   } catch (error) { console.error(error) }
 }
 
@@ -268,4 +272,4 @@ function guard(part) {
   }
 }
 
-alive(start)
+comeAlive()

@@ -10,3 +10,4 @@ function take() {
 
 addEventListener("hashchange", take) // the printed address, opened where the page is open already
 take()
+document.body.dataset.alive = ""

@@ -103,6 +103,7 @@ class FaultProxy:
     routes: other servers, by the beginning of the path. upgrade: pass; refuse (403 and close); hang (never answered);
     strip (the server sees a plain GET); mute (101 passes, then nothing does); cut (101 passes, closed 300 ms later).
     hang_paths: requests to paths that begin so are never answered; hang_polls: nor are those of a polling transport.
+    spoil: what becomes of a request, by a test's word: "" passes; "429" (any status) is the answer; "cut": half of it.
     http_error: (status, headers) instead of the server's answer for paths that begin with http_error_on.
     host: what the Host header becomes on the way.
     filter_for: requests whose body holds this get a filter's page with 403. lose_replies: how many answers to POSTs
@@ -133,6 +134,7 @@ class FaultProxy:
         self.upgrade = "pass"
         self.hang_paths: tuple[str, ...] = ()
         self.hang_polls = False
+        self.spoil: Callable[[Seen], str] = lambda _: ""
         self.http_error: tuple[int, dict[str, str]] | None = None
         self.http_error_on = "/changes"
         self.lose_replies = 0
@@ -339,6 +341,10 @@ class FaultProxy:
             self._hang(connection)
         elif self.filter_for and self.filter_for in body:
             self._answer(connection, seen, 403, {})
+        elif (how := self.spoil(seen)).isdigit():
+            self._answer(connection, seen, int(how), {})
+        elif how == "cut":
+            self._cut(connection, seen)
         elif self.http_error and seen.head.target.startswith(self.http_error_on):
             self._answer(connection, seen, *self.http_error)
         elif self.cache_polls and (cached := self._cached(seen)):
@@ -347,6 +353,18 @@ class FaultProxy:
             raise Ended
         else:
             self._pass(connection, seen, body)
+
+    def _cut(self, connection: Connection, seen: Seen) -> None:
+        """Half of the server's answer, and the end."""
+        server = self._server(connection, seen.path)
+        server.sendall(seen.head.raw)
+        seen.answer, rest = self._read_answer_head(connection, server)
+        seen.status, seen.done_to_it = seen.answer.status, "cut"
+        half = int(seen.answer.headers.get("content-length", "0")) // 2
+        while len(rest) < half:
+            rest += self._from_server(connection, server)
+        self._to_client(connection, seen, seen.answer.raw + rest[:half])
+        raise Ended
 
     def _is_to_hang(self, seen: Seen) -> bool:
         by_path = self.hang_paths and seen.head.target.startswith(self.hang_paths)

@@ -268,3 +268,5 @@ if (section) {
   new CheckView()
   new History()
 }
+
+section.dataset.alive = ""

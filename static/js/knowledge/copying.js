@@ -7,3 +7,4 @@ article?.addEventListener("click", ({ target }) => {
   const button = target.closest?.("[data-action=copy-code]")
   if (button) copy(button, button.closest("figure")?.querySelector("code")?.textContent ?? "", article.dataset.copied)
 })
+document.body.dataset.alive = ""

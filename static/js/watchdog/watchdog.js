@@ -1,0 +1,92 @@
+// Sees to it that the page comes alive. A file that did not load (a proxy's rate limit, a cut line) is asked for again,
+// with longer and longer pauses. No module, because a module does not run where one of its files is missing, and
+// browsers remember that: so all of them are loaded under another address (/static/HASH.1/), which the server knows.
+// They are fetched one after the other, into the browser's cache, so that a limit of requests is not run into again.
+(() => {
+  const GRACE = 1500 // ms after all has loaded or failed
+  const PATIENCE = 20000 // for what does neither
+  const LONGEST_ANSWER = 10000
+  const LONGEST_PAUSE = 30000
+  const base = document.currentScript.src.replace(/js\/watchdog\/[^/]*$/, "")
+
+  const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
+  const backoff = (tries) => Math.min(LONGEST_PAUSE, 500 * 2 ** tries) * (0.75 + 0.5 * Math.random())
+  const address = (url, n) => url.replace(/\/static\/([^/.]+)[^/]*\//, `/static/$1.${n}/`)
+
+  // What tells that a script ran: an element that it marks, or a name that it defines.
+  const hasRun = ({ dataset: { sign, global } }) => global ? global in window : document.querySelector(sign) !== null
+
+  // One that failed has a sheet all the same, without a rule in it.
+  const isStyled = ({ sheet }) => sheet !== null && sheet.cssRules.length > 0
+
+  // → the file's text, however often it has to be asked for.
+  async function text(url) {
+    for (let tries = 0; ; tries += 1) {
+      const { ok, body, advice } = await ask(url)
+      if (ok) return body
+      await pause(Math.max(advice, backoff(tries)))
+    }
+  }
+
+  async function ask(url) {
+    try {
+      const response = await fetch(url, { credentials: "same-origin", signal: AbortSignal.timeout(LONGEST_ANSWER) })
+      const isOurs = response.ok && !response.redirected && !(response.headers.get("Content-Type") ?? "").includes("html")
+      const seconds = Number(response.headers.get("Retry-After")) || 0
+      return { ok: isOurs, body: await response.text(), advice: Math.min(LONGEST_PAUSE, 1000 * seconds) }
+    } catch { return { ok: false, body: "", advice: 0 } }
+  }
+
+  // A module and all that it imports.
+  async function fetchAll(url, seen = new Set()) {
+    if (seen.has(url)) return
+    seen.add(url)
+    for (const [, path] of (await text(url)).matchAll(/\bfrom\s*"(\.[^"]+)"/g)) await fetchAll(new URL(path, url).href, seen)
+  }
+
+  // → whether it loaded; it may find nothing in the cache after all
+  function put(fresh, old) {
+    return new Promise((resolve) => {
+      fresh.onload = () => resolve(true)
+      fresh.onerror = () => resolve(false)
+      if (old.localName === "link") old.after(fresh)
+      else document.head.append(fresh)
+    })
+  }
+
+  async function reload(old, isThere, attribute) {
+    const { type } = old
+    for (let n = 1; !isThere(); n += 1) {
+      const url = address(old[attribute], n)
+      await (type === "module" ? fetchAll(url) : text(url))
+      if (isThere()) return
+      const fresh = document.createElement(old.localName)
+      Object.assign(fresh, type ? { type } : {}, { rel: "stylesheet", [attribute]: url })
+      const isLoaded = await put(fresh, old)
+      if (old.localName === "link") {
+        ;(isLoaded ? old : fresh).remove()
+        if (isLoaded) return
+      } else if (isLoaded) await pause(GRACE)
+      if (!isThere()) await pause(backoff(n))
+    }
+  }
+
+  function look() {
+    for (const link of document.querySelectorAll("link[rel=stylesheet]")) {
+      if (link.href.startsWith(base)) reload(link, () => isStyled(link), "href")
+    }
+    for (const script of document.querySelectorAll("script:is([data-sign], [data-global])")) {
+      reload(script, () => hasRun(script), "src")
+    }
+  }
+
+  let hasLooked = false
+  const lookOnce = () => {
+    if (!hasLooked) look()
+    hasLooked = true
+  }
+  const lookSoon = () => setTimeout(lookOnce, GRACE)
+  if (document.readyState === "complete") lookSoon()
+  else addEventListener("load", lookSoon)
+  setTimeout(lookOnce, PATIENCE)
+})()
