@@ -1,6 +1,7 @@
 """A provider as they come: what is an answer is taken for one, whatever it is called; an error is said in its words."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 
@@ -235,3 +236,36 @@ def test_under_gevent_halves_parts_and_a_kept_line_end_well(
 
 def test_the_modules_share_one_log() -> None:
     assert completions.log.name == openai.__name__
+
+
+def test_a_giant_line_in_small_pieces_takes_no_time_that_grows_with_its_square() -> None:
+    started = time.process_time()
+    with pytest.raises(completions.ProviderError):
+        list(completions.events(b"data: " + b"x" * 58 for _ in range(20_000)))
+    assert time.process_time() - started < 2
+
+
+def test_a_provider_that_never_pauses_is_not_all_that_the_server_does(
+    start_server: Callable[..., Server], play: Play
+) -> None:
+    """Hundreds of thousands of events without a word of the answer, as fast as the line takes them."""
+    ended = threading.Event()
+    flood = b'data: {"choices":[{"delta":{"reasoning_content":"hm"}}]}\n\n' * 2000
+
+    def script(handler: Handler) -> None:
+        handler.begin()
+        until = time.monotonic() + 20
+        while not ended.is_set() and time.monotonic() < until:
+            handler.wfile.write(flood)
+        handler.say("Done.", end="[DONE]")
+
+    server = start_server(**play(script).settings)
+    client = Client(server.url).sign_in()
+    client.create("Think hard")
+    slowest = 0.0
+    for _ in range(10):
+        started = time.monotonic()
+        assert client.get("/healthz").status == 200
+        slowest = max(slowest, time.monotonic() - started)
+    ended.set()
+    assert slowest < 1.0, "others are served meanwhile"

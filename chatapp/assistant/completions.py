@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from chatapp.assistant.provider import ProviderError
 
 LONGEST_EVENT = 1 << 20  # bytes: an event stream has short events; what goes on and on is something else
-LONGEST_COMPLETION = 8 << 20  # bytes of a completion that comes as a whole
+LONGEST_COMPLETION = 3 << 20  # bytes of a completion that comes as a whole: to parse more would hold up everybody
 LONGEST_WORDS = 200  # characters shown of what a server says in an error
 BOM = b"\xef\xbb\xbf"
 FIELD = re.compile(rb"(?:data|event|id|retry)?:|data$|event$|id$|retry$")
@@ -107,11 +107,13 @@ class Reader:
 
     def _completion(self, chunks: Iterable[bytes]) -> Iterator[str]:
         """A whole one."""
-        body = b""
+        parts, size = list[bytes](), 0
         for chunk in chunks:
-            body += chunk
-            if len(body) > LONGEST_COMPLETION:
+            parts.append(chunk)
+            size += len(chunk)
+            if size > LONGEST_COMPLETION:
                 raise failure(GARBLED, "a completion without an end")
+        body = b"".join(parts)
         event = _parsed(_text(body))
         if event is None:
             raise failure(GARBLED, f"not a JSON object in {len(body)} bytes")
@@ -208,18 +210,23 @@ def events(chunks: Iterable[bytes]) -> Iterator[Event]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest, after_cr = b"", False
+    open_line, size, after_cr = list[bytes](), 0, False  # looked through once, however small its pieces are
     for chunk in chunks:
         if after_cr and chunk:
             chunk = chunk.removeprefix(b"\n")
             after_cr = False
         after_cr = after_cr or chunk.endswith(b"\r")
-        *lines, rest = re.split(rb"\r\n|\n|\r", rest + chunk)
-        yield from lines
-        if len(rest) > LONGEST_EVENT:
+        first, *others = re.split(rb"\r\n|\n|\r", chunk)
+        open_line.append(first)
+        size += len(first)
+        if others:
+            yield b"".join(open_line)
+            yield from others[:-1]
+            open_line, size = [others[-1]], len(others[-1])
+        if size > LONGEST_EVENT:
             raise failure(GARBLED, "a line without an end")
-    if rest:
-        yield rest
+    if size:
+        yield b"".join(open_line)
 
 
 def _remember(chunks: Iterable[bytes], beginning: bytearray) -> Iterator[bytes]:
