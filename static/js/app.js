@@ -40,13 +40,13 @@ async function start() {
   connection.outbox = outbox
   guard(() => new StatusView(connection, config))
 
-  outbox.onChange = (entry, what) => {
+  outbox.onChange = (entry, what, why) => {
     if (what === "sent" && entry.create && entry.conversation === conversation) {
       composer?.moveTo(conversation)
       adopt(connection, conversation, config)
     }
     if (["stored", "sent"].includes(what) && entry.conversation === conversation) composer?.confirm(entry)
-    view.onOutbox(entry, what)
+    view.onOutbox(entry, what, why)
     connection.dispatch({ type: "queue", queued: outbox.size })
   }
   document.addEventListener("connection:changed", ({ detail }) => {

@@ -171,7 +171,7 @@ export class ConversationView {
     item.querySelector("a")?.setAttribute("aria-current", "page")
     const title = item.textContent.trim()
     const heading = document.getElementById("title")
-    Object.assign(document.querySelector("[popover]:not(:popover-open) [name=title]") ?? {}, { value: title })
+    Object.assign(document.querySelector("dialog:not(:modal, :popover-open) [name=title]") ?? {}, { value: title })
     if (!heading || heading.textContent === title) return
     document.title = document.title.replace(heading.textContent, () => title)
     heading.textContent = heading.title = title
@@ -179,7 +179,8 @@ export class ConversationView {
 
   // --- what waits in the outbox ---
 
-  onOutbox(entry, what) {
+  // why: what kept it from being sent, as the transport's outcome names it
+  onOutbox(entry, what, why) {
     if (entry.conversation !== this.conversation || !this.#messages) return
     let article = document.getElementById(`m-${entry.id}`)
     if (what === "removed") return article && !article.dataset.id && take(article)
@@ -191,7 +192,7 @@ export class ConversationView {
     article.dataset.state = entry.failed ? "failed" : isKept ? "sending" : "unstored"
     article.querySelector(".failure")?.remove()
     const state = article.querySelector(".state")
-    const word = entry.storage === "storing" ? "" : !isKept ? "unkept" : what === "sending" ? "sending" : "queued"
+    const word = entry.storage === "storing" ? "" : !isKept ? "unkept" : what === "sending" ? "sending" : why === "server-storage" ? "unwritten" : "queued"
     if (state) state.textContent = entry.failed ? "" : words(word)
     if (entry.failed) article.append(failureRow(entry))
     what === "added" ? this.scrollToEnd() : this.#afterChange()

@@ -114,7 +114,7 @@ export class Outbox {
       }
       this.#remove(entry, "sent")
     } else if (outcome.refused) this.#fail(entry, outcome)
-    else this.#tell(entry, "waiting")
+    else this.#tell(entry, "waiting", outcome.retry)
   }
 
   // One that is still being stored holds back those behind it.
@@ -153,8 +153,8 @@ export class Outbox {
     this.#tell(entry, "failed")
   }
 
-  #tell(entry, what) {
-    try { this.onChange(entry, what) } catch (error) { console.error(error) }
+  #tell(entry, what, why) {
+    try { this.onChange(entry, what, why) } catch (error) { console.error(error) }
   }
 
   // --- the storage ---

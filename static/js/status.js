@@ -206,6 +206,7 @@ export class StatusView {
       queued: record.queued,
       pace: record.status === "polling" ? [this.#slots.interval, this.#slots.pace].filter(Boolean).join(": ") : words("none"),
       reason: this.#slots.reason || words("none"),
+      mend: words(`mend-${record.reason}`, location.origin) || words("none"),
     }
   }
 

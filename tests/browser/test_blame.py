@@ -126,6 +126,8 @@ def test_a_locked_database_is_no_fault_of_the_network(server: Server, chat: Page
         other.execute("BEGIN IMMEDIATE")
         say(chat, "while it is locked")
         wait_for(chat, lambda: "the database is busy" in server.log_text(), 15, "the log says it")
+        waits = chat.locator(".message[data-state=sending] .state").last
+        wait_for(chat, lambda: "the server cannot store" in waits.inner_text(), 15, "the message says it")
         other.execute("ROLLBACK")
     wait_for(chat, lambda: messages(chat)[-1]["state"] == "sent", 15, "what waited is stored")
     assert penalties(chat) == [0] and failures(chat, server) == []

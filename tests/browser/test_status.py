@@ -122,6 +122,9 @@ def test_a_proxy_that_changes_the_address_is_named(proxy: FaultProxy, page: Page
     wait_state(page, "polling")
     wait_for(page, lambda: "A proxy changes the server's address" in banner(page), GRACE_S + 5, "who it is")
     assert "this network" not in banner(page)
+    page.goto(f"{proxy.url}/connection")
+    mend = page.locator("#connection-record [data-slot=mend]")
+    wait_for(page, lambda: f"set CHATAPP_PUBLIC_URL to {proxy.url}" in mend.inner_text(), 5, "who can mend it, and how")
 
 
 def test_a_sign_in_page_in_front_of_the_server_is_named_and_reached_by_reload(chat: Page, proxy: FaultProxy) -> None:
