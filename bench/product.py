@@ -10,14 +10,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
-
-from flask import Flask
-from flask.sessions import SecureCookieSessionInterface
 
 from bench.load.dialects import ProductPoll, ProductSocket, Seat, Site
 from bench.machine import Failed, Server, free_port
@@ -73,7 +70,7 @@ class Product:
         self._code = code
         self._name = name
         self._template = folder / f"{name}-filled"
-        self._cookie_of: Callable[[str], str] = lambda token: token
+        self._cookies: dict[str, str] = {}  # by token
         self._epoch = ""
         self._copies = 0
         self._limits: dict[str, str] | None = None
@@ -97,7 +94,9 @@ class Product:
             self._epoch = database.execute("SELECT value FROM instance WHERE name = 'epoch'").fetchone()[0]
             database.commit()
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._cookie_of = _signer((self._template / "secret-key").read_text().strip())
+        tokens = [f"person-{number}" for number in range(self.sizes.people)]
+        tokens += [f"crowd-{number}" for number in range(self.sizes.crowd)]
+        self._cookies = _signed(self._code, (self._template / "secret-key").read_text().strip(), tokens)
 
     def start(self, core: int, history: bool = False, **settings: object) -> tuple[Server, Site]:
         """A server on a fresh copy of what was filled in. `settings` are CHATAPP_ names without the prefix.
@@ -135,17 +134,17 @@ class Product:
         """Person `number`, in their own conversation, from its newest revision."""
         number %= self.sizes.people
         room = name_of("room", number)
-        return Seat(self._cookie_of(f"person-{number}"), room, cursor(data, room))
+        return Seat(self._cookies[f"person-{number}"], room, cursor(data, room))
 
     def crowd_seat(self, data: Path, number: int) -> Seat:
         """Session `number` of the first person, in the first conversation."""
         room = name_of("room", 0)
-        return Seat(self._cookie_of(f"crowd-{number % self.sizes.crowd}"), room, cursor(data, room))
+        return Seat(self._cookies[f"crowd-{number % self.sizes.crowd}"], room, cursor(data, room))
 
     def history_seat(self, data: Path, size: int) -> Seat:
         """The first person, in the conversation with so many messages."""
         room = name_of("history", size)
-        return Seat(self._cookie_of("person-0"), room, cursor(data, room))
+        return Seat(self._cookies["person-0"], room, cursor(data, room))
 
     def poll_path(self, seat: Seat) -> str:
         """A poll from the seat's cursor."""
@@ -191,21 +190,27 @@ def answer_html_bytes(data: Path, room: str) -> int:
     return int(_reader(data).execute(query, (room,)).fetchone()[0] or 0)
 
 
-def _signer(key: str) -> Callable[[str], str]:
-    """Cookies as the product's own sign-in sets them; signing in 10,000 people by the form would take an hour."""
-    app = Flask("bench")
-    app.secret_key = key
-    serializer = SecureCookieSessionInterface().get_signing_serializer(app)
-    assert serializer is not None
+SIGN = """
+import json, sys
+from flask import Flask
+from chatapp.auth import Sessions
+given = json.load(sys.stdin)
+app = Flask("bench")
+app.secret_key = given["key"]
+serializer = Sessions().get_signing_serializer(app)
+print(json.dumps({token: serializer.dumps({"token": token, "_permanent": True}) for token in given["tokens"]}))
+"""
+
+
+def _signed(code: Code, key: str, tokens: list[str]) -> dict[str, str]:
+    """Cookies as this code signs them, by token; to sign in 10,000 people by the form would take an hour."""
+    command = [str(code.command.parent / "python"), "-P", "-c", SIGN]
+    given = json.dumps({"key": key, "tokens": tokens})
+    done = subprocess.run(command, input=given, env=code.environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(done.stderr)
     name = f"chatapp_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    made: dict[str, str] = {}
-
-    def cookie(token: str) -> str:
-        if token not in made:
-            made[token] = f"{name}={serializer.dumps({'token': token, '_permanent': True})}"
-        return made[token]
-
-    return cookie
+    return {token: f"{name}={value}" for token, value in json.loads(done.stdout).items()}
 
 
 def _fill_people(database: sqlite3.Connection, sizes: Sizes) -> None:
