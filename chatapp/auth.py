@@ -25,6 +25,7 @@ from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.config import Settings
 from chatapp.fair_queue import FairQueue
+from chatapp.gunicorn_bridge import know
 from chatapp.hashing import Hashing
 from chatapp.store import Person, SignIn, Store
 from chatapp.visible import is_blank
@@ -73,6 +74,8 @@ class Auth:
         if "sign_in" not in g:
             token = session.get(TOKEN)
             g.sign_in = self.check(hash_token(token)) if isinstance(token, str) else None
+            if g.sign_in is not None:
+                know(request.environ)
         sign_in: SignIn | None = g.sign_in
         return sign_in
 

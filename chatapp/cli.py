@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from chatapp import descriptors, port
+from chatapp import descriptors, port, strangers
 from chatapp.config import DRILL_FAULTS, LONGEST_DRILL_S, ConfigError, Settings, describe, load
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ def serve() -> None:
 
     house = _house()
     _seed(house)
-    server.once_listening = "\n".join(filter(None, (_welcome(house), descriptors.advice(files))))
+    settings, most = house.settings, descriptors.for_strangers(files)
+    shared = strangers.advice(settings.host, bool(settings.trusted_proxies), most)
+    server.once_listening = "\n".join(filter(None, (_welcome(house), descriptors.advice(files), shared)))
     house.store.close()  # no connection to a database may be carried over a fork
     gc.enable()
     server.Gunicorn().run()

@@ -94,6 +94,11 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any
     return parse
 
 
+def _or_off(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A number, or `off`, which is 0."""
+    return lambda text: 0 if text == "off" else parse(text)
+
+
 def _transports(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if not names or any(name not in TRANSPORTS for name in names) or len(set(names)) != len(names):
@@ -197,6 +202,18 @@ class Settings:
         _number(256, 1 << 20, whole=True),
         "bytes",
     )
+    request_timeout: float = _setting(
+        "A request's head, the beginning of its body, and the taking of an answer have so long.",
+        10.0,
+        _number(0.1, 3600),
+        "s",
+    )
+    max_sockets_per_address: int = _setting(
+        "Connections without a session that an address may have in a worker; `off`: as many as there is room for.",
+        1000,
+        _or_off(_number(1, 1e6, whole=True)),
+    )
+
     poll_interval: float = _setting("Time between polls that cannot be held open.", 3.0, _number(0.1, 3600), "s")
     poll_max_retries: int = _setting(
         "How often a failed poll is retried before polling counts as lost.", 3, _number(0, 100, whole=True)
@@ -237,7 +254,6 @@ class Settings:
     rate_limit_sends: str | None = _later("Sends a person may make, such as 1000/minute.", "limiting sends")
     rate_limit_connects: str | None = _later("Connects a person may make.", "limiting connects")
     max_sockets_per_user: str | None = _later("Live connections a person may have.", "capping connections")
-    max_sockets_per_address: str | None = _later("Live connections an address may have.", "capping connections")
     metrics_token: str | None = _later("Bearer token of /metrics.", "the metrics page")
 
 

@@ -30,6 +30,11 @@ def for_requests(files: int) -> int:
     return min(MOST_REQUESTS, _free(files) // 2)
 
 
+def for_strangers(files: int) -> int:
+    """How many of a worker's requests may be of connections without a session; the rest is kept for known ones."""
+    return max(1, for_requests(files) * 2 // 5)
+
+
 def for_connections(files: int) -> int:
     """How many of `files` descriptors WebSockets and held polls may take."""
     return _free(files) - for_requests(files)

@@ -33,7 +33,7 @@ from chatapp.served import Files
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
-from chatapp.transports import drilled, integrity, polling, websocket
+from chatapp.transports import bodies, drilled, integrity, polling, websocket
 from chatapp.transports.frames import Renderer
 
 MOST_FORM_BYTES = 512 * 1024  # a report of 200 events or a message of 20,000 characters, with room
@@ -74,6 +74,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     cookies = Cookies(app, house.auth)
     app.wsgi_app = Admission(app.wsgi_app, cookies)  # type: ignore[method-assign]
     Babel(app)
+    bodies.register(app)  # before what reads forms
     CSRFProtect(app)
     app.register_blueprint(pages.pages)
     app.register_blueprint(probing.probing)
@@ -93,7 +94,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         partial(security.answer_headers, is_public_https=app.config["SESSION_COOKIE_SECURE"]),
         lambda: house.drills.is_running,
     )
-    app.wsgi_app = InFront(wellformed.Door(door), settings)  # type: ignore[method-assign]
+    app.wsgi_app = InFront(wellformed.Door(bodies.Door(door, cookies)), settings)  # type: ignore[method-assign]
     return app
 
 

@@ -7,9 +7,27 @@ is, and none comes back.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import struct
+import sys
+import termios
+import time
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from gevent import socket
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import LimitRequestHeaders, ParseException
+from gunicorn.workers.ggevent import GeventWorker
+
+from chatapp.strangers import Strangers
+
+LEAST_RATE = 1000  # bytes a second: what a body and the taking of an answer must reach after their first seconds
+LONGEST_HEAD = 64 << 10  # bytes of a request's line and headers
+MOST_DRAINED = 64 << 10  # bytes of a body that nobody wanted, so that the connection can be kept
+LINGER_S = 2.0  # for that, and for an answer to arrive at one who still sends
 
 
 def read_settings_once(worker: Any) -> None:
@@ -28,7 +46,7 @@ def has_body(environ: dict[str, Any]) -> bool:
 
 def is_plain(environ: dict[str, Any]) -> bool:
     """Whether gunicorn is there and the connection is TCP as it came: what gunicorn encrypts is of another type."""
-    return type(environ.get("gunicorn.socket")) is socket.socket
+    return type(environ.get("gunicorn.socket")) in (Connection, socket.socket)
 
 
 def can_leave(environ: dict[str, Any]) -> bool:
@@ -51,3 +69,294 @@ def _nothing_is_buffered(environ: dict[str, Any]) -> bool:
     """False also where it cannot be known: another gunicorn, or another server."""
     unreader = getattr(getattr(environ.get("wsgi.input"), "reader", None), "unreader", None)
     return unreader is not None and not unreader.buf.getvalue()
+
+
+class Connection:
+    """A connection as gunicorn's worker uses one: its socket, with a deadline for each thing that it waits for.
+
+    A head has `HEAD_S`, from the connection's first moment or from a later request's first byte. A body, and the taking
+    of an answer, have as long and more for each `LEAST_RATE` bytes that went by. Between requests it may be idle.
+    """
+
+    __slots__ = (
+        "_began",
+        "_is_body",
+        "_is_guest",
+        "_is_seen",
+        "_limits",
+        "_request",
+        "_sock",
+        "_until",
+        "address",
+        "is_failed",
+        "unread",
+    )
+
+    def __init__(self, sock: Any, limits: Limits, address: str) -> None:
+        self._sock, self._limits, self.address = sock, limits, address
+        self.unread = 0
+        self._request: Any = None
+        self._is_seen = self._is_body = self.is_failed = False
+        self._began = time.monotonic()
+        self._until = self._began + limits.seconds
+        self._is_guest = True
+        limits.strangers.add(self)
+
+    # Whose it is
+
+    def know(self) -> None:
+        """A request on it brought a live session."""
+        self._is_seen = True
+        self._leave()
+
+    def belongs_to(self, peer: str) -> None:
+        """Count it in this peer's budget."""
+        address = self._limits.strangers.budget_of(peer)
+        if address != self.address:
+            was_guest = self._is_guest
+            self._leave()
+            self.address = address
+            if was_guest:
+                self._enter()
+
+    def forwards(self, peer: str) -> None:
+        """It is a proxy's, of which nobody has told us."""
+        self._limits.strangers.share(peer)
+        self.belongs_to(peer)
+
+    def _enter(self) -> None:
+        self._is_guest = True
+        self._limits.strangers.add(self)
+
+    def _leave(self) -> None:
+        if self._is_guest:
+            self._is_guest = False
+            self._limits.strangers.remove(self)
+
+    # Requests
+
+    def begin_request(self, request: Any) -> None:
+        """Its head is read: what comes now is its body."""
+        self._request, self._is_body, self._is_seen = request, True, False
+        self._until = time.monotonic() + self._limits.seconds
+
+    def end_request(self) -> None:
+        """It is answered: the next one may come, in a while."""
+        if not self._is_guest and not self._is_seen:
+            self._enter()
+        self.count(-self.unread)
+        self._request, self._is_body, self._began = None, False, 0.0
+        self._until = time.monotonic() + self._limits.idle_s
+
+    def count(self, size: int) -> None:
+        """So many bytes of the request are in memory, or are not any more."""
+        if self._is_guest:
+            self._limits.strangers.has_read(self, size)
+        else:
+            self.unread += size
+
+    def leave_body(self) -> None:
+        """Do not wait for its body: the answer is the last one here."""
+        if self._request is not None:
+            self._request.force_close()
+
+    # The socket, for gunicorn
+
+    def recv(self, size: int) -> bytes:
+        """The next bytes; none where a head was late. Raises ConnectionError for a body that is late or cut."""
+        try:
+            data = self._recv(size)
+        except OSError:  # late, or cut by us or the other side
+            data = b""
+        if data:
+            self.count(len(data))
+            self._extend(len(data))
+        elif self._is_body:
+            self.is_failed = True
+            raise ConnectionResetError(errno.ECONNRESET, "the body did not come")
+        return data
+
+    def _recv(self, size: int) -> bytes:
+        left = max(0.001, self._until - time.monotonic())
+        if left <= self._limits.seconds or self._began:
+            self._sock.settimeout(left)
+            return bytes(self._sock.recv(size))
+        try:  # idle: as long as it may be, but not where the answer before is not taken
+            self._sock.settimeout(self._limits.seconds)
+            return bytes(self._sock.recv(size))
+        except TimeoutError:
+            if self._untaken():
+                self.cut()
+            self._sock.settimeout(left - self._limits.seconds)
+            return bytes(self._sock.recv(size))
+
+    def _extend(self, size: int) -> None:
+        if self._is_body:
+            self._until += size / LEAST_RATE
+        elif not self._began:
+            self._began = time.monotonic()
+            self._until = self._began + self._limits.seconds
+        if not self._is_body and self.unread > LONGEST_HEAD:
+            raise LimitRequestHeaders("the whole head")
+
+    def sendall(self, data: bytes) -> None:
+        """Write all, as quickly as it must be taken. Raises ConnectionError where it is not."""
+        try:
+            self._sock.settimeout(self._limits.seconds)
+            sent = self._sock.send(data)
+            if sent < len(data):
+                self._send_on(memoryview(data)[sent:])
+        except OSError:
+            self.cut()
+            raise ConnectionResetError(errno.ECONNRESET, "the answer was not taken") from None
+
+    def _send_on(self, rest: memoryview) -> None:
+        """The kernel has room once a third of its buffer, often a megabyte, is taken: so ask it how much that was."""
+        waits = self._untaken()
+        while rest:
+            try:
+                rest = rest[self._sock.send(rest) :]
+                waits = self._untaken()
+            except TimeoutError:
+                was, waits = waits, self._untaken()
+                if was - waits < LEAST_RATE * self._limits.seconds:
+                    raise
+
+    def _untaken(self) -> int:
+        """Bytes of answers that the other side has not taken yet."""
+        number = self._sock.fileno()
+        if number < 0:  # closed, or somebody else's
+            return 0
+        return int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
+
+    send = sendall
+
+    def setblocking(self, _: object) -> None:
+        """It has deadlines instead."""
+
+    settimeout = setblocking
+
+    def gettimeout(self) -> None:
+        """None that were gunicorn's."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return int(self._sock.fileno())
+
+    def shutdown(self, how: int) -> None:
+        """Say that no more comes."""
+        self._sock.shutdown(how)
+
+    def detach(self) -> int:
+        """The descriptor, which is somebody else's from now on."""
+        self._leave()
+        return int(self._sock.detach())
+
+    def close(self) -> None:
+        """The end. The kernel delivers what is written, but not for ever."""
+        self._leave()
+        with contextlib.suppress(OSError):  # it has failed already
+            if self._untaken():
+                longest_ms = round(self._limits.seconds * 1000)
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, longest_ms)
+        self._sock.close()
+
+    def cut(self) -> None:
+        """Close now, whatever the kernel still has of an answer."""
+        self.is_failed = True
+        self._leave()
+        with contextlib.suppress(OSError):  # it is closed already
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._sock.close()
+
+    def drain(self, body: Any) -> bool:
+        """Read what is left of a body; False where that is too much, so that the connection must end."""
+        if not _is_left(body):
+            return True
+        self._until, read = time.monotonic() + LINGER_S, 0
+        try:
+            while read < MOST_DRAINED and (data := body.read(8192)):
+                read += len(data)
+                self.count(-len(data))
+        except (OSError, ParseException):
+            return False
+        return not _is_left(body)
+
+    def linger(self) -> None:
+        """Have the answer arrive although more is being sent: else the kernel forgets it with what is unread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            until = time.monotonic() + LINGER_S
+            while (left := until - time.monotonic()) > 0:
+                self._sock.settimeout(left)
+                if not self._sock.recv(65536):
+                    break
+
+
+def _is_left(body: Any) -> bool:
+    reader = body.reader
+    return bool(reader.parser) if isinstance(reader, ChunkedReader) else getattr(reader, "length", 0) > 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What connections of a worker may do."""
+
+    strangers: Strangers
+    seconds: float  # for a head, for the beginning of a body, for the taking of an answer
+    idle_s: float  # between requests
+
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """Gunicorn's gevent worker, whose connections have deadlines."""
+
+    limits: Limits
+    _no_timeout = contextlib.nullcontext()
+
+    def timeout_ctx(self) -> Any:
+        """Gunicorn's own one for the next request is ours (`Connection`)."""
+        return self._no_timeout
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve a connection."""
+        peer = addr[0] if isinstance(addr, tuple) else ""
+        super().handle(listener, Connection(client, self.limits, self.limits.strangers.budget_of(peer)), addr)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Serve a request. Raises StopIteration where none may follow it."""
+        sock.begin_request(req)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+            if sock.is_failed or not sock.drain(req.body):
+                raise StopIteration
+        except StopIteration:
+            if not sock.is_failed and _is_left(req.body):
+                sock.linger()
+            raise
+        sock.end_request()
+
+
+def know(environ: dict[str, Any]) -> None:
+    """Note that this request brought a live session."""
+    connection = environ.get("gunicorn.socket")
+    if isinstance(connection, Connection):
+        connection.know()
+
+
+def leave_body(environ: dict[str, Any]) -> None:
+    """Have the connection end with this answer, and not wait for the request's body."""
+    connection = environ.get("gunicorn.socket")
+    if isinstance(connection, Connection):
+        connection.leave_body()
+
+
+def place(environ: dict[str, Any], peer: str) -> None:
+    """Count the connection where it belongs: `peer` is connected, the environment says for whom it asks."""
+    connection = environ.get("gunicorn.socket")
+    if not isinstance(connection, Connection):
+        return
+    address = environ.get("REMOTE_ADDR", "")
+    if address != peer:  # a declared proxy says so
+        connection.belongs_to(address)
+    elif "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ:
+        connection.forwards(peer)

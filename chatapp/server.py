@@ -20,7 +20,8 @@ from gunicorn.app.base import BaseApplication  # noqa: E402
 from chatapp import create_app, descriptors, wellformed  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
-from chatapp.gunicorn_bridge import read_settings_once  # noqa: E402
+from chatapp.gunicorn_bridge import Limits, Worker, read_settings_once  # noqa: E402
+from chatapp.strangers import Strangers  # noqa: E402
 from chatapp.transports.held import Lender  # noqa: E402
 
 DRAIN_LOOK_S = 1.0  # how late a drain begins at most where it is no signal that ends the worker
@@ -32,11 +33,12 @@ descriptors.raise_limit()  # each WebSocket is one
 sys.setswitchinterval(0.001)
 
 bind = f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
-worker_class = "gevent"
+worker_class = Worker
 workers = settings.workers
 worker_connections = descriptors.for_requests(
     descriptors.allowed()
 )  # requests and held polls; WebSockets are not in gunicorn's pool
+sendfile = False  # it would write past our time-outs
 keepalive = 75  # seconds; above the usual 60 of proxies, so that they, not we, drop an idle connection
 timeout = 60  # seconds without a sign of life of the worker's event loop
 graceful_timeout = 10  # seconds
@@ -61,6 +63,8 @@ def post_worker_init(worker: Any) -> None:
     house = worker.wsgi.extensions["chatapp"]
     wellformed.hook(worker)
     read_settings_once(worker)
+    strangers = Strangers(settings.max_sockets_per_address, descriptors.for_strangers(descriptors.allowed()))
+    worker.limits = Limits(strangers, settings.request_timeout, keepalive)
     gc.collect()
     gc.freeze()  # what was loaded stays: a full collection that looks at all of it would hold the loop for 50 ms
     house.start()

@@ -125,7 +125,6 @@ NOT_BUILT = {
     "RATE_LIMIT_SENDS": "1000/minute",
     "RATE_LIMIT_CONNECTS": "10/minute",
     "MAX_SOCKETS_PER_USER": "3",
-    "MAX_SOCKETS_PER_ADDRESS": "3",
     "METRICS_TOKEN": "secret",
 }
 

@@ -36,13 +36,13 @@ ROWS: list[set[str]] = [
         "port",
         "wellformed",
         "fair_queue",
-        "gunicorn_bridge",
+        "strangers",
     }
     | {
         f"connection.{name}"
         for name in ("states", "facts", "delays", "record", "detector", "quality", "memory", "pacing")
     },
-    {"store", "hashing", "quotas"},
+    {"store", "hashing", "quotas", "gunicorn_bridge"},
     {"conversation", "auth"},
     {"connection"},
     {"transports", "assistant", "monitoring", "knowledge"},

@@ -23,7 +23,7 @@ from chatapp.cache import Cache
 from chatapp.config import Settings
 from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
 from chatapp.conversation import Gone
-from chatapp.gunicorn_bridge import can_leave, end_request, take
+from chatapp.gunicorn_bridge import can_leave, end_request, know, take
 from chatapp.store import SignIn, StorageUnavailable
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
@@ -245,6 +245,7 @@ class Door:
         sign_in = self._cookies.sign_in(environ.get("HTTP_COOKIE", ""))
         if sign_in is None or self._polls.is_draining or not query.isascii():
             return None
+        know(environ)
         try:
             poll = within(self._queries.poll(query), sign_in)
         except BadPoll:
