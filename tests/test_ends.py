@@ -128,6 +128,19 @@ def test_a_clock_that_is_set_back_signs_nobody_out(clock: Clock, start_server: S
             Client(server.url).sign_in()
 
 
+def test_the_newest_conversation_is_where_one_wrote_last(clock: Clock, start_server: StartServer) -> None:
+    server = start_server(assistant="off")
+    me = Client(server.url).sign_in()
+    first, _ = (me.create(text).json["conversation"] for text in ("one", "two"))
+    clock.set(-3600)
+    for _ in range(2):
+        assert me.post_message(first, "three").status == 201
+        assert me.request("GET", "/").headers["Location"] == f"/c/{first}"
+        first = me.create("four").json["conversation"]
+        assert me.request("GET", "/").headers["Location"] == f"/c/{first}"
+        server.restart()
+
+
 def test_a_drill_ends_in_time_whatever_the_clock_says(clock: Clock, start_server: StartServer) -> None:
     server = start_server(assistant="off")
     me = Client(server.url).sign_in()

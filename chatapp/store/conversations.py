@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, and_, bindparam, exists, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select, update
 
 from chatapp.bus import ACCESS
 from chatapp.cache import Cache
@@ -154,6 +154,7 @@ class Conversations:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._list_feeds: dict[int, int] = {}  # never changes for a person
+        self._touched_at = 0  # the newest time in the list of anybody, ms; 0: not known yet
         # Forgotten whole when anybody's access changes.
         self._places: Cache[tuple[int, str], Place] = Cache(MOST_PLACES, MOST_PLACES_BYTES)
         database.on_access_change(self._places.clear)
@@ -291,7 +292,7 @@ class Conversations:
 
     def add(self, tx: Write, person: int, uuid: str) -> Place:
         """A new, empty conversation. Its feed begins at revision 1, so that cursor 0 always means "nothing"."""
-        now = now_ms()
+        now = self._next_time(tx)
         feed = tx.new_feed()
         row = {"uuid": uuid, "feed_id": feed, "title": "", "created_by": person, "created_at": now}
         result = tx.connection.execute(conversations.insert().values(**row, updated_at=now))
@@ -414,8 +415,15 @@ class Conversations:
     def touch(self, tx: Write, conversation: int, feed: int) -> int:
         """Something was said: the conversation moves to the top of its members' lists. Returns the feed's revision."""
         self._bump_with_lists(tx, conversation, feed)
-        TOUCH.run(tx.connection, conversation=conversation, now=now_ms())
+        TOUCH.run(tx.connection, conversation=conversation, now=self._next_time(tx))
         return tx.heads[feed]
+
+    def _next_time(self, tx: Write) -> int:
+        """Now, but after whatever was touched before: lists are in this order, also when the clock is set back."""
+        if not self._touched_at:
+            self._touched_at = tx.connection.execute(select(func.max(conversations.c.updated_at))).scalar_one() or 0
+        self._touched_at = max(now_ms(), self._touched_at + 1)
+        return self._touched_at
 
     def _bump_with_lists(self, tx: Write, conversation: int, feed: int) -> None:
         """The conversation changed, and its entry in every member's list."""
