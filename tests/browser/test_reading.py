@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab.browser import NARROW, assert_clean, messages, new_page, say, sign_in, wait_for, wait_state
+from lab.browser import NARROW, assert_clean, new_page, say, sign_in, wait_for, wait_state
 from lab.http import Client
 from lab.model import Handler, Scripted
 from lab.server import Server
@@ -458,5 +458,7 @@ def test_a_reload_leaves_the_reader_where_one_was(reader: Page, pen: Pen) -> Non
         assert_reads(reader, *read)
         assert_left_alone(reader)
     pen.end()
-    wait_for(reader, lambda: messages(reader)[-1]["state"] == "completed", 10, "the answer ends")
+    answer = reader.locator("#messages [data-author=assistant]").last
+    wait_for(reader, lambda: answer.get_attribute("data-state") != "running", 30, "the answer ends")
+    assert answer.get_attribute("data-state") == "completed", answer.locator("footer").inner_text()
     assert_reads(reader, *read)
