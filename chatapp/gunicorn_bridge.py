@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from gevent import socket
+from gevent import getcurrent, socket
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import LimitRequestHeaders, ParseException
 from gunicorn.workers.ggevent import GeventWorker
@@ -360,3 +360,44 @@ def place(environ: dict[str, Any], peer: str) -> None:
         connection.belongs_to(address)
     elif "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ:
         connection.forwards(peer)
+
+
+class IdleConnections:
+    """A worker's connections that wait for a request: its end would wait for them, up to the graceful timeout."""
+
+    def __init__(self, worker: Any) -> None:
+        self._serve, self._patience = worker.handle, worker.timeout_ctx
+        self._sockets: dict[Any, Any] = {}  # by the greenlet that serves it
+        self._waiting: set[Any] = set()
+        worker.handle, worker.timeout_ctx = self._handle, lambda: _Wait(self._waiting, self._patience())
+
+    def _handle(self, listener: Any, client: Any, address: Any) -> None:
+        me = getcurrent()
+        self._sockets[me] = client
+        try:
+            self._serve(listener, client, address)
+        finally:
+            del self._sockets[me]
+
+    def close(self) -> None:
+        """End those that wait. A request that has arrived is read and answered all the same."""
+        for greenlet in tuple(self._waiting):
+            with contextlib.suppress(OSError):  # the other side was quicker
+                self._sockets[greenlet].shutdown(socket.SHUT_RD)
+
+
+class _Wait:
+    """While gunicorn waits for a connection's next request, as long as it likes."""
+
+    __slots__ = ("_patience", "_waiting")
+
+    def __init__(self, waiting: set[Any], patience: Any) -> None:
+        self._waiting, self._patience = waiting, patience
+
+    def __enter__(self) -> None:
+        self._waiting.add(getcurrent())
+        self._patience.__enter__()
+
+    def __exit__(self, *problem: Any) -> Any:
+        self._waiting.discard(getcurrent())
+        return self._patience.__exit__(*problem)

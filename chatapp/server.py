@@ -20,10 +20,11 @@ from gunicorn.app.base import BaseApplication  # noqa: E402
 from chatapp import create_app, descriptors, wellformed  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
-from chatapp.gunicorn_bridge import Limits, Worker, read_settings_once  # noqa: E402
+from chatapp.gunicorn_bridge import IdleConnections, Limits, Worker, read_settings_once  # noqa: E402
 from chatapp.strangers import Strangers  # noqa: E402
 from chatapp.transports.held import Lender  # noqa: E402
 
+CLOSE_IDLE_EVERY_S = 0.2
 DRAIN_LOOK_S = 1.0  # how late a drain begins at most where it is no signal that ends the worker
 
 once_listening = ""  # what the command has to say then
@@ -42,6 +43,7 @@ sendfile = False  # it would write past our time-outs
 keepalive = 75  # seconds; above the usual 60 of proxies, so that they, not we, drop an idle connection
 timeout = 60  # seconds without a sign of life of the worker's event loop
 graceful_timeout = 10  # seconds
+limit_request_line = 8190  # gunicorn's most, and nginx's and Apache's own: a poll of 100 feeds takes 5.7 kB
 # No header of a client says anything about where it comes from; chatapp.proxies believes declared proxies.
 forwarded_allow_ips = ""
 forwarder_headers = ""
@@ -70,6 +72,7 @@ def post_worker_init(worker: Any) -> None:
     house.start()
     house.polls.lender = Lender(worker.log.note, house.live)
 
+    idle = IdleConnections(worker)
     ending = Event()
     _tell_of_term(ending)
 
@@ -77,6 +80,9 @@ def post_worker_init(worker: Any) -> None:
         while worker.alive:
             ending.wait(DRAIN_LOOK_S)
         house.drain()
+        while True:  # until the process ends: some came in the last moment, or have just been answered
+            idle.close()
+            gevent.sleep(CLOSE_IDLE_EVERY_S)
 
     gevent.spawn(watch)
 

@@ -36,9 +36,9 @@ def retry_delay(attempts: int, config: Config, random: Random) -> int:
     return math.floor(ceiling * (1 - 0.25 * random()))
 
 
-def slow_retry_delay(times: int, config: Config, random: Random) -> int:
-    """In `error`: six times `reconnect_ms`, growing to twelve times, less a quarter at random."""
-    ceiling = config["reconnect_ms"] * min(12.0, 6 * math.pow(1.5, min(times, 20)))
+def slow_retry_delay(times: int, activity: str, config: Config, random: Random) -> int:
+    """In `error`: twice `reconnect_ms`; where hidden six times, growing to twelve times; less a quarter at random."""
+    ceiling = config["reconnect_ms"] * (min(12.0, 6 * math.pow(1.5, min(times, 20))) if activity == "hidden" else 2)
     return math.floor(ceiling * (1 - 0.25 * random()))
 
 

@@ -294,7 +294,8 @@ def _set_timer(record: Record, action: str, now: int, config: Config, random: Ra
         attempts = max(record["reconnectAttempts"], OFFLINE_ATTEMPTS if record["offline"] else 0)
         timers["retry"] = max(floor, now + delays.retry_delay(attempts, config, random))
     elif action == "await_slow_retry":
-        timers["retry"] = max(floor, now + delays.slow_retry_delay(record["slowRetries"], config, random))
+        wait = delays.slow_retry_delay(record["slowRetries"], record["activity"], config, random)
+        timers["retry"] = max(floor, now + wait)
         record["slowRetries"] += 1
     elif action == "await_poll":
         timers["poll"] = max(floor, now + delays.poll_retry_delay(record["pollFailures"], config, random))

@@ -47,6 +47,7 @@ async function start() {
     }
     if (["stored", "sent"].includes(what) && entry.conversation === conversation) composer?.confirm(entry)
     view.onOutbox(entry, what, why)
+    if (what === "added" && ["reconnecting", "error"].includes(connection.record.status)) connection.retry()
     connection.dispatch({ type: "queue", queued: outbox.size })
   }
   document.addEventListener("connection:changed", ({ detail }) => {

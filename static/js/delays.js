@@ -9,8 +9,8 @@ export function retryDelay(attempts, config, random) {
   return Math.floor(ceiling * (1 - 0.25 * random()))
 }
 
-export function slowRetryDelay(times, config, random) {
-  const ceiling = config.reconnect_ms * Math.min(12, 6 * 1.5 ** Math.min(times, 20))
+export function slowRetryDelay(times, activity, config, random) {
+  const ceiling = config.reconnect_ms * (activity === "hidden" ? Math.min(12, 6 * 1.5 ** Math.min(times, 20)) : 2)
   return Math.floor(ceiling * (1 - 0.25 * random()))
 }
 

@@ -249,7 +249,7 @@ function setTimer(record, action, { now, config, random }) {
     const attempts = Math.max(record.reconnectAttempts, record.offline ? OFFLINE_ATTEMPTS : 0)
     timers.retry = Math.max(floor, now + retryDelay(attempts, config, random))
   } else if (action === "await_slow_retry") {
-    timers.retry = Math.max(floor, now + slowRetryDelay(record.slowRetries, config, random))
+    timers.retry = Math.max(floor, now + slowRetryDelay(record.slowRetries, record.activity, config, random))
     record.slowRetries += 1
   } else if (action === "await_poll") {
     timers.poll = Math.max(floor, now + pollRetryDelay(record.pollFailures, config, random))
