@@ -50,11 +50,11 @@ def follow(house: House, peer: Peer, frame: frames.Subscribe | frames.Unsubscrib
                     peer.reply(reload(name))
 
 
-def stale(histories: Histories, epoch: str, own: str, mark: str) -> Callable[[str], str] | None:
+def stale(histories: Histories | None, epoch: str, own: str, mark: str) -> Callable[[str], str] | None:
     """What to say of a feed whose cursor is of another database, or of a future that this one lost; None: nothing."""
     if epoch != own:
-        return lambda name: frames.reload(name, "epoch", own, histories.mark(0) or None)
-    if not histories.holds(mark):
+        return lambda name: frames.reload(name, "epoch", own, (histories.mark(0) if histories else "") or None)
+    if histories is not None and not histories.holds(mark):
         return lambda name: frames.reload(name, "history", None, histories.mark(0))
     return None
 

@@ -104,7 +104,7 @@ class Queries:
 class Polls:
     """This worker's polls."""
 
-    def __init__(self, reader: Reader, bus: Bus, epoch: str, histories: Histories) -> None:
+    def __init__(self, reader: Reader, bus: Bus, epoch: str, histories: Histories | None = None) -> None:
         self.reader = reader
         self.bus = bus
         self.held: set[HeldPoll] = set()  # by the event loop

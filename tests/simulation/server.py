@@ -84,7 +84,7 @@ class Line:
             case frames.Unsubscribe(names):
                 for name in names:
                     self._peer.unsubscribe(name)
-            case frames.Subscribe(epoch, feeds):
+            case frames.Subscribe(epoch, feeds, _):
                 for name, cursor in feeds.items():
                     self._subscribe(name, cursor, epoch)
         self.wake()
