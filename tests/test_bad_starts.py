@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab.http import Client
-from lab.server import Server, furnish, run_chatapp
+from lab.server import EMAIL, Server, furnish, run_chatapp
 
 PAGE = 4096
 Change = Callable[[Path], object]
@@ -105,6 +105,20 @@ def test_damage_where_no_migration_looks_is_a_sentence_too(tmp_path: Path, table
         server, "admin", "reset-password", "--email", "ada@example.org", "--password", "correct horse battery"
     )
     assert made.returncode == 1 and made.stderr.startswith("Error: ") and "is damaged" in made.stderr
+
+
+def test_a_command_beside_a_locked_database_says_so_in_a_sentence(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.data.mkdir()
+    furnish(server.data)
+    command = ("admin", "reset-password", "--email", EMAIL, "--password", "-")
+    with closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        made = run_chatapp(server, *command, typed="correct horse battery")
+    assert made.returncode == 1
+    words = f"Error: {server.data / 'chat.db'} is locked by another program. End that, and try again."
+    assert made.stderr.splitlines()[-1] == words
+    assert "Traceback" not in made.stderr
 
 
 @pytest.mark.parametrize("change", ["garbage", "newer"])

@@ -20,10 +20,16 @@ from sqlalchemy.exc import DatabaseError
 from chatapp.assets import asset_dir
 from chatapp.store import database_url, metrics_url
 from chatapp.store.database import prepare_sqlite
+from chatapp.store.unavailable import StorageUnavailable
 
 log = logging.getLogger("chatapp.store")
 
 KEEPSAKES = ("secret-key", "metrics.db", "chat.db-wal")  # of an installation that had a `chat.db`
+UNAVAILABLE = {
+    "busy": "is locked by another program. End that, and try again.",
+    "full": "cannot be written: there is no room on its disk. Make room, and try again.",
+    "failed": "cannot be written: its disk fails, or its rights do not allow it.",
+}
 
 
 class UnusableData(Exception):
@@ -81,6 +87,8 @@ def problem_of(file: Path, error: Exception) -> UnusableData | None:
     cause = error.orig if isinstance(error, DatabaseError) else error
     if isinstance(cause, UnusableData):
         return cause
+    if isinstance(cause, StorageUnavailable):
+        return UnusableData(f"{file} {UNAVAILABLE[cause.reason]}")
     if not isinstance(cause, sqlite3.DatabaseError):
         return None
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
@@ -88,7 +96,7 @@ def problem_of(file: Path, error: Exception) -> UnusableData | None:
         advice = "Keep a copy of the folder, and restore a backup (docs/operations.md)."
         return UnusableData(f"{file} is damaged, or no database: {cause}. {advice}")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return UnusableData(f"{file} is locked by another program. End that, and try again.")
+        return UnusableData(f"{file} {UNAVAILABLE['busy']}")
     return UnusableData(f"{file} cannot be used: {cause}.")
 
 

@@ -123,6 +123,7 @@ export class Composer {
 
   #show(text) {
     if (!this.#text || this.#text.value === text) return
+    this.#text.setCustomValidity("") // what was refused was the text before
     this.#text.value = text
     this.#grow()
     this.#isTooLong()

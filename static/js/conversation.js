@@ -100,8 +100,9 @@ export class ConversationView {
   #placeWaiting(article) {
     const shown = this.#find(article)
     if (shown && Number(shown.dataset.revision) >= Number(article.dataset.revision)) return
-    shown?.remove()
-    if (article.dataset.state === "queued") this.#messages.append(article)
+    if (article.dataset.state !== "queued") return shown?.remove()
+    if (shown) morph(shown, article) // a press of Stop may be under way
+    if (!shown || this.#messages.lastElementChild !== shown) this.#messages.append(shown ?? article)
   }
 
   // By position; what has none yet (still in the outbox) stays at the end.

@@ -20,7 +20,8 @@ export function checkOf(text) {
 // One article, list entry or patch, as it came.
 export function isWhole(element) {
   const check = element.dataset?.check ?? element.getAttribute("check")
-  return !check || check === checkOf(contentOf(element))
+  if (!check) return true
+  try { return check === checkOf(contentOf(element)) } catch { return false } // a part of it is missing
 }
 
 // The words, and where the links in them lead.
@@ -38,8 +39,10 @@ const words = (elements) => [...elements].map((element) => element.textContent).
 export function opened(text) {
   const [, letters] = ARMOUR.exec(text) ?? []
   if (letters === undefined) return text
-  const bytes = Uint8Array.from(atob(letters.replace(/\s/g, "")), (letter) => letter.charCodeAt(0))
-  return new TextDecoder().decode(bytes)
+  try {
+    const bytes = Uint8Array.from(atob(letters.replace(/\s/g, "")), (letter) => letter.charCodeAt(0))
+    return new TextDecoder().decode(bytes)
+  } catch { return text } // cut or altered: what has no mark is refused where it is asked for
 }
 
 // Which networks rewrite what we get; kept in localStorage under this instance's and person's name.

@@ -30,7 +30,7 @@ export class PollingTransport {
   #running = false; #request = null; #timer = null; #heartbeat = null; #beating = false
   #estimate = null; #pacing; #posts; #due = null
 
-  #mending = false
+  #mending = false; #mendsAgain = false
   // world: {on, receive, plan() → {epoch, feeds}, activity() → "awaiting" | "visible" | "hidden", rewriters}
   constructor(config, world) {
     this.#config = config
@@ -95,8 +95,9 @@ export class PollingTransport {
   }
 
   async #mend() {
-    if (this.#mending) return
+    if (this.#mending) return this.#mendsAgain = true // it came after what is being asked for
     this.#mending = true
+    this.#mendsAgain = false
     const url = `${this.#config.changes_url}?${new URLSearchParams(this.#inputs(0))}`
     const ended = await fetchWithin(10000, url).then(({ response, text }) => {
       const answer = response.status === 200 ? whole(opened(text)) : null
@@ -104,6 +105,7 @@ export class PollingTransport {
       return answer || response.status === 204
     }).catch(() => false)
     this.#mending = false
+    if (ended && this.#mendsAgain) this.#mend()
     if (!ended) setTimeout(() => this.#world.resync(), MEND_AGAIN)
   }
 

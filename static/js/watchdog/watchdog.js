@@ -7,14 +7,19 @@
   const PATIENCE = 20000 // for what does neither
   const LONGEST_ANSWER = 10000
   const LONGEST_PAUSE = 30000
+  const MOST_SILENT = 3 // times that a script loads and does not run: asking for it again will not help
   const base = document.currentScript.src.replace(/js\/watchdog\/[^/]*$/, "")
 
   const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
   const backoff = (tries) => Math.min(LONGEST_PAUSE, 500 * 2 ** tries) * (0.75 + 0.5 * Math.random())
   const address = (url, n) => url.replace(/\/static\/([^/.]+)[^/]*\//, `/static/$1.${n}/`)
 
-  // What tells that a script ran: an element that it marks, or a name that it defines.
-  const hasRun = ({ dataset: { sign, global } }) => global ? global in window : document.querySelector(sign) !== null
+  // What tells that a script ran: an element that it marks, or a name that it defines. One that began, and failed on the
+  // way, would do so again.
+  const hasRun = ({ dataset: { sign, global } }) => {
+    if (global) return global in window
+    return document.querySelector(sign) !== null || (sign.startsWith("body") && "started" in document.body.dataset)
+  }
 
   // One that failed has a sheet all the same, without a rule in it.
   const isStyled = ({ sheet }) => sheet !== null && sheet.cssRules.length > 0
@@ -56,7 +61,8 @@
 
   async function reload(old, isThere, attribute) {
     const { type } = old
-    for (let n = 1; !isThere(); n += 1) {
+    let silent = 0
+    for (let n = 1; !isThere() && silent < MOST_SILENT; n += 1) {
       const url = address(old[attribute], n)
       await (type === "module" ? fetchAll(url) : text(url))
       if (isThere()) return
@@ -66,7 +72,10 @@
       if (old.localName === "link") {
         ;(isLoaded ? old : fresh).remove()
         if (isLoaded) return
-      } else if (isLoaded) await pause(GRACE)
+      } else if (isLoaded) {
+        await pause(GRACE)
+        silent += 1
+      }
       if (!isThere()) await pause(backoff(n))
     }
   }
