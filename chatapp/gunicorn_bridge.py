@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from gevent import getcurrent, socket
+from gevent import getcurrent, sleep, socket
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import LimitRequestHeaders, ParseException
 from gunicorn.workers.ggevent import GeventWorker
@@ -27,6 +27,8 @@ from chatapp.strangers import Strangers
 LEAST_RATE = 1000  # bytes a second: what a body and the taking of an answer must reach after their first seconds
 LONGEST_HEAD = 64 << 10  # bytes of a request's line and headers
 MOST_DRAINED = 64 << 10  # bytes of a body that nobody wanted, so that the connection can be kept
+LONGEST_PAUSE_S = 0.5  # between two looks at whether an answer is taken, after which the connection ends
+TCP_CLOSE = b"\x07"  # the state of a connection that the other side has reset
 LINGER_S = 2.0  # for that, and for an answer to arrive at one who still sends
 
 
@@ -178,17 +180,16 @@ class Connection:
 
     def _recv(self, size: int) -> bytes:
         left = max(0.001, self._until - time.monotonic())
-        if left <= self._limits.seconds or self._began:
-            self._sock.settimeout(left)
-            return bytes(self._sock.recv(size))
-        try:  # idle: as long as it may be, but not where the answer before is not taken
-            self._sock.settimeout(self._limits.seconds)
-            return bytes(self._sock.recv(size))
-        except TimeoutError:
-            if self._untaken():
-                self.cut()
-            self._sock.settimeout(left - self._limits.seconds)
-            return bytes(self._sock.recv(size))
+        waits = 0 if self._began or self._is_body else self._untaken()
+        while waits and left > self._limits.seconds:  # idle, but the answer before must go on being taken
+            try:
+                self._sock.settimeout(self._limits.seconds)
+                return bytes(self._sock.recv(size))
+            except TimeoutError:
+                waits = self._still_taken(waits)
+                left -= self._limits.seconds
+        self._sock.settimeout(left)
+        return bytes(self._sock.recv(size))
 
     def _extend(self, size: int) -> None:
         if self._is_body:
@@ -218,9 +219,15 @@ class Connection:
                 rest = rest[self._sock.send(rest) :]
                 waits = self._untaken()
             except TimeoutError:
-                was, waits = waits, self._untaken()
-                if was - waits < LEAST_RATE * self._limits.seconds:
-                    raise
+                waits = self._still_taken(waits)
+
+    def _still_taken(self, before: int) -> int:
+        """What waits now, where so much did `seconds` ago. Cuts and raises TimeoutError where it goes too slowly."""
+        waits = self._untaken()
+        if waits and before - waits < LEAST_RATE * self._limits.seconds:
+            self.cut()
+            raise TimeoutError
+        return waits
 
     def _untaken(self) -> int:
         """Bytes of answers that the other side has not taken yet."""
@@ -253,13 +260,24 @@ class Connection:
         return int(self._sock.detach())
 
     def close(self) -> None:
-        """The end. The kernel delivers what is written, but not for ever."""
-        self._leave()
-        with contextlib.suppress(OSError):  # it has failed already
-            if self._untaken():
-                longest_ms = round(self._limits.seconds * 1000)
-                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, longest_ms)
-        self._sock.close()
+        """The end, once what is written is taken."""
+        try:
+            with contextlib.suppress(OSError):  # it has failed already, or is cut
+                self._see_off()
+        finally:
+            self._leave()
+            self._sock.close()
+
+    def _see_off(self) -> None:
+        """Wait while the answer is taken. The kernel's own time-out looks at the window alone, and cuts who is slow."""
+        waits, since, pause = self._untaken(), time.monotonic(), 0.01
+        if waits:
+            self._sock.shutdown(socket.SHUT_WR)
+        while self._untaken() and self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSE:
+            if time.monotonic() - since >= self._limits.seconds:
+                waits, since = self._still_taken(waits), time.monotonic()
+            sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE_S)
 
     def cut(self) -> None:
         """Close now, whatever the kernel still has of an answer."""

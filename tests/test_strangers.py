@@ -16,6 +16,7 @@ from lab.server import Server
 
 from chatapp.strangers import SHARED, Strangers, advice
 
+STATIC = Path(__file__).parent.parent / "static"
 TIMEOUT_S = 1.0  # CHATAPP_REQUEST_TIMEOUT of the server here
 GONE_S = 4.0  # by then whoever is slower than that is gone
 SIGN_IN = "POST /sign-in HTTP/1.1\r\nHost: chat\r\nContent-Type: application/x-www-form-urlencoded\r\n"
@@ -140,6 +141,24 @@ def test_who_does_not_take_a_large_page_is_cut_and_who_takes_it_slowly_gets_it(s
             while data := mute.recv(65536):
                 got += len(data)
         assert got < 3_000_000
+
+
+@pytest.mark.parametrize("ends", ["", "Connection: close\r\n"], ids=["kept", "closed"])
+def test_who_takes_an_answer_slowly_gets_it_also_where_the_kernel_has_all_of_it(shared: Server, ends: str) -> None:
+    """Three times longer than the time-out, at twelve times the least rate."""
+    file = max((STATIC / "vendor").glob("htmx*.js"), key=lambda path: path.stat().st_size)
+    page = Client(shared.url).get("/sign-in").text
+    path = page[page.index("/static/") :].split("/")[2]
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(10)
+        slow.connect(("127.0.0.1", shared.port))
+        slow.sendall(f"GET /static/{path}/vendor/{file.name} HTTP/1.1\r\nHost: chat\r\n{ends}\r\n".encode())
+        began, taken = time.monotonic(), 0
+        while taken < file.stat().st_size and (data := slow.recv(1200)):
+            taken += len(data)
+            time.sleep(0.1 if time.monotonic() - began < 3 * TIMEOUT_S else 0)
+        assert taken >= file.stat().st_size and time.monotonic() - began > 3 * TIMEOUT_S
 
 
 def test_a_strangers_body_is_not_waited_for_where_a_session_is_needed(shared: Server, me: Client) -> None:
