@@ -67,13 +67,14 @@ export class Outbox {
     return entry
   }
 
-  // Opened while messages flow; closing lets what is in flight land. Another tab may have left something meanwhile.
+  // Opened while messages flow; closing lets what is in flight land. Another tab may have left something meanwhile, or an
+  // earlier page something that could not be read until now: that goes first.
   setOpen(isOpen) {
     const opened = isOpen && !this.#isOpen
     this.#isOpen = isOpen
-    if (!opened) return
-    this.flush()
-    if (this.#isLoaded) this.#read()
+    if (!opened || !this.#isLoaded) return
+    this.#isLoaded = false
+    this.load()
   }
 
   flush() {
@@ -182,13 +183,36 @@ export class Outbox {
       this.#entries.set(row.id, entry)
       fresh.push(entry)
     }
-    const place = ({ seq }) => seq ?? Number.MAX_SAFE_INTEGER // still being stored: written last
-    this.#entries = new Map([...this.#entries].sort(([, one], [, other]) => place(one) - place(other)))
+    this.#sort(fresh)
     this.#storage.write(doubled).catch((error) => console.error(error))
     for (const entry of fresh) {
       if (this.#isShown) this.#tell(entry, "added")
       this.pump(entry.conversation)
     }
+  }
+
+  // One that is not stored stays before the next one of this page that is.
+  #sort(fresh) {
+    const places = new Map(fresh.map((entry) => [entry, entry.seq ?? 0]))
+    let next = Number.MAX_SAFE_INTEGER
+    for (const entry of [...this.#entries.values()].reverse()) {
+      if (places.has(entry)) continue
+      next = entry.seq ?? next
+      places.set(entry, next)
+    }
+    this.#entries = new Map([...this.#entries].sort(([, one], [, other]) => places.get(one) - places.get(other)))
+  }
+
+  // A seq before those behind it that are stored already; none where there are none: then the storage gives the next.
+  // At random within its part of the gap: another tab may be storing there, too.
+  #gapOf(entry) {
+    const all = [...this.#entries.values()]
+    const here = all.indexOf(entry)
+    const to = all.findIndex((one, index) => index > here && one.seq)
+    if (entry.seq || to < 0) return {}
+    const from = all.findLastIndex((one, index) => index < here && one.seq)
+    const low = Math.max(all[to].seq - 1, all[from]?.seq ?? 0)
+    return { seq: low + (all[to].seq - low) * (here - from - 0.75 + 0.5 * Math.random()) / (to - from - 1) }
   }
 
   // At once where nothing is being written of it: the page may be about to close.
@@ -203,7 +227,7 @@ export class Outbox {
     const { storage, tries, ack, ...row } = entry
     const late = setTimeout(() => this.#onStored(entry, "slow"), PATIENCE)
     try {
-      const [seq] = await this.#storage.write([["outbox", "put", row], ...beside])
+      const [seq] = await this.#storage.write([["outbox", "put", { ...row, ...this.#gapOf(entry) }], ...beside])
       entry.seq = seq
       this.#onStored(entry, "stored")
     } catch (error) {

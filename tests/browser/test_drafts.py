@@ -141,6 +141,42 @@ def test_a_tab_in_which_nothing_was_typed_shows_what_is_typed_in_another(shared:
     assert draft(page) == ""
 
 
+def hide(page: Page) -> None:
+    """As if the page went into the browser's cache, which the driver switches off."""
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+
+
+def wait_written(page: Page, texts: list[str]) -> None:
+    wait_for(page, lambda: [row["text"] for row in stored(page, "drafts")] == texts, 5, f"{texts} is what is kept")
+
+
+def test_a_page_from_the_browsers_cache_shows_what_a_later_page_of_its_tab_wrote(
+    shared: Server, url: str, page: Page
+) -> None:
+    sign_in(page, shared.url)
+    page.goto(url)
+    wait_state(page, "connected")
+    type_in(page, "abc")
+    wait_written(page, ["abc"])
+    for then, texts in (("write", ["abc, and a paragraph"]), ("send", [])):
+        hide(page)
+        with page.expect_popup() as popup:  # has a copy of the tab's memory: its name
+            page.evaluate("url => { window.open(url) }", url)
+        later = popup.value
+        wait_state(later, "connected")
+        shows(later, "abc" if then == "write" else "abc, and a paragraph")
+        if then == "write":
+            type_in(later, ", and a paragraph")
+        else:
+            later.locator("#composer textarea").press("Enter")
+        wait_written(later, texts)
+        later.close()
+        page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+        shows(page, "".join(texts))
+    type_in(page, "!")
+    wait_written(page, ["!"])
+
+
 def test_a_closed_tab_leaves_its_draft_to_the_next_one(shared: Server, url: str, page: Page) -> None:
     sign_in(page, shared.url)
     page.goto(url)

@@ -158,6 +158,76 @@ def test_where_storage_is_full_the_page_says_so_and_asks_before_it_closes(proxy:
     assert page.locator("#composer textarea").input_value() == "", "and is no draft any more"
 
 
+def test_what_could_not_be_stored_keeps_its_place(proxy: FaultProxy, page: Page) -> None:
+    """Two that find no room, then one that does: in that order they are sent, and kept once there is room."""
+    page.context.add_init_script(FULL)
+    url = begin(page, proxy.url)
+    proxy.network_down()
+    wait_state(page, "reconnecting")
+    page.evaluate("window.setFull(true)")
+    said = ["the first message", "no room", "none either", "fits"]
+    say(page, said[1])
+    say(page, said[2])
+    wait_for(page, lambda: states(page)[1:] == ["unstored"] * 2, 5, "there is no room")
+    page.evaluate("window.setFull(false)")
+    say(page, said[3])
+    wait_for(page, lambda: states(page)[-1] == "sending", 5, "kept")
+    proxy.heal()
+    wait_for(page, lambda: states(page) == ["sent"] * 4, 20, "they go out")
+    page.goto(url)
+    wait_for(page, lambda: len(texts(page)) == 4, 10, "the server has them")
+    assert texts(page) == said
+
+
+# Loses the connection to the database once, as WebKit says it, and for good for the object that has it.
+LOST = """(() => {
+  const lost = new WeakSet()
+  const transaction = IDBDatabase.prototype.transaction
+  window.isLosing = false
+  IDBDatabase.prototype.transaction = function (...given) {
+    if (window.isLosing) lost.add(this)
+    window.isLosing = false
+    if (lost.has(this)) throw new DOMException("Connection to Indexed Database server lost", "UnknownError")
+    return transaction.apply(this, given)
+  }
+})()"""
+
+
+def test_a_lost_connection_to_the_database_is_opened_anew(proxy: FaultProxy, page: Page) -> None:
+    page.context.add_init_script(LOST)
+    begin(page, proxy.url)
+    proxy.network_down()
+    wait_state(page, "reconnecting")
+    page.evaluate("window.isLosing = true")
+    say(page, "kept all the same")
+    wait_for(page, lambda: states(page)[-1] == "sending", 5, "it is kept")
+    assert [row["body"] for row in stored(page, "outbox")] == ["kept all the same"]
+
+
+# Reads, and never ends a write.
+HANGING = """(() => {
+  const transaction = IDBDatabase.prototype.transaction
+  const hung = { objectStore: () => ({ put: () => ({}), delete: () => ({}) }) }
+  IDBDatabase.prototype.transaction = function (names, mode, options) {
+    return mode === "readwrite" ? hung : transaction.call(this, names, mode, options)
+  }
+})()"""
+
+
+def test_a_page_comes_alive_where_the_move_of_what_is_older_hangs(proxy: FaultProxy, page: Page) -> None:
+    url = begin(page, proxy.url)
+    page.goto(f"{proxy.url}/healthz")
+    prefix = page.evaluate("async () => (await indexedDB.databases())[0].name.replace('chatapp:', '')")
+    conversation = url.rsplit("/", 1)[1]
+    key = f"{prefix}:draft:{conversation}"
+    page.evaluate("key => localStorage.setItem(key, 'an older draft')", key)
+    page.context.add_init_script(HANGING)
+    page.goto(url)
+    page.locator("body[data-alive]").wait_for(timeout=10_000)
+    wait_state(page, "connected")
+    assert page.evaluate("key => localStorage.getItem(key)", key) == "an older draft", "nothing is lost"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("unshare"), reason="mounts a disk of its own: Linux")
 def test_on_a_full_disk_nothing_is_called_sending(proxy: FaultProxy, browser: Browser, tmp_path: Path) -> None:

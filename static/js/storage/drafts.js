@@ -12,6 +12,7 @@ export const NEW = "new" // of no conversation yet, or of none any more
 export class Drafts {
   #storage; #prefix; #owner; #conversation = null; #isEmpty = false
   #text = ""; #isOwn = false; #isDirty = false; #isWriting = false
+  #isStored = true; #writing = null // the text, as it is here; the newest write
   #shown = null // the row of another tab that is shown here
   #left = [] // keys of rows that this tab's next write deletes
   #turn = 0 // the newest that was heard of: rows are ordered by it, not by anybody's clock
@@ -32,10 +33,7 @@ export class Drafts {
     this.#isEmpty = isEmpty
     try {
       await movedDrafts(this.#storage, this.#prefix)
-      const row = await this.#newest()
-      if (row?.owner === this.#owner && row.conversation === conversation) this.#isOwn = true
-      else this.#shown = row
-      this.#text = row?.text ?? ""
+      this.#take(await this.#newest())
     } catch (error) { console.error("no draft can be read", error) }
     return this.#text
   }
@@ -44,6 +42,7 @@ export class Drafts {
   edit(text) {
     this.#text = text
     this.#isOwn = this.#isDirty = true
+    this.#isStored = false
     this.#write()
   }
 
@@ -94,7 +93,9 @@ export class Drafts {
     this.#isWriting = false
   }
 
-  async #writeOnce() {
+  #writeOnce() { return this.#writing = this.#put() }
+
+  async #put() {
     this.#isDirty = false
     const text = this.#text
     const [left, shown] = [this.#left, this.#shown]
@@ -104,6 +105,7 @@ export class Drafts {
       this.#left = this.#left.filter((key) => !left.includes(key))
       if (shown && shown === this.#shown) this.#tellTaken(false)
       if (shown === this.#shown) this.#shown = null
+      if (text === this.#text) this.#isStored = true
       noteUnkept("draft", null)
       this.#tell()
     } catch (error) {
@@ -130,7 +132,7 @@ export class Drafts {
     if (type === "draft" && isHere) {
       this.#turn = Math.max(this.#turn, turn)
       if (!this.#isOwn) this.#refresh()
-    } else if (type === "missed" && !this.#isOwn) this.#refresh()
+    } else if (type === "missed") this.#onMissed()
     else if (type === "draft-taken" && owner === this.#owner && this.#isOwn) this.#onTaken(isSent && text === this.#text)
   }
 
@@ -142,15 +144,29 @@ export class Drafts {
     this.onChange("")
   }
 
+  // Back from the browser's cache: later pages of this tab had its name, and may have written the row on, or ended it.
+  async #onMissed() {
+    await this.#writing
+    if (this.#isOwn && !this.#isStored) return // it is nowhere else
+    this.#isOwn = false
+    this.#refresh()
+  }
+
   async #refresh() {
     try {
       const row = await this.#newest()
       if (this.#isOwn) return // somebody began to type
-      this.#shown = row
-      if (this.#text === (row?.text ?? "")) return
-      this.#text = row?.text ?? ""
-      this.onChange(this.#text)
+      const before = this.#text
+      this.#take(row)
+      if (this.#text !== before) this.onChange(this.#text)
     } catch (error) { console.error(error) }
+  }
+
+  #take(row) {
+    this.#isOwn = row?.owner === this.#owner && row.conversation === this.#conversation
+    this.#shown = this.#isOwn ? null : row
+    this.#isStored = true
+    this.#text = row?.text ?? ""
   }
 }
 

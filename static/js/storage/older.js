@@ -1,5 +1,7 @@
 // What an older version of the product kept in localStorage: moved into the storage, in its order.
 
+import { tooLate } from "./storage.js"
+
 export function storedKeys(prefix) {
   try {
     return Object.keys(localStorage).filter((key) => key.startsWith(prefix))
@@ -26,9 +28,10 @@ export function movedDrafts(storage, prefix) {
   return move(storage, rows.map((row) => ["drafts", "put", row]), keys)
 }
 
-async function move(storage, operations, keys) {
-  await storage.write(operations)
-  keys.forEach(remove)
+// The page waits for it to come alive, so not for ever.
+function move(storage, operations, keys) {
+  const moved = storage.write(operations).then(() => keys.forEach(remove))
+  return Promise.race([moved, tooLate("IndexedDB does not write")])
 }
 
 function read(key) {

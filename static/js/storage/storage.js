@@ -69,17 +69,23 @@ export class Storage {
   // --- IndexedDB ---
 
   async #transact(names, mode, work, durability) {
+    const opening = this.#open()
     try {
-      return await this.#attempt(names, mode, work, durability)
+      return await this.#attempt(opening, names, mode, work, durability)
     } catch (error) {
-      if (error.name !== "InvalidStateError") throw error
-      this.#opening = null // the browser closed the database under us, as it does when data is cleared
-      return this.#attempt(names, mode, work, durability)
+      if (["QuotaExceededError", "TimeoutError"].includes(error.name)) throw error
+      this.#drop(opening) // each browser has an error of its own for a connection that it has lost
+      return this.#attempt(this.#open(), names, mode, work, durability)
     }
   }
 
-  async #attempt(names, mode, work, durability) {
-    const database = await this.#open()
+  #drop(opening) {
+    if (this.#opening === opening) this.#opening = null
+    opening.then((database) => database.close()).catch(() => {}) // it may be open no more, or never have been
+  }
+
+  async #attempt(opening, names, mode, work, durability) {
+    const database = await opening
     const transaction = database.transaction(names, mode, { durability })
     const requests = work((name) => transaction.objectStore(name))
     if (mode === "readwrite") transaction.commit?.() // goes through even if the page closes now
@@ -116,7 +122,7 @@ export class Storage {
   }
 }
 
-const tooLate = (words) => new Promise((_, reject) => {
+export const tooLate = (words) => new Promise((_, reject) => {
   setTimeout(() => reject(new DOMException(words, "TimeoutError")), LIMIT)
 })
 
