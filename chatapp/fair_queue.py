@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv6Network, ip_address
 
 from gevent.event import AsyncResult
@@ -45,7 +46,7 @@ class FairQueue:
 
     def count(self, address: str, more: float = 1.0) -> float:
         """Count an attempt, or take one back; returns how many there are now."""
-        address, now = _prefix(address), time.monotonic()
+        address, now = prefix(address), time.monotonic()
         attempts, since = self._attempts.pop(address, (0.0, now))
         attempts = max(0.0, attempts * float(0.5 ** ((now - since) / HALF_LIFE_S)) + more)
         if len(self._attempts) >= MOST_ADDRESSES:
@@ -83,7 +84,8 @@ class FairQueue:
         return True
 
 
-def _prefix(address: str) -> str:
+@lru_cache(MOST_ADDRESSES)
+def prefix(address: str) -> str:
     """Whom an address stands for: one of IPv6 for all that its owner may choose from."""
     try:
         found = ip_address(address)

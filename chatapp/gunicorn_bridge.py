@@ -22,7 +22,7 @@ from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import LimitRequestHeaders, ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
-from chatapp.strangers import Strangers
+from chatapp.strangers import Strangers, stands_for_many
 
 LEAST_RATE = 1000  # bytes a second: what a body and the taking of an answer must reach after their first seconds
 LONGEST_HEAD = 64 << 10  # bytes of a request's line and headers
@@ -82,6 +82,7 @@ class Connection:
 
     __slots__ = (
         "_began",
+        "_forwarder",
         "_is_body",
         "_is_guest",
         "_is_seen",
@@ -102,6 +103,7 @@ class Connection:
         self._began = time.monotonic()
         self._until = self._began + limits.seconds
         self._is_guest = True
+        self._forwarder = ""
         limits.strangers.add(self)
 
     # Whose it is
@@ -110,6 +112,9 @@ class Connection:
         """A request on it brought a live session."""
         self._is_seen = True
         self._leave()
+        if self._forwarder:
+            self._limits.strangers.share(self._forwarder)
+            self.belongs_to(self._forwarder)
 
     def belongs_to(self, peer: str) -> None:
         """Count it in this peer's budget."""
@@ -122,8 +127,10 @@ class Connection:
                 self._enter()
 
     def forwards(self, peer: str) -> None:
-        """It is a proxy's, of which nobody has told us."""
-        self._limits.strangers.share(peer)
+        """It says that it is a proxy's. Anybody can: so what it gains by that, it gets with a live session."""
+        self._forwarder = peer
+        if stands_for_many(peer):
+            self._limits.strangers.share(peer)
         self.belongs_to(peer)
 
     def _enter(self) -> None:
@@ -140,6 +147,7 @@ class Connection:
     def begin_request(self, request: Any) -> None:
         """Its head is read: what comes now is its body."""
         self._request, self._is_body, self._is_seen = request, True, False
+        self._forwarder = ""
         self._until = time.monotonic() + self._limits.seconds
 
     def end_request(self) -> None:

@@ -2,7 +2,8 @@
 
 A connection is a stranger's until a request on it has brought a live session. Only strangers are counted and bounded,
 as a whole office stands behind one address. Where many come by one peer that says nothing of them (this machine, a
-proxy that is not declared), they share one budget.
+proxy that is not declared, once somebody has come by it with a session), they share one budget. An address of IPv6
+counts by its first 64 bits, as the rest is its owner's choice.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Protocol
+
+from chatapp.fair_queue import prefix
 
 SHARED = ""  # the budget of all who come by peers that stand for many
 MOST_SHARING = 1000  # peers that are known to stand for many
@@ -45,15 +48,23 @@ class Strangers:
         self._each, self._most = min(each or most, most), most
         self._budgets: dict[str, Budget] = {}
         self._all: OrderedDict[Guest, None] = OrderedDict()
-        self._sharing: set[str] = set()
+        self._sharing: OrderedDict[str, None] = OrderedDict()  # longest unused first
 
     def __len__(self) -> int:
         return len(self._all)
 
     def share(self, peer: str) -> None:
-        """This peer speaks for others, whom it does not name to us: its connections count in the shared budget."""
-        if peer not in self._sharing and len(self._sharing) < MOST_SHARING:
-            self._sharing.add(peer)
+        """This peer speaks for others, whom it does not name to us: its connections count in the shared budget.
+
+        To be called only where that is credible, as the shared budget is larger than an address's own.
+        """
+        address = prefix(peer)
+        is_new = address not in self._sharing
+        self._sharing[address] = None
+        self._sharing.move_to_end(address)
+        if len(self._sharing) > MOST_SHARING:
+            self._sharing.popitem(last=False)
+        if is_new:
             log.warning(
                 "%s forwards requests and is not declared: all who come by it without a session share one budget of"
                 " connections. If it is your proxy, name it in CHATAPP_TRUSTED_PROXIES.",
@@ -62,7 +73,8 @@ class Strangers:
 
     def budget_of(self, peer: str) -> str:
         """In which budget connections of this peer count."""
-        return SHARED if peer in self._sharing or stands_for_many(peer) else peer
+        address = prefix(peer)
+        return SHARED if address in self._sharing or stands_for_many(peer) else address
 
     def add(self, guest: Guest) -> None:
         """Count it; where that makes too many, the oldest of its address, or of all, is cut."""

@@ -36,12 +36,12 @@ ROWS: list[set[str]] = [
         "port",
         "wellformed",
         "fair_queue",
-        "strangers",
     }
     | {
         f"connection.{name}"
         for name in ("states", "facts", "delays", "record", "detector", "quality", "memory", "pacing")
     },
+    {"strangers"},
     {"store", "hashing", "quotas", "gunicorn_bridge"},
     {"conversation", "auth"},
     {"connection"},

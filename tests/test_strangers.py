@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gevent import socket as gevent_socket
 from lab.http import Client
 from lab.processes import wait_for
 from lab.server import Server
 
-from chatapp.strangers import SHARED, Strangers, advice
+from chatapp.gunicorn_bridge import Connection, Limits, know, place
+from chatapp.strangers import MOST_SHARING, SHARED, Strangers, advice
 
 STATIC = Path(__file__).parent.parent / "static"
 TIMEOUT_S = 1.0  # CHATAPP_REQUEST_TIMEOUT of the server here
@@ -305,6 +307,38 @@ def test_unread_bytes_of_an_address_are_bounded() -> None:
     assert not first.is_cut
     strangers.has_read(second, 40 << 10)
     assert first.is_cut and not second.is_cut and not other.is_cut
+
+
+def test_an_address_of_ipv6_counts_by_what_its_owner_was_given() -> None:
+    strangers = Strangers(each=2, most=5)
+    budgets = {strangers.budget_of(f"2001:db8:1:2::{number}") for number in range(1, 9)}
+    assert len(budgets) == 1 and strangers.budget_of("2001:db8:1:3::1") not in budgets
+
+
+def test_peers_that_share_are_bounded_and_the_newest_stay() -> None:
+    strangers = Strangers(each=2, most=5)
+    for number in range(MOST_SHARING + 1):
+        strangers.share(f"10.0.{number // 256}.{number % 256}")
+        strangers.share("192.0.2.9")
+    peers = ("10.0.0.0", "192.0.2.9", f"10.0.{MOST_SHARING // 256}.{MOST_SHARING % 256}")
+    assert [strangers.budget_of(peer) for peer in peers] == ["10.0.0.0", SHARED, SHARED]
+
+
+def test_who_says_that_it_forwards_shares_only_once_a_live_session_came_by_it() -> None:
+    strangers = Strangers(each=2, most=5)
+    ends = [gevent_socket.socketpair() for _ in range(4)]
+    peer, limits = "192.0.2.9", Limits(strangers, TIMEOUT_S, 75)
+    crowd = [Connection(ours, limits, strangers.budget_of(peer)) for ours, _ in ends]
+    for connection in crowd:
+        connection.begin_request(None)
+        environ = {"gunicorn.socket": connection, "REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": "203.0.113.7"}
+        place(environ, peer)
+    assert {connection.address for connection in crowd} == {peer} and len(strangers) == 2
+    know(environ)
+    assert strangers.budget_of(peer) == crowd[-1].address == SHARED and len(strangers) == 1
+    for connection, (_, theirs) in zip(crowd, ends, strict=True):
+        connection.cut()
+        theirs.close()
 
 
 def test_peers_that_stand_for_many_share_a_budget() -> None:
