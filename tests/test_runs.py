@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 from flask import Flask
 from sqlalchemy import select, update
@@ -147,6 +148,33 @@ def test_stop_ends_within_a_flush_closes_the_provider_and_keeps_what_was_written
     answer = house.wait(place, "stopped")
     assert answer.body == "so far"
     assert closed and closed[0] - asked < 0.4
+
+
+@pytest.mark.parametrize("paragraphs", [3, 3 * runner.MOST_WRITTEN])
+def test_what_came_between_the_last_flush_and_stop_is_stored_whole(house: House, paragraphs: int) -> None:
+    """The flush that hears of the stop writes nothing: the block that was shown by half, and all after it, remain."""
+    asked, more = gevent.event.Event(), gevent.event.Event()
+    text = [" and ends here.\n\n", *(f"Paragraph {number}.\n\n" for number in range(paragraphs)), "An open **end**"]
+
+    def play(history: Sequence[Turn]) -> Iterator[str]:
+        yield "The first begins"
+        more.wait()
+        yield "".join(text)
+        asked.set()
+        gevent.sleep(60)
+
+    house.start(Script(play))
+    place = house.ask("q")
+    with gevent.Timeout(5, AssertionError("nothing is shown")):
+        while not (answer := house.answer(place)) or not answer.body:
+            gevent.sleep(0.01)
+    with house.store.database.write() as tx:
+        house.store.runs.stop(tx, place)
+        more.set()
+    asked.wait(5)
+    answer = house.wait(place, "stopped")
+    assert answer.body == "The first begins" + "".join(text)
+    assert [block.html for block in answer.blocks] == answer_html(answer.body)
 
 
 def test_a_providers_refusal_is_told_in_its_own_words(house: House) -> None:

@@ -200,10 +200,10 @@ class _Answer:
         return verdict
 
     def _write_some(self) -> Verdict:
-        """Write the first of the blocks that changed. Raises StorageUnavailable."""
+        """Write the first of the blocks that changed: on "go" alone they are stored. Raises StorageUnavailable."""
         changed = sorted(self._unwritten.items())[:MOST_WRITTEN]
         verdict = self._store.write_answer(self.run, self.run.lease, self._text.body, changed)
-        for index, _ in changed:
+        for index, _ in changed if verdict == "go" else ():
             del self._unwritten[index]
         self._written_at = time.monotonic()
         return verdict
@@ -247,8 +247,9 @@ class _Answer:
         self._unwritten.update(self._text.changed())
         while True:
             try:
-                while len(self._unwritten) > MOST_WRITTEN and self._write_some() != "lost":
+                while len(self._unwritten) > MOST_WRITTEN and self._write_some() == "go":
                     gevent.sleep(A_TURN_S)
+                # Where somebody asked to stop only this takes what is left, however much.
                 rest = sorted(self._unwritten.items())
                 return self._store.end_run(self.run, self.run.lease, state, self._text.body, rest, error)
             except StorageUnavailable:  # it is kept until the database takes it, or this process ends
