@@ -43,7 +43,7 @@ class House:
 
     def start(self) -> None:
         """Begin the work that no request asks for; called in the worker, after the fork."""
-        self.store.histories.begin()
+        self.store.histories.start()
         self.store.watcher.start()
         self.store.retention.start()
         self.drills.start()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from typing import Any
 
 import gevent
@@ -364,6 +365,17 @@ def test_a_process_lives_until_it_ends_and_not_longer(tmp_path: Path) -> None:
     assert not again.is_alive(mine.name)
     again.end()
     other.communicate()
+
+
+def test_a_process_begins_also_where_the_disk_is_full(tmp_path: Path) -> None:
+    worker, limits = Worker(tmp_path / "workers"), getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        worker.begin()
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    assert Worker(tmp_path / "workers").is_alive(worker.name)
+    worker.end()
 
 
 def test_a_writer_that_lost_its_lease_writes_nothing_more(house: House) -> None:

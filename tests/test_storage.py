@@ -155,3 +155,23 @@ def test_not_ready_while_writes_fail_and_ready_again_by_itself(
         assert (answer.status, answer.json) == (503, {"ready": False, "reason": reason})
     wait_for(lambda: shared.status("/readyz") == 200, 20, "ready again")
     assert client.post_message(uuid, "now").status == 201
+
+
+def test_a_start_while_the_database_is_locked_waits_for_it(tmp_path: Path) -> None:
+    """A worker that ended of it would end the whole server, and its siblings."""
+    server = Server(tmp_path).start()
+    client = Client(server.url).sign_in()
+    uuid = client.create("first").json["conversation"]
+    server.stop()
+    starting = threading.Thread(target=server.start, daemon=True)
+    with locked(server):
+        starting.start()
+        wait_for(lambda: server.status("/healthz") == 200, 20, "it serves")
+        assert client.open(uuid) and server.status("/readyz") == 503
+    starting.join(20)
+    try:
+        assert server.status("/readyz") == 200 and client.post_message(uuid, "now").status == 201
+        wait_for(lambda: client.get(f"/c/{uuid}").page.all("body")[0].get("data-mark"), 10, "a history has begun")
+        assert "Traceback" not in server.log_text()
+    finally:
+        server.stop()

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
+from threading import Event, Thread
 from uuid import uuid4
 
 from sqlalchemy import Connection, delete, func, select, update
@@ -21,11 +22,13 @@ from sqlalchemy import Connection, delete, func, select, update
 from chatapp.bus import ACCESS
 from chatapp.store.database import Database
 from chatapp.store.tables import feeds, instance
+from chatapp.store.unavailable import StorageUnavailable
 
 PREFIX = "history:"  # of rows of `instance`; their value: the number of the history, and the change at which it began
 MOST = 500  # kept; a reader who was away for more starts reads anew
 NUMBER = struct.Struct("<Q")
 ENDLESS = 1 << 62
+RETRY_S = 2.0  # after which a beginning is tried again that the database did not take
 
 log = logging.getLogger("chatapp.store")
 
@@ -62,6 +65,7 @@ class Histories:
         self._newest = ""
         self._ends: dict[str, int] = {}  # at which change the next one began
         self._is_stale = False
+        self._closed = Event()
         database.on_access_change(self._doubt)
         database.on_commit = self._high_water.note
 
@@ -82,8 +86,23 @@ class Histories:
                 tx.connection.execute(epoch)
         self._high_water.note(change)
 
+    def start(self) -> None:
+        """Begin another history, now or, where the database is locked or full, as soon as it can be written: a process
+        that cannot start would end its server. Until then nothing is marked."""
+        try:
+            self.begin()
+        except StorageUnavailable:  # it has been logged
+            Thread(target=self._begin_later, name="chatapp-history", daemon=True).start()
+
+    def _begin_later(self) -> None:
+        while not self._closed.wait(RETRY_S):
+            try:
+                return self.begin()
+            except StorageUnavailable:
+                continue
+
     def begin(self) -> None:
-        """Begin another history: what is committed from now on is of no other future."""
+        """Begin another history: what is committed from now on is of no other future. Raises StorageUnavailable."""
         name = token_hex(4)
         with self._database.write() as tx:
             known = _known(tx.connection)
@@ -97,6 +116,7 @@ class Histories:
 
     def close(self) -> None:
         """The database closes."""
+        self._closed.set()
         self._high_water.close()
 
     def mark(self, change: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,7 +29,8 @@ class Worker:
         unseen = self._folder / f".{self.name}"
         self._file = os.open(unseen, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        os.write(self._file, f"{os.getpid()}\n".encode())  # for people who look
+        with suppress(OSError):  # a full disk must not end the server
+            os.write(self._file, f"{os.getpid()}\n".encode())  # for people who look
         unseen.rename(self._folder / self.name)  # from its first moment under this name it is locked
 
     def end(self) -> None:
