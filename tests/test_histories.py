@@ -4,10 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from flask import Flask
 from lab.elements import parse
 from lab.http import Client
 from lab.peer import WebSocketPeer
 from lab.server import Server
+
+from chatapp.bus import Bus
+from chatapp.store import Store, migrate
 
 
 @pytest.fixture
@@ -137,3 +141,36 @@ def test_the_same_over_a_websocket(talk: tuple[Server, Client, str]) -> None:
                 assert tag == "chat-feed" or element.get("reason") == "history"
     finally:
         server.stop()
+
+
+def test_two_processes_that_overlap_give_marks_that_hold_in_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a takeover the old one names what came after the new one began, before its watcher has looked."""
+    migrate.migrate(tmp_path)
+    old, new = (Store(Flask(name), tmp_path, Bus()) for name in ("old", "new"))
+    person = old.people.add_first_admin("Ada", "ada@example.org", "x").id
+
+    def posted(store: Store, name: str) -> int:
+        with store.database.write() as tx:
+            store.conversations.post(tx, place, f"m-{name}", name)
+        return store.conversations.changes(place, 0).change
+
+    with old.database.write() as tx:
+        place = old.conversations.add(tx, person, "c")
+    old.histories.begin()
+    before = old.histories.mark(posted(old, "before"))
+    new.histories.begin()
+    mark = old.histories.mark(posted(old, "after"))
+    assert new.histories.holds(mark) and old.histories.holds(mark) and new.histories.holds(before)
+    new.histories.begin()
+    mark = new.histories.mark(posted(new, "by the new one"))
+    assert old.histories.holds(mark), "a reader comes back from the new one to the old one"
+    change = posted(old, "seen")
+    mark = old.histories.mark(change)
+    monkeypatch.setattr(old.database, "read", None)
+    assert old.histories.mark(change) == mark, "where nothing is new the database is not asked"
+    old.histories._note(change + 1, change + 2)
+    assert old.histories.mark(change + 2), "nor for what this process has just committed"
+    for store in (old, new):
+        store.database.engine.dispose()

@@ -132,7 +132,8 @@ class Write:
     topics: dict[int, None] = field(default_factory=dict)
     heads: dict[int, int] = field(default_factory=dict)
     fresh: dict[int, Changes[Any]] = field(default_factory=dict)
-    change: int = 0  # the newest of the database-wide numbers that it took
+    first: int = 0  # the first of the database-wide numbers that it took
+    change: int = 0  # the newest of them
 
     def bump(self, feed: int) -> int:
         """Take the feed's next revision; its readers are woken after the commit."""
@@ -143,7 +144,7 @@ class Write:
         """Take the next revision of all feeds of a statement that `bumping` made."""
         for feed, revision, change in statement.run(self.connection, **which).fetchall():
             self.topics[feed] = None
-            self.change = change
+            self.first, self.change = self.first or change, change
             self.heads[feed] = revision
 
     def keep(self, feed: int, item: object) -> None:
@@ -168,7 +169,7 @@ class Write:
         self.topics[topic] = None
 
 
-def _nothing(_: object) -> Any:
+def _nothing(*_: object) -> Any:
     """What a change does that was refused before it began."""
 
 
@@ -250,7 +251,7 @@ class Database:
         self.heads: dict[int, int] = {}  # the newest known revision of each feed
         self._fresh: Cache[int, Changes[Any]] = Cache(MOST_FRESH, MOST_FRESH_BYTES)
         self._forget: list[Callable[[], None]] = []
-        self.on_commit: Callable[[int], object] = _nothing  # with the newest change that is on disk
+        self.on_commit: Callable[[int, int], object] = _nothing  # with the first and the last change that it took
         self._commit_s = 0.0  # how long commits took lately
         self.failing: Reason | None = None  # why the last write failed; nothing where it did not
         self._tries_at = 0.0  # when the next write may be tried, only to know (monotonic)
@@ -443,7 +444,7 @@ class Database:
         """What was committed here: the newest revisions, and the newest items."""
         self.learn(tx.heads)
         if tx.change:
-            self.on_commit(tx.change)
+            self.on_commit(tx.first, tx.change)
         for feed, changes in tx.fresh.items():
             kept = _joined(self._fresh.get(feed), changes)
             self._fresh.put(feed, kept, ITEM_BYTES + sum(ITEM_BYTES + getsizeof(item.body) for item in kept.items))

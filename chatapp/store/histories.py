@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
@@ -20,7 +19,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, delete, func, select, update
 
 from chatapp.bus import ACCESS
-from chatapp.store.database import Database
+from chatapp.store.database import REVISION, Database
 from chatapp.store.tables import feeds, instance
 from chatapp.store.unavailable import StorageUnavailable
 
@@ -65,9 +64,11 @@ class Histories:
         self._newest = ""
         self._ends: dict[str, int] = {}  # at which change the next one began
         self._is_stale = False
+        self._seen = 0  # every history that began before this change is known
+        self._access = 0  # the revision of ACCESS then: each beginning takes one
         self._closed = Event()
         database.on_access_change(self._doubt)
-        database.on_commit = self._high_water.note
+        database.on_commit = self._note
 
     def look_back(self) -> None:
         """Find out whether the database is behind what was written; then it gets another name, and the log says so."""
@@ -121,28 +122,43 @@ class Histories:
 
     def mark(self, change: int) -> str:
         """What a reader is given who shows everything up to this change; empty before anything has begun."""
-        self._refresh()
+        if self._newest and (self._is_stale or change > self._seen):
+            self._refresh()
+            self._seen = max(self._seen, change)
         return f"{self._newest}.{change}" if self._newest else ""
 
     def holds(self, mark: str) -> bool:
         """Whether a reader's mark is of this database's past. Where none is given, nobody knows better."""
         if not mark or not self._newest:
             return True
-        self._refresh()
         name, _, change = mark.partition(".")
+        if self._is_stale or name not in self._ends:
+            self._refresh()
         return change.isascii() and change.isdigit() and len(change) < 19 and int(change) <= self._ends.get(name, -1)
+
+    def _note(self, first: int, last: int) -> None:
+        """This process committed these changes. Where they follow what was seen, nobody began anything between."""
+        self._high_water.note(last)
+        if first == self._seen + 1:
+            self._seen = last
 
     def _doubt(self) -> None:
         self._is_stale = True
 
     def _refresh(self) -> None:
-        if self._is_stale and self._newest:
+        """Find out whether others began a history. The watcher says so late: two processes that take over from one
+        another overlap, and the old one's readers show what came after the new one began."""
+        with self._database.read() as connection:
+            is_known = REVISION.one(connection, feed=ACCESS) == self._access
+        if self._is_stale or not is_known:
             self._learn()
 
     def _learn(self) -> None:
         self._is_stale = False
         with self._database.read() as connection:
             known = _known(connection)
+            self._access = REVISION.one(connection, feed=ACCESS)
+            self._seen = max(self._seen, _newest_change(connection))
         begun = [*(change for _, change, _ in known[1:]), ENDLESS]
         self._ends = {name: end for (_, _, name), end in zip(known, begun, strict=True)}
         self._newest = known[-1][2]
@@ -154,8 +170,6 @@ def _newest_change(connection: Connection) -> int:
 
 def _known(connection: Connection) -> list[tuple[int, int, str]]:
     """Number, beginning and name of each, oldest first."""
-    rows: Iterable[tuple[str, str]] = connection.execute(
-        select(instance.c.name, instance.c.value).where(instance.c.name.like(PREFIX + "%"))
-    ).tuples()
-    found = [(*map(int, value.split()), name.removeprefix(PREFIX)) for name, value in rows]
-    return sorted(found)  # type: ignore[arg-type]
+    rows = connection.execute(select(instance.c.name, instance.c.value).where(instance.c.name.like(PREFIX + "%")))
+    found = [(*map(int, row.value.split()), row.name.removeprefix(PREFIX)) for row in rows]
+    return sorted(found)
