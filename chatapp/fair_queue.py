@@ -8,6 +8,7 @@ one address, and wait for one another.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv6Network, ip_address
@@ -54,8 +55,9 @@ class FairQueue:
         self._attempts[address] = (attempts, now)
         return attempts
 
-    def wait(self, attempts: float) -> None:
-        """Return when `let_next` says so. Raises Full. One that is ended meanwhile passes its turn on."""
+    def wait(self, attempts: float, pass_on: Callable[[], object] | None = None) -> None:
+        """Return when `let_next` says so. Raises Full. One that is ended meanwhile passes its turn on, by `pass_on`
+        where somebody must know that there may be nobody to take it."""
         self._number += 1
         turn = Turn(attempts, self._number, AsyncResult())
         self._waiting.append(turn)
@@ -70,7 +72,7 @@ class FairQueue:
             if turn in self._waiting:
                 self._waiting.remove(turn)
             elif not is_mine and turn.result.value:
-                self.let_next()
+                (pass_on or self.let_next)()
         if not is_mine:
             raise Full
 

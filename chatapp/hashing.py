@@ -81,14 +81,17 @@ class Hashing:
         attempts = self._queue.count(address)
         try:
             if self._is_busy:
-                self._queue.wait(attempts)
+                self._queue.wait(attempts, self._let_next)
         except Full:
             self._refuse()
         self._is_busy = True
         try:
             yield
         finally:
-            self._is_busy = self._queue.let_next()
+            self._let_next()
+
+    def _let_next(self) -> None:
+        self._is_busy = self._queue.let_next()
 
     def _refuse(self) -> None:
         retry_s = math.ceil(self._took_s * (MOST_WAITING + 1))

@@ -8,6 +8,7 @@ import pytest
 from chatapp import fair_queue
 from chatapp.admission import APART_S, LONGEST_S, Pace
 from chatapp.fair_queue import FairQueue, Full
+from chatapp.hashing import Hashing
 
 
 def asks(queue: FairQueue, address: str, done: list[str]) -> gevent.Greenlet:
@@ -58,6 +59,24 @@ def test_the_turn_of_one_that_is_ended_is_the_next_ones() -> None:
     assert queue.let_next()
     gevent.sleep(0.01)
     assert done == ["ada"] and not queue
+
+
+def test_after_one_that_is_ended_at_its_turn_the_next_password_is_hashed() -> None:
+    """Nobody waited behind it; hashing counted as busy for ever."""
+    hashing, done = Hashing(), list[str]()
+
+    def hash_one(name: str, then: Callable[[], object] = lambda: None) -> None:
+        with hashing._turn(name):
+            gevent.sleep(0.01)
+            then()
+        done.append(name)
+
+    first = gevent.spawn(hash_one, "ada", lambda: second.kill(block=False))
+    gevent.sleep(0)
+    second = gevent.spawn(hash_one, "bob")
+    gevent.joinall([first, second], timeout=5)
+    gevent.spawn(hash_one, "eve").join(timeout=2)
+    assert done == ["ada", "eve"]
 
 
 def test_attempts_are_forgotten_by_half_and_right_ones_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
