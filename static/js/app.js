@@ -47,6 +47,8 @@ async function start() {
     }
     if (["stored", "sent"].includes(what) && entry.conversation === conversation) composer?.confirm(entry)
     view.onOutbox(entry, what, why)
+    const isLost = entry.failed?.code === "gone" && entry.conversation !== conversation // its page opens no more
+    if (isLost && ["added", "failed"].includes(what)) outbox.moveToDrafts(entry, NEW)
     if (what === "added" && ["reconnecting", "error"].includes(connection.record.status)) connection.retry()
     connection.dispatch({ type: "queue", queued: outbox.size })
   }

@@ -104,6 +104,20 @@ export class Outbox {
     for (const entry of this.of(conversation)) if (!entry.failed) this.#fail(entry, { refused: code })
   }
 
+  // No page shows it where it failed: its text becomes a draft, in the same write. Drafts come up the newest first, by
+  // `turn`: these in their own order, after those that somebody is writing.
+  async moveToDrafts(entry, conversation) {
+    try {
+      await this.#writes.get(entry.id)
+      if (!this.#entries.has(entry.id)) return
+      const row = { conversation, owner: entry.id, turn: -(entry.seq ?? 0), text: entry.body }
+      const end = entry.seq ? [["outbox", "delete", entry.seq]] : []
+      await this.#storage.write([["drafts", "put", row], ...end])
+      this.#remove(entry, "removed")
+      this.#storage.tell({ type: "draft", conversation, turn: row.turn })
+    } catch (error) { console.error("it stays in the outbox", error) }
+  }
+
   // An acknowledgement or refusal, also one that comes after its flight had ended.
   settled(id, outcome) {
     const entry = this.#entries.get(id)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from lab.browser import ARGUMENTS, CHROMIUM, RECORDER, messages, record, say, sign_in, stored, wait_for, wait_state
 from lab.faultproxy import FaultProxy
+from lab.http import Client
 from lab.processes import marked_environment
 from lab.profile import Profile
 from lab.server import Server
@@ -177,6 +178,28 @@ def test_what_could_not_be_stored_keeps_its_place(proxy: FaultProxy, page: Page)
     page.goto(url)
     wait_for(page, lambda: len(texts(page)) == 4, 10, "the server has them")
     assert texts(page) == said
+
+
+def test_what_waits_for_a_conversation_that_is_deleted_meanwhile_is_the_next_ones_draft(
+    proxy: FaultProxy, me: Client, page: Page
+) -> None:
+    url = begin(page, proxy.url)
+    proxy.network_down()
+    wait_state(page, "reconnecting")
+    for text in ("what waits", "and waits"):
+        say(page, text)
+    wait_for(page, lambda: states(page)[1:] == ["sending"] * 2, 5, "it is kept")
+    assert me.post(f"/c/{url.rsplit('/', 1)[1]}/delete").status in (204, 303)
+    other = page.context.new_page()
+    page.close()
+    proxy.heal()
+    other.goto(proxy.url)
+    wait_for(other, lambda: len(stored(other, "drafts")) == 2, 10, "they are drafts")
+    assert stored(other, "outbox") == []
+    if not other.locator("#composer textarea").input_value():
+        other.locator("form.new button").first.click()
+    field = other.locator("#composer textarea")
+    wait_for(other, lambda: field.input_value() == "what waits", 10, "the first one is there")
 
 
 # Loses the connection to the database once, as WebKit says it, and for good for the object that has it.
