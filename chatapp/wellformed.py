@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import socket
-import time
 from collections.abc import Iterable
 from ipaddress import IPv6Address
 from typing import Any
@@ -23,7 +21,6 @@ LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
 HOST = re.compile(rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>{LABEL}(?:\.{LABEL})*)\.?)(?::(?P<port>[0-9]{{0,5}}))?")
 LONGEST_NAME = 253  # characters of a host's name (RFC 1035)
 KNOWN_HOSTS = 256
-LINGER_S, LINGER_BYTES = 1.0, 1 << 20  # for whom nonsense was answered
 
 COOKIES = (
     "Your browser sends more than 8 kB of cookies to this address, which is more than this server takes. Nearly always"
@@ -131,17 +128,8 @@ def hook(worker: Any) -> None:
         lines = [f"HTTP/1.1 {status} {name}", *(f"{header}: {value}" for header, value in headers), "", ""]
         try:
             write_nonblock(client, "\r\n".join(lines).encode() + body)
-            _linger(client)
+            client.linger()
         except OSError:  # whoever sent it has gone
             worker.log.debug("nobody was there for the answer")
 
     worker.handle_error = handle_error
-
-
-def _linger(client: socket.socket) -> None:
-    """Read on for a moment: to close on bytes that nobody has read takes the answer back (RST)."""
-    client.shutdown(socket.SHUT_WR)
-    client.settimeout(LINGER_S)
-    end, left = time.monotonic() + LINGER_S, LINGER_BYTES
-    while time.monotonic() < end and left > 0 and (data := client.recv(1 << 16)):
-        left -= len(data)

@@ -96,6 +96,29 @@ def test_who_is_too_slow_is_gone(shared: Server, sends: str, drip: bytes) -> Non
     assert "Traceback" not in shared.log_text()
 
 
+def test_who_sends_a_head_without_end_gets_one_answer_and_one_line_and_is_gone(tmp_path: Path) -> None:
+    with Server(tmp_path / "server", assistant="off", request_timeout=60) as server:
+        head = "GET /sign-in HTTP/1.1\r\nHost: chat\r\n" + f"X-Long: {'x' * 7000}\r\n" * 12
+        with dial(server, head) as connection:
+            connection.sendall(b"x" * 5000)
+            assert answer(connection).startswith("HTTP/1.1 431")
+            for _ in range(3):  # what is on its way does not take the answer back
+                connection.sendall(b"x" * 5000)
+                time.sleep(0.1)
+        with dial(server, "nonsense\r\n\r\n") as connection:
+            assert answer(connection).startswith("HTTP/1.1 400")
+            connection.settimeout(0.1)
+            while connection.recv(65536):
+                pass
+            began = time.monotonic()
+            with pytest.raises(ConnectionError):
+                while time.monotonic() - began < 10:
+                    connection.sendall(b"x")
+                    time.sleep(0.1)
+        lines = [line for line in server.log_text().splitlines() if "127.0.0.1" in line and "whole head" in line]
+        assert len(lines) == 1 and "Traceback" not in server.log_text(), server.log_text()[-2000:]
+
+
 def test_who_is_slow_but_steady_is_served(shared: Server) -> None:
     """Longer than the time-out, at four times the least rate."""
     with dial(shared, f"{SIGN_IN}Content-Length: 8000\r\n\r\n") as connection:
