@@ -13,6 +13,8 @@ import gevent
 from chatapp.auth import JUDGED, Cookies
 from chatapp.beside import has_loop
 from chatapp.fair_queue import FairQueue, Full
+from chatapp.gunicorn_bridge import know
+from chatapp.store import StorageUnavailable
 from chatapp.wellformed import PLAIN
 
 APART_S = 0.01  # between two requests of strangers: they get some tenth of the event loop
@@ -77,6 +79,15 @@ class Admission:
         return behind
 
     def _is_strangers(self, environ: dict[str, Any]) -> bool:
-        if JUDGED in environ or environ.get("PATH_INFO", "").startswith(FREE):
+        if JUDGED in environ:
             return False
-        return self._cookies.sign_in(environ.get("HTTP_COOKIE", "")) is None
+        is_free = environ.get("PATH_INFO", "").startswith(FREE)
+        try:
+            is_live = self._cookies.sign_in(environ.get("HTTP_COOKIE", "")) is not None
+        except StorageUnavailable:
+            if is_free:  # needs no database
+                return False
+            raise
+        if is_live:
+            know(environ)
+        return not is_live and not is_free

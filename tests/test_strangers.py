@@ -255,18 +255,23 @@ def test_a_pool_full_of_strangers_leaves_room_for_people(tmp_path: Path) -> None
     with Server(tmp_path / "server", **settings) as server:
         me = Client(server.url, timeout=5).sign_in()
         conversation = str(me.create("hello").json["conversation"])
-        kept = dial(server, f"GET /connection HTTP/1.1\r\nHost: chat\r\nCookie: {me.cookie_header}\r\n\r\n")
-        assert answer(kept).startswith("HTTP/1.1 200")
+        page = me.get("/connection").text
+        file = page[page.index("/static/") :].split('"')[0]
+        kept = []
+        for path in ("/connection", file):
+            kept.append(dial(server, f"GET {path} HTTP/1.1\r\nHost: chat\r\nCookie: {me.cookie_header}\r\n\r\n"))
+            assert answer(kept[-1]).startswith("HTTP/1.1 200")
         crowd = [dial(server, "GET / HTTP/1.1\r\n") for _ in range(CROWD)]
         for number in range(10):
             assert me.post_message(conversation, f"message {number}").status == 201
-        kept.settimeout(0.5)
-        with pytest.raises(TimeoutError):
-            while kept.recv(65536):  # the rest of the page, and then silence: it is not cut
-                pass
+        for one in kept:
+            one.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                while one.recv(65536):  # the rest of the page or file, and then silence: it is not cut
+                    pass
         assert len([one for one in crowd if is_open(one)]) <= 30
         assert Client(server.url, timeout=5).get("/sign-in").status == 200
-        for one in [*crowd, kept]:
+        for one in [*crowd, *kept]:
             one.close()
 
 
