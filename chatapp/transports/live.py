@@ -26,7 +26,7 @@ MOST_SWEEPS = 8  # at once; each but the last waits for something
 RELIEF_S = 0.005  # without a flush: then a sweep waits for something, and the next one takes over
 STORE_AFTER_S = 0.1  # events that come together are stored together: a transaction costs more than a row
 MOST_STORED = 200  # events in one transaction: it holds the event loop for some 5 ms
-FINISH_S = 3.0  # how long a worker that closes waits for its goodbyes
+FINISH_S = 5.0  # how long a worker that closes waits for its goodbyes
 
 access = logging.getLogger("gunicorn.access")
 log = logging.getLogger("chatapp.websocket")
