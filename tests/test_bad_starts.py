@@ -101,9 +101,8 @@ def test_damage_where_no_migration_looks_is_a_sentence_too(tmp_path: Path, table
     garble_page(root_page(table, server.data))(server.data)
     said = refused(server)
     assert said.startswith("Error: ") and "is damaged" in said and said.count("\n") == 1, said
-    made = run_chatapp(
-        server, "admin", "reset-password", "--email", "ada@example.org", "--password", "correct horse battery"
-    )
+    command = ("admin", "reset-password", "--email", EMAIL, "--password", "-")
+    made = run_chatapp(server, *command, typed="correct horse battery")
     assert made.returncode == 1 and made.stderr.startswith("Error: ") and "is damaged" in made.stderr
 
 

@@ -9,6 +9,7 @@ import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -54,7 +55,7 @@ class Visitor:
         self.house.chat.create(self.person, self.feed)
         self.pairs = [socket.socketpair() for _ in range(sockets)]  # before anything is counted
 
-    def request(self, ours: "Taken") -> dict[str, Any]:
+    def request(self, ours: Any) -> dict[str, Any]:
         """The request's environment."""
         interface = self.app.session_interface
         assert isinstance(interface, SecureCookieSessionInterface)
@@ -67,12 +68,18 @@ class Visitor:
         environ |= {"HTTP_ORIGIN": f"http://{HOST}", "SERVER_PROTOCOL": "HTTP/1.1", "REQUEST_METHOD": "GET"}
         environ |= {"PATH_INFO": "/ws", "SCRIPT_NAME": "", "QUERY_STRING": "", "REMOTE_ADDR": "127.0.0.1"}
         server = {"SERVER_NAME": "127.0.0.1", "SERVER_PORT": "8000", "wsgi.url_scheme": "http"}
-        return {**environ, **server, "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr, "gunicorn.socket": ours}
+        return {
+            **environ,
+            **server,
+            "wsgi.input": nothing_read_ahead(),
+            "wsgi.errors": sys.stderr,
+            "gunicorn.socket": ours,
+        }
 
     def open(self) -> socket.socket:
         """A connection that follows the conversation; what it was told is read. The other end of its socket."""
         ours, theirs = self.pairs.pop()
-        request = self.request(Taken(ours))
+        request = self.request(taken(ours))
         with pytest.raises(StopIteration):
             self.app.wsgi_app(request, lambda *_: None)
         assert theirs.recv(4096).startswith(b"HTTP/1.1 101 ")
@@ -90,11 +97,15 @@ class Visitor:
         raise AssertionError("no answer")
 
 
-class Taken:
-    """A socket as gevent has it: `detach` gives the descriptor."""
+def taken(ours: socket.socket) -> Any:
+    """A socket as gunicorn's worker has it."""
+    return gevent.socket.socket(ours.family, ours.type, fileno=ours.detach())
 
-    def __init__(self, ours: socket.socket) -> None:
-        self.detach = ours.detach
+
+def nothing_read_ahead() -> Any:
+    """A request's input as gunicorn makes it, with nothing behind the request."""
+    unreader = SimpleNamespace(buf=io.BytesIO())
+    return SimpleNamespace(reader=SimpleNamespace(unreader=unreader))
 
 
 def counted(do: Callable[[], object]) -> int:
@@ -192,8 +203,9 @@ def test_what_the_door_does_not_let_in_flask_refuses(app: Flask, change: dict[st
     visitor = Visitor(app, 1)
     ours, theirs = visitor.pairs.pop()
     said: list[str] = []
-    with ours, theirs:
-        answer = app.wsgi_app({**visitor.request(Taken(ours)), **change}, lambda line, *_: said.append(line))
+    mine = taken(ours)
+    with mine, theirs:
+        answer = app.wsgi_app({**visitor.request(mine), **change}, lambda line, *_: said.append(line))
         b"".join(answer)
         theirs.setblocking(False)
         with pytest.raises(BlockingIOError):
