@@ -3,8 +3,10 @@
 The examples stand by name; hypothesis looks for the rest: a few hundred in `make test`, 100,000 by `make fuzz`.
 """
 
+import gc
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from urllib.parse import quote_from_bytes
 
@@ -42,6 +44,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> None:
     """The shared server outlives each test; it ends with the module."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def others_garbage() -> None:
+    """Sockets that tests of this process left to the collector: hypothesis collects, and they would be ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 class Site:

@@ -459,6 +459,6 @@ def test_a_reload_leaves_the_reader_where_one_was(reader: Page, pen: Pen) -> Non
         assert_left_alone(reader)
     pen.end()
     answer = reader.locator("#messages [data-author=assistant]").last
-    wait_for(reader, lambda: answer.get_attribute("data-state") != "running", 30, "the answer ends")
+    wait_for(reader, lambda: answer.get_attribute("data-state") != "running", 90, "the answer ends")
     assert answer.get_attribute("data-state") == "completed", answer.locator("footer").inner_text()
     assert_reads(reader, *read)
