@@ -57,7 +57,8 @@ class Body:
         if is_gzip:
             response.content_encoding = "gzip"
         response.set_etag(f"{self.tag}-gzip" if is_gzip else self.tag)  # other bytes, another tag
-        response.last_modified = self.changed
+        if self.changed is not None:  # None would be the present time
+            response.last_modified = self.changed
         response.cache_control.no_cache = True  # unless the caller knows better
         response.cache_control.no_transform = True
         response.make_conditional(request)
