@@ -33,6 +33,7 @@ class Pen:
         handler.begin()
         while (piece := self._pieces.get(timeout=300)) is not None:
             handler.say(piece)
+        self._pieces.put(None)  # also for the answer of the other conversation, which reads along
         handler.say(finish="stop", end="[DONE]")
 
     def write(self, text: str) -> None:
