@@ -138,7 +138,8 @@ def test_where_storage_is_full_the_page_says_so_and_asks_before_it_closes(proxy:
     proxy.network_down()
     say(page, "too much")
     wait_for(page, lambda: states(page)[-1] == "unstored", 5, "nothing says that it is kept")
-    assert "Not kept on this device" in page.locator("article .state").last.inner_text()
+    word = page.locator("article .state").last
+    wait_for(page, lambda: "Not kept on this device" in word.inner_text(), 3, "once it is known")
     wait_for(page, lambda: "storage is full" in note(page), 3, "in words")
     asked: list[str] = []
 
