@@ -118,20 +118,25 @@ def test_whole_messages_and_entries_carry_their_check(me: Client, answered: tupl
         assert entry and entry[1] == check(html.unescape(entry[2]))
 
 
-def test_patches_carry_their_check_and_that_of_what_they_append_to(answered: tuple[str, list[str]]) -> None:
-    sources: dict[str, str] = {}
+def test_the_check_of_a_running_answer_holds_the_source_that_patches_append_to(me: Client) -> None:
+    conversation = str(me.create(BODY).json["conversation"])
+    pattern = (
+        r'data-state="running" data-check="([^"]*)">.*?<div class="body">(.*data-source="([^"]*)".*?)</div>\n<footer'
+    )
+    running = wait_for(lambda: re.search(pattern, me.poll({conversation: 0}).text, re.S), 10, "it is being written")
+    expected, body, source = running.groups()
+    blocks = body.replace(f'data-source="{source}"', "")
+    assert expected == check(words(blocks) + links(blocks) + html.unescape(source))
+
+
+def test_patches_carry_their_check(answered: tuple[str, list[str]]) -> None:
     appended = 0
     for text in answered[1]:
         for attributes, inner in re.findall(r"<chat-patch([^>]*)>(.*?)</chat-patch>", text, re.S):
             texts = ""
-            for index, offset, base, tail in re.findall(
-                r'<chat-block index="(\d+)" offset="(\d+)"(?: base="(\w+)")?>([^<]*)</chat-block>', inner
-            ):
-                start = sources.get(index, "").encode("utf-16-le")[: 2 * int(offset)].decode("utf-16-le")
-                assert base == (check(start) if start else "")
-                appended += bool(start)
+            for offset, tail in re.findall(r'<chat-block index="\d+" offset="(\d+)">([^<]*)</chat-block>', inner):
+                appended += offset != "0"
                 texts += html.unescape(tail)
-                sources[index] = start + html.unescape(tail)
             assert not texts or f'check="{check(texts)}"' in attributes
     assert appended > 3
 

@@ -294,13 +294,7 @@ class Renderer:
                 offset = block.offset(cursor)
                 start, tail = block.html[:offset], block.html[offset:]
                 tails += tail
-                # The reader sees by `base` whether it has the same start, also where the length would fit.
-                where = {
-                    "index": block.index,
-                    "offset": utf16_length(start),
-                    "base": check_of(start) if start else None,
-                }
-                parts.append(element("chat-block", _text(tail), **where))
+                parts.append(element("chat-block", _text(tail), index=block.index, offset=utf16_length(start)))
         if message.state_revision > cursor:
             parts.append(str(self._macro("_message.html", "footer")(message)).strip())
         # By position, and the state only where it changed: a long answer is hundreds of patches.

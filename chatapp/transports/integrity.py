@@ -29,10 +29,14 @@ def check_of(text: str) -> str:
 
 
 def message_check(message: ChangedMessage) -> str:
-    """The check of a message: of its words as a browser reads them, and of where the links in it lead."""
+    """The check of a message: of its words as a browser reads them, of where the links in it lead, and of the source
+    that patches append to.
+    """
     if message.author == "user":
         return check_of(message.body)
-    return check_of("".join([_words(block) for block in message.blocks]) + "".join(_links(message.blocks)))
+    words = "".join([_words(block) for block in message.blocks])
+    source = message.blocks[-1].html if message.blocks and message.state == "running" else ""
+    return check_of(words + "".join(_links(message.blocks)) + source)
 
 
 def _words(block: Block) -> str:

@@ -68,9 +68,9 @@ function applyChild({ shown }, { name, attrs, children }) {
     const blocks = new Map(parts.map((one) => [one.attrs["data-index"], one.attrs["data-source"] ?? one.source]));
     return shown.set(id, { client, author, state, blocks, revision: Number(revision), position: Number(position) });
   }
-  for (const { attrs: { index, offset, base }, source } of children.filter((child) => child.name === "chat-block")) {
+  for (const { attrs: { index, offset }, source } of children.filter((child) => child.name === "chat-block")) {
     const old = known.blocks.get(index) ?? "";
-    if (base && parseInt(base, 16) !== crc(old.slice(0, offset))) throw new RangeError("does not fit");
+    if (offset > old.length) throw new RangeError("does not fit");
     known.blocks.set(index, old.slice(0, offset) + unescape(source));  // slice counts UTF-16 units
   }
   Object.assign(known, { revision: Number(revision), state: state ?? known.state });

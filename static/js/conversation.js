@@ -5,7 +5,7 @@ import { focusComposer } from "./composer.js"
 import { morph, morphInto } from "./reading/morph.js"
 import { Scroll } from "./reading/scroll.js"
 import { daySeparator, words, wordTime, wordTimes } from "./status.js"
-import { checkOf, isWhole } from "./transports/integrity.js"
+import { isWhole } from "./transports/integrity.js"
 
 export class ConversationView {
   #messages = document.getElementById("messages")
@@ -141,8 +141,7 @@ export class ConversationView {
     const body = article.querySelector(":scope > .body")
     let block = body.querySelector(`:scope > .block[data-index="${index}"]`)
     const old = block ? this.#sources.get(block) ?? block.dataset.source ?? "" : ""
-    const base = piece.getAttribute("base")
-    if (offset > old.length || (base && base !== checkOf(old.slice(0, offset)))) return false
+    if (offset > old.length) return false
     const source = old.slice(0, offset) + piece.textContent
     if (!block) {
       block = Object.assign(document.createElement("div"), { className: "block", dir: "auto" })

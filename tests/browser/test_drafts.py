@@ -99,6 +99,8 @@ def test_two_tabs_of_one_conversation_never_lose_a_draft(shared: Server, url: st
             wait_state(tab, "connected")
             tab.locator("#composer textarea").fill("")
         tabs[first].locator("#composer textarea").fill(f"{number}: written first")
+        if number == 0:  # nothing was typed there yet: it is to take that over before it is filled, not meanwhile
+            shows(last, f"{number}: written first")
         last.locator("#composer textarea").fill(f"{number}: written last")
         for tab in (tabs[first], last, tabs[first]):
             if then == "reload":

@@ -153,7 +153,7 @@ def test_where_storage_is_full_the_page_says_so_and_asks_before_it_closes(proxy:
     page.evaluate("window.setFull(false)")
     proxy.heal()
     wait_for(page, lambda: states(page) == ["sent"] * 2, 20, "it goes out all the same")
-    assert not note(page)
+    wait_for(page, lambda: not note(page), 5, "once it is acknowledged nothing is unkept")
     page.reload()
     wait_state(page, "connected")
     assert texts(page) == ["the first message", "too much"]

@@ -154,6 +154,7 @@ def test_retry_is_answered_while_the_server_is_away(chat: Page, proxy: FaultProx
     proxy.network_down()
     wait_state(chat, "error", timeout=20)
     button = chat.locator("#banner [data-action=retry]")
+    button.hover()  # which waits until the banner has come to rest
     size = button.bounding_box()
     button.click()
     assert button.inner_text().strip() == "Trying…" and button.get_attribute("aria-busy") == "true"

@@ -24,13 +24,14 @@ export function isWhole(element) {
   try { return check === checkOf(contentOf(element)) } catch { return false } // a part of it is missing
 }
 
-// The words, and where the links in them lead.
+// The words, where the links in them lead, and the source that patches append to.
 function contentOf(element) {
   if (element.localName === "li") return element.textContent
   if (element.localName === "chat-patch") return words(element.querySelectorAll(":scope > chat-block"))
   const body = element.querySelector(":scope > .body")
   const links = [...body.querySelectorAll(":scope > .block a[href]")].map((link) => link.getAttribute("href"))
-  return words([body]) + links.join("")
+  const source = body.querySelector(":scope > .block[data-source]")?.dataset.source ?? ""
+  return body.textContent + links.join("") + source
 }
 
 const words = (elements) => [...elements].map((element) => element.textContent).join("")
