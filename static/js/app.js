@@ -71,12 +71,17 @@ async function start() {
   guard(() => readOffline(config, () => view.isAwaiting(), connection.rewriters))
   connection.start()
   // A new conversation is for writing: the click that made it took the keyboard away.
-  if (document.activeElement === body && document.querySelector("#messages:not(:has(article))")) focusComposer()
+  if (document.activeElement === body && isEmpty()) focusComposer()
+}
+
+// A conversation in which nothing was said yet. (Not by :has(), which older browsers do not know.)
+function isEmpty() {
+  const messages = document.getElementById("messages")
+  return messages !== null && !messages.querySelector("article")
 }
 
 // A page that has no conversation of its own yet has another id each time: its draft must not go by that.
 async function open(composer) {
-  const isEmpty = document.querySelector("#messages:not(:has(article))") !== null
   await composer?.open("unsaved" in body.dataset ? NEW : body.dataset.conversation, isEmpty)
 }
 

@@ -237,3 +237,30 @@ def test_what_was_written_in_a_deleted_conversation_is_in_the_next_new_one(
     say(page, "somebody's text")
     wait_for(page, lambda: messages(page)[-1]["state"] == "sent", 5, "sent")
     wait_for(page, lambda: stored(page, "drafts") == [], 5, "nothing is left")
+
+
+def test_what_is_left_of_a_deleted_conversation_is_not_for_one_under_way(
+    shared: Server, me: Client, url: str, page: Page
+) -> None:
+    """A page that began empty has its own conversation now: only one that is still empty shows the text."""
+    sign_in(page, shared.url)
+    page.locator("form.new button").click()
+    page.wait_for_url("**/c/*")
+    wait_state(page, "connected")
+    say(page, "under way")
+    wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"], 5, "it has begun")
+    deleted, empty = page.context.new_page(), page.context.new_page()
+    deleted.goto(url)
+    wait_state(deleted, "connected")
+    empty.goto(shared.url)
+    empty.locator("form.new button").click()
+    wait_state(empty, "connected")
+    type_in(deleted, "from elsewhere")
+    assert me.post(f"{url.removeprefix(shared.url)}/delete").status in (204, 303)
+    deleted.locator("#gone").wait_for()
+    shows(empty, "from elsewhere")
+    rows = [
+        (row["conversation"], row["text"]) for row in stored(page, "drafts")
+    ]  # read after what the page itself reads
+    assert rows == [("new", "from elsewhere")], "and none is left of what was being typed"
+    assert draft(page) == ""

@@ -10,7 +10,7 @@ const PATIENCE = 1000 // ms until a write that does not end is called unkept
 export const NEW = "new" // of no conversation yet, or of none any more
 
 export class Drafts {
-  #storage; #prefix; #owner; #conversation = null; #isEmpty = false
+  #storage; #prefix; #owner; #conversation = null; #isEmpty = () => false
   #text = ""; #isOwn = false; #isDirty = false; #isWriting = false
   #isStored = true; #writing = null // the text, as it is here; the newest write
   #shown = null // the row of another tab that is shown here
@@ -27,7 +27,7 @@ export class Drafts {
     addEventListener("pageshow", (event) => { if (event.persisted) takeName(prefix) })
   }
 
-  // → the text to show. isEmpty: nothing was said yet, so what belongs to no conversation is shown, too
+  // → the text to show. isEmpty() → as long as nothing was said, what belongs to no conversation is shown, too
   async open(conversation, isEmpty) {
     this.#conversation = conversation
     this.#isEmpty = isEmpty
@@ -65,7 +65,7 @@ export class Drafts {
   // The page has become another conversation's, or no conversation's: so has what is written on it.
   moveTo(conversation) {
     if (conversation === this.#conversation) return
-    this.#left.push(this.#key)
+    this.#left = [...this.#left, this.#key] // not in place: what is being written goes by the one before
     this.#conversation = conversation
     if (this.#text) this.edit(this.#text)
   }
@@ -76,7 +76,7 @@ export class Drafts {
 
   // Own rows first; else the newest, of this conversation before those of none.
   async #newest() {
-    const names = this.#isEmpty ? [this.#conversation, NEW] : [this.#conversation]
+    const names = this.#isEmpty() ? [this.#conversation, NEW] : [this.#conversation]
     for (const name of names) {
       const rows = await this.#storage.rows("drafts", IDBKeyRange.bound([name], [name, []]))
       this.#turn = Math.max(this.#turn, ...rows.map((row) => row.turn))
@@ -128,7 +128,7 @@ export class Drafts {
   }
 
   #onMessage({ type, conversation, turn, owner, text, isSent }) {
-    const isHere = conversation === this.#conversation || (this.#isEmpty && conversation === NEW)
+    const isHere = conversation === this.#conversation || (conversation === NEW && this.#isEmpty())
     if (type === "draft" && isHere) {
       this.#turn = Math.max(this.#turn, turn)
       if (!this.#isOwn) this.#refresh()
