@@ -195,7 +195,8 @@ export class ConversationView {
     const word = entry.storage === "storing" ? "" : !isKept ? "unkept" : what === "sending" ? "sending" : why === "server-storage" ? "unwritten" : "queued"
     if (state) state.textContent = entry.failed ? "" : words(word)
     if (entry.failed) article.append(failureRow(entry))
-    what === "added" ? this.scrollToEnd() : this.#afterChange()
+    const isWrittenHere = what === "added" && entry.storage === "storing" // else an earlier page or another tab left it
+    isWrittenHere ? this.scrollToEnd() : this.#afterChange()
   }
 
   #addPending(entry) {

@@ -203,6 +203,34 @@ def test_what_waits_for_a_conversation_that_is_deleted_meanwhile_is_the_next_one
     wait_for(other, lambda: field.input_value() == "what waits", 10, "the first one is there")
 
 
+def test_what_waits_does_not_take_the_reader_to_the_end(proxy: FaultProxy, page: Page) -> None:
+    """Neither at a load nor where another tab's message is taken up after a sleep: one reads on where one was."""
+    refusal = '{"error": {"code": "too-long", "message": ""}}'
+    begin(page, proxy.url, "a long story\n" * 200)
+    page.context.route("**/messages", lambda route: route.fulfill(status=422, body=refusal))
+    say(page, "not taken " * 100)  # too long for a frame, hence by POST
+    wait_for(page, lambda: states(page) == ["sent", "failed"], 5, "it stays in the outbox")
+    log = page.locator("#log")
+    log.evaluate("log => { log.scrollTop = 500 }")
+    frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    page.evaluate(frames)
+    page.reload()
+    wait_state(page, "connected")
+    assert states(page) == ["sent", "failed"]
+    page.evaluate(frames)
+    assert abs(log.evaluate("log => log.scrollTop") - 500) < 6
+    other = page.context.new_page()
+    other.goto(page.url)
+    say(other, "nor this one " * 100)
+    wait_for(other, lambda: states(other) == ["sent", "failed", "failed"], 5, "it stays there, too")
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    wait_for(page, lambda: len(states(page)) == 3, 5, "it is taken up")
+    page.evaluate(frames)
+    assert abs(log.evaluate("log => log.scrollTop") - 500) < 6
+    say(page, "from here " * 100)
+    wait_for(page, lambda: log.evaluate("log => log.scrollTop") > 1000, 5, "what one writes oneself is shown")
+
+
 # Loses the connection to the database once, as WebKit says it, and for good for the object that has it.
 LOST = """(() => {
   const lost = new WeakSet()
