@@ -60,7 +60,7 @@ class Relay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def reset(self) -> Count:
-        """Begin anew; returns what was counted."""
+        """Start over; returns what was counted."""
         counted, self.count = self.count, Count()
         return counted
 

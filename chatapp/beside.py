@@ -73,7 +73,7 @@ class Standby:
                     self._function()
                 self._is_idle = True
                 gevent.get_hub().switch()
-        finally:  # it was ended, or failed: the next one begins anew
+        finally:  # it was ended, or failed: the next one starts over
             self._greenlet, self._is_idle = None, False
             if self._is_asked:
                 self.ask()

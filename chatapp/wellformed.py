@@ -25,7 +25,7 @@ KNOWN_HOSTS = 256
 COOKIES = (
     "Your browser sends more than 8 kB of cookies to this address, which is more than this server takes. Nearly always"
     " other sites of the same domain have set them, such as a single sign-on. Delete this domain's cookies in the"
-    " browser's settings, then reload. If they come back: whoever runs the sign-on can bind its cookies to one host.\n"
+    " browser's settings, then reload. If they come back: the sign-on's operator can bind its cookies to one host.\n"
 )
 HEADERS = (
     f"A header of this request is longer than 8 kB, or there are too many. Most often these are cookies. {COOKIES}"

@@ -1,4 +1,4 @@
-"""SQLite's log is carried into its file beside the event loop, and begins anew all the while."""
+"""SQLite's log is carried into its file beside the event loop, and starts over all the while."""
 
 import sqlite3
 import threading

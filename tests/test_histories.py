@@ -1,4 +1,4 @@
-"""A database that was rolled back under its name: whoever shows what it lost is told to read anew, and nobody else."""
+"""A database that was rolled back under its name: whoever shows what it lost is told to read again, and nobody else."""
 
 import shutil
 from pathlib import Path

@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from resource import RLIM_INFINITY, RLIMIT_FSIZE, prlimit
 
@@ -29,18 +29,32 @@ def locked(server: Server) -> Iterator[None]:
 
 
 @contextmanager
+def log_at_its_end(server: Server) -> Iterator[int]:
+    """SQLite's log, written to its file's end and kept from starting over by a reader: its size, in bytes."""
+    log = server.data / "chat.db-wal"
+    least = max(log.stat().st_size, 256_000)  # more than any other file of the server's
+    with closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as other:
+        while log.stat().st_size <= least:
+            other.execute("PRAGMA user_version = 0")  # writes a page
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM people").fetchone()
+        yield log.stat().st_size
+
+
+@contextmanager
 def full(server: Server) -> Iterator[None]:
     """No file of the server's grows any more."""
     assert server.process
-    size, pid = (server.data / "chat.db-wal").stat().st_size, server.process.pid
+    pid = server.process.pid
     workers = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    for each in workers:
-        prlimit(each, RLIMIT_FSIZE, (size, RLIM_INFINITY))
-    try:
-        yield
-    finally:
+    with log_at_its_end(server) as size:
         for each in workers:
-            prlimit(each, RLIMIT_FSIZE, (RLIM_INFINITY, RLIM_INFINITY))
+            prlimit(each, RLIMIT_FSIZE, (size, RLIM_INFINITY))
+        try:
+            yield
+        finally:
+            for each in workers:
+                prlimit(each, RLIMIT_FSIZE, (RLIM_INFINITY, RLIM_INFINITY))
 
 
 class Asked(threading.Thread):

@@ -160,7 +160,7 @@ def reading(bus: Bus, pages: Pages) -> tuple[Owns, Peer]:
     return owner, peer
 
 
-@pytest.mark.parametrize("then", ["stays", "unsubscribes", "begins anew", "leaves"])
+@pytest.mark.parametrize("then", ["stays", "unsubscribes", "starts over", "leaves"])
 def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
     bus, pages = Bus(), Pages()
     pages.kept = {4: News("4 to 5", 5)}
@@ -170,14 +170,14 @@ def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
     bus.publish([7])
     if then == "unsubscribes":
         peer.unsubscribe("conversation")
-    elif then == "begins anew":
+    elif then == "starts over":
         peer.subscribe("conversation", 0)
     elif then == "leaves":
         peer.abandon()
     bring(*crowds[0])
     owner.flush()
     assert other[0].written == ["4 to 5"]
-    assert owner.written == {"stays": ["4 to 5"], "begins anew": ["0 to 5"]}.get(then, [])
+    assert owner.written == {"stays": ["4 to 5"], "starts over": ["0 to 5"]}.get(then, [])
     assert peer.dirty == ()
 
 

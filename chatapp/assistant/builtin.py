@@ -227,7 +227,7 @@ class Knowledge:
         return list(self._index.execute(sql, (" OR ".join(_expression(word) for word in words),)))
 
     def _refresh(self) -> None:
-        """Index anew when a file came, went or changed."""
+        """Index again when a file came, went or changed."""
         now = time.monotonic()
         if now - self._checked < CHECK_FOLDERS_S:
             return

@@ -32,7 +32,7 @@ CUT_SHORT = {
 REFUSED = "The model refused to answer{words}."
 FOREIGN = (
     "What answered the chat server is not the model server's stream but {kind} ({status}){words}: a proxy's page, or a "
-    "wrong address. Whoever runs this chat checks CHATAPP_OPENAI_BASE_URL, HTTPS_PROXY and NO_PROXY."
+    "wrong address. The operator of this chat checks CHATAPP_OPENAI_BASE_URL, HTTPS_PROXY and NO_PROXY."
 )
 GARBLED = "The chat server does not understand what the model server sends; it may not be OpenAI-compatible."
 FAILED = "The model server failed in the middle of the answer{words}."

@@ -39,7 +39,7 @@ GRACE_S = 1.0  # how long text may still come once the model has said that it is
 
 QUOTA = (
     "The chat server's account at the model server has used up what it may use ({status}){words}. "
-    "Whoever runs this chat checks the account's plan and billing."
+    "The operator of this chat checks the account's plan and billing."
 )
 # How servers name that: waiting does not help.
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded"}
@@ -47,13 +47,13 @@ BY_STATUS = {
     400: "The model server did not accept the request (400){words}. "
     "A conversation that is too long for the model is one reason: try a new one.",
     401: "The model server did not accept the chat server's key (401). "
-    "Whoever runs this chat checks CHATAPP_OPENAI_API_KEY.",
+    "The operator of this chat checks CHATAPP_OPENAI_API_KEY.",
     403: "The model server does not allow this to the chat server's key (403). "
-    "Whoever runs this chat checks CHATAPP_OPENAI_API_KEY and what it may use.",
+    "The operator of this chat checks CHATAPP_OPENAI_API_KEY and what it may use.",
     404: "The model server knows no model {model}, or has nothing at this address (404){words}. "
-    "Whoever runs this chat checks CHATAPP_OPENAI_MODEL, and CHATAPP_OPENAI_BASE_URL, which mostly ends in /v1.",
+    "The operator of this chat checks CHATAPP_OPENAI_MODEL, and CHATAPP_OPENAI_BASE_URL, which mostly ends in /v1.",
     407: "The proxy between the chat server and the model server wants a sign-in (407). "
-    "Whoever runs this chat checks HTTPS_PROXY and NO_PROXY.",
+    "The operator of this chat checks HTTPS_PROXY and NO_PROXY.",
     413: "The conversation is too long for the model server (413). Start a new one.",
     402: QUOTA,
     429: "The model server takes no more requests at the moment (429){words}. {again}",
@@ -61,27 +61,27 @@ BY_STATUS = {
 }
 REDIRECT = (
     "The model server answered with a redirect ({status}) that the chat server does not follow. "
-    "Whoever runs this chat writes the final address into CHATAPP_OPENAI_BASE_URL."
+    "The operator of this chat writes the final address into CHATAPP_OPENAI_BASE_URL."
 )
 REFUSAL = "The model server refused the request ({status}){words}. The chat server's log has more."
 BROKEN = "The model server failed ({status}){words}. Ask again in a moment."
 GATEWAY = (
     "A gateway before the model server answered in its place ({status}, {kind}){words}: the model server may be "
-    "starting anew. Ask again in a moment; if it stays, whoever runs this chat checks that server and "
+    "starting again. Ask again in a moment; if it stays, the operator of this chat checks that server and "
     "CHATAPP_OPENAI_BASE_URL."
 )
 SILENT = "The model server has sent nothing to the chat server for {seconds:g} s. Ask again, or try later."
 UNREACHABLE = (
     "The chat server cannot reach the model server: {why}. "
-    "Whoever runs this chat checks that it runs, and CHATAPP_OPENAI_BASE_URL."
+    "The operator of this chat checks that it runs, and CHATAPP_OPENAI_BASE_URL."
 )
 UNTRUSTED = (
     "The chat server could not make a secure connection to the model server (TLS: {why}). "
-    "Whoever runs this chat checks the address; a company's own authority goes into SSL_CERT_FILE."
+    "The operator of this chat checks the address; a company's own authority goes into SSL_CERT_FILE."
 )
 PROXY = (
     "The proxy between the chat server and the model server does not let the request through ({why}). "
-    "Whoever runs this chat checks HTTPS_PROXY and NO_PROXY."
+    "The operator of this chat checks HTTPS_PROXY and NO_PROXY."
 )
 UNUSABLE = (
     "The chat server's own proxy, certificate or address settings cannot be used to reach the model server; "

@@ -205,7 +205,7 @@ class PollingTransport:
             self.pacing.held(took, news)
         self._world.on({"type": "poll_answered"})
         if not self._running or self._next or self._poll:
-            return  # stopped or asked anew meanwhile
+            return  # stopped or asked again meanwhile
         unmoved = news and not advanced  # something is wrong: never ask in a tight loop
         gap = self.pacing.gap(now, self._world.activity(), news, not unmoved and not early)
         wait = 0 if more else round(self.pacing.hold(now) / 1000)

@@ -121,7 +121,7 @@ class Detector:
         return self.estimate["srtt"]
 
     def verify(self, now: float) -> None:
-        """After sleep or on a hint: what was outstanding says nothing. Ask anew (the caller does), judge soon."""
+        """After sleep or on a hint: what was outstanding says nothing. Ask again (the caller does), judge soon."""
         self.pending.clear()
         self.probes.clear()
         self.sends = dict.fromkeys(self.sends, now)

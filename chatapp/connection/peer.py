@@ -262,7 +262,7 @@ class Peer:
                 self.unsubscribe(followed.name)
                 return followed.name, error
             if followed not in self._followed:
-                continue  # meanwhile it was given up, or begun anew
+                continue  # meanwhile it was given up, or started over
             followed.cursor, followed.generation = news.cursor, generation
             if news.more and not followed.is_dirty:
                 followed.is_dirty = True

@@ -16,7 +16,7 @@ from chatapp.store.hot import driver
 
 PAGES = 1000  # of the log, about, between two checkpoints: SQLite's own number
 PAGES_A_COMMIT, PAGES_A_CHANGE = 8, 2  # measured with messages; it only has to be about right
-MANY_PAGES = 4000  # from here on the log must begin anew: writers wait a moment, or it would always have news
+MANY_PAGES = 4000  # from here on the log must start over: writers wait a moment, or it would always have news
 PAGE_BYTES = 4096
 MOST_PAGES = 10_000  # should that not be enough, the commit sees to it after all
 
@@ -63,7 +63,7 @@ class Checkpoints:
         self._warned_at = now
         log.warning(
             "%s-wal has grown to %d MB and grows on: some program has been reading the database for long, such as a "
-            "backup or an open sqlite3. End it (lsof names it); the file is used anew after that.",
+            "backup or an open sqlite3. End it (lsof names it); the file is used again after that.",
             self._engine.url.database,
             pages * PAGE_BYTES >> 20,
         )

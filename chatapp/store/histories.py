@@ -24,7 +24,7 @@ from chatapp.store.tables import feeds, instance
 from chatapp.store.unavailable import StorageUnavailable
 
 PREFIX = "history:"  # of rows of `instance`; their value: the number of the history, and the change at which it began
-MOST = 500  # kept; a reader who was away for more starts reads anew
+MOST = 500  # kept; a reader who was away for more starts reads again
 NUMBER = struct.Struct("<Q")
 ENDLESS = 1 << 62
 RETRY_S = 2.0  # after which a beginning is tried again that the database did not take
@@ -78,7 +78,7 @@ class Histories:
         if change < written:
             log.error(
                 "chat.db ends at change %d, but %d were written. Either an older copy was put back, or its log"
-                " chat.db-wal was deleted: what was acknowledged since is lost. Open pages read everything anew.",
+                " chat.db-wal was deleted: what was acknowledged since is lost. Open pages read everything again.",
                 change,
                 written,
             )

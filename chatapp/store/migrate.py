@@ -63,7 +63,7 @@ def _refuse_a_lost_chat(data_dir: Path) -> None:
         state = "is empty" if chat.exists() else "is not there"
         raise UnusableData(
             f"{chat} {state}, and beside it lies an earlier installation's {' and '.join(left)}. "
-            "Put chat.db back from a backup (docs/operations.md), or, to begin anew, name an empty folder as DATA_DIR."
+            "Put chat.db back from a backup (docs/operations.md), or, to start over, name an empty folder as DATA_DIR."
         )
 
 
@@ -107,7 +107,7 @@ def _put_aside(file: Path, problem: UnusableData) -> None:
     for end in ("-wal", "-shm"):
         if (log_file := file.with_name(file.name + end)).exists():
             log_file.rename(kept.with_name(kept.name + end))
-    log.warning("%s It is %s now; measurements begin anew.", problem, kept.name)
+    log.warning("%s It is %s now; measurements start over.", problem, kept.name)
 
 
 def _is_current(file: Path, folder: Path) -> bool:

@@ -154,7 +154,7 @@ def error(code: str, words: str) -> str:
 
 def reload(feed: str, reason: str, epoch: str | None = None, mark: str | None = None) -> str:
     """The cursor means nothing here: begin again from 0; `epoch` names the database where it is another one, `mark`
-    begins anew where it is of a future that this one does not have."""
+    starts over where it is of a future that this one does not have."""
     return element("chat-reload", feed=feed, reason=reason, epoch=epoch, mark=mark)
 
 

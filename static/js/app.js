@@ -5,6 +5,7 @@ import { Composer, focusComposer } from "./composer.js"
 import { ConversationView } from "./conversation.js"
 import { readOffline } from "./offline/offline.js"
 import { Outbox, Reports, uuid } from "./outbox.js"
+import { guardOlderEntries } from "./reading/older-entries.js"
 import { connectionFor } from "./sharing/sharing.js"
 import { isConnected } from "./states.js"
 import { StatusView, words } from "./status.js"
@@ -67,6 +68,7 @@ async function start() {
   guard(() => outbox.show())
   guard(() => listenToButtons(outbox, act, composer))
   guard(() => loadOlder(view, config, connection.rewriters))
+  guard(() => guardOlderEntries(connection.rewriters))
   guard(() => listenToDialogs(act))
   guard(() => readOffline(config, () => view.isAwaiting(), connection.rewriters))
   connection.start()
@@ -194,7 +196,7 @@ function loadOlder(view, config, rewriters) {
     isBusy = false
     clearTimeout(timer)
     timer = setTimeout(() => {
-      observer.unobserve(older) // observing anew tells whether the top is still in view
+      observer.unobserve(older) // observing again tells whether the top is still in view
       observer.observe(older)
     }, wait)
   }

@@ -38,7 +38,7 @@ def cut(route: Route) -> None:
 
 
 def from_the_beginning(route: Route) -> None:
-    """The page as it is, but as one that must read its conversation anew."""
+    """The page as it is, but as one that must read its conversation again."""
     answer = route.fetch()
     route.fulfill(response=answer, body=re.sub(r'(id="messages"[^>]*data-cursor=)"\d+"', r'\1"0"', answer.text()))
 

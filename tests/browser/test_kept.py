@@ -1,7 +1,6 @@
 """What is said to be kept is kept: messages that wait survive a killed browser, in the order they were said in."""
 
 import random
-import shutil
 import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -281,7 +280,6 @@ def test_a_page_comes_alive_where_the_move_of_what_is_older_hangs(proxy: FaultPr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("unshare"), reason="mounts a disk of its own: Linux")
 def test_on_a_full_disk_nothing_is_called_sending(proxy: FaultProxy, browser: Browser, tmp_path: Path) -> None:
     """The profile lies on a disk of 32 MB, which is filled to the last 2 kB."""
     profile = tmp_path / "profile"

@@ -3,10 +3,12 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from lab.browser import assert_clean, messages, new_page, record, say, sign_in, wait_for, wait_state
 from lab.faultproxy import FaultProxy, Seen
+from lab.filled import many_conversations
 from lab.http import Client
 from lab.rewriting import REWRITERS
 from lab.server import Server
@@ -92,10 +94,11 @@ def test_an_answer_streams_through_a_box_that_rewrites(
     wait_for(page, lambda: answered(page), 40, "the answer is there")
     assert is_whole(page, server), messages(page)[-1]["text"]
     assert record(page, "articles")[messages(page)[-1]["client_id"]]["lengths"][3:], "it did not stream"
-    armoured = [seen for seen in polls(proxy) if seen.at >= since and "armour=1" in seen.head.target]
-    altered = [seen for seen in polls(proxy) if seen.at >= since and seen.done_to_it == "rewritten"]
-    altered = [seen for seen in altered if seen not in armoured]
-    assert armoured and len(altered) <= 1, "one altered answer is asked for again, and then none comes any more"
+    asked = [seen.head.target for seen in polls(proxy) if seen.at >= since]
+    plain = [target for target in asked if "armour=1" not in target]
+    assert plain == asked[: len(plain)] and len(plain) < len(asked), "from one answer on all come in armour"
+    cursors = [tuple(parse_qs(urlsplit(target).query)["c"]) for target in asked]
+    assert len(cursors) - len(set(cursors)) <= 1, "one altered answer is asked for again"
     # Another page in this network: what it was served is wrong, and the first poll puts it right.
     since = time.time()
     page.reload()
@@ -165,3 +168,31 @@ def test_older_messages_and_the_copy_for_offline(
     assert not re.search(r"email.160;protected", page.evaluate(kept, page.url))
     assert_clean(page)
     page.context.close()
+
+
+def test_older_conversations(
+    start_server: Callable[..., Server], start_proxy: Callable[[Server], FaultProxy], page: Page
+) -> None:
+    """Their titles are the server's, and a foreign page in their place changes nothing."""
+    server = start_server(assistant="off")
+    Client(server.url).sign_in().create("the first")
+    many_conversations(server, 405)
+    proxy = start_proxy(server)
+    sign_in(page, proxy.url)
+    wait_state(page, "connected")
+    entries, more = page.locator("#conversations > li"), page.locator("#older-conversations a")
+    proxy.rewrite = lambda body: PORTAL
+    more.click()
+    wait_for(page, lambda: proxy.seen("/conversations"), 5, "it was asked for")
+    page.wait_for_timeout(200)
+    assert entries.count() == 200 and more.is_visible()
+    proxy.rewrite = REWRITERS["obfuscate"]
+    for shown in (400, 405):
+        more.click()
+        wait_for(page, lambda n=shown: entries.count() == n, 5, f"{shown} are shown")
+    titles = page.evaluate("[...document.querySelectorAll('#conversations > li')].slice(200).map(li => li.textContent)")
+    assert len(titles) == 205 and all(re.fullmatch(r"number \d+ of desk@example.org", title) for title in titles)
+    assert_clean(page)
+
+
+PORTAL = b"<!doctype html><title>Welcome</title><p>Accept the terms of this network.</p>"

@@ -221,7 +221,8 @@ def test_disconnected(chat: Page, proxy: FaultProxy) -> None:
     chat.locator("input[name=password]").fill(PASSWORD)
     chat.locator("input[name=password]").press("Enter")
     chat.wait_for_url(address)
-    assert chat.locator("#composer textarea[name=body]").input_value() == "a draft"
+    draft = chat.locator("#composer textarea[name=body]")
+    wait_for(chat, lambda: draft.input_value() == "a draft", 5, "the draft is there again")
 
 
 def test_a_switch_leaves_caret_selection_and_scroll_alone(chat: Page, proxy: FaultProxy) -> None:

@@ -13,7 +13,7 @@ def many_conversations(server: Server, count: int) -> None:
     (now,) = database.execute("SELECT max(updated_at) FROM conversations").fetchone()
     for number in range(1, count):
         feed = database.execute("INSERT INTO feeds SELECT NULL, 1, 1 FROM feeds LIMIT 1").lastrowid
-        values = (str(uuid.uuid4()), feed, f"number {number}", person, now, now - number // 7)
+        values = (str(uuid.uuid4()), feed, f"number {number} of desk@example.org", person, now, now - number // 7)
         row = "uuid, feed_id, title, created_by, created_at, updated_at"
         made = database.execute(f"INSERT INTO conversations ({row}) VALUES (?, ?, ?, ?, ?, ?)", values).lastrowid
         values = (made, person, "owner", now, 1)

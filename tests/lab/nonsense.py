@@ -109,7 +109,7 @@ documents = st.one_of(values.map(dumped), deep, raw)
 
 
 class Wire:
-    """A kept connection that is opened anew whenever the other side ends it."""
+    """A kept connection that is opened again whenever the other side ends it."""
 
     def __init__(self, port: int) -> None:
         self._port = port

@@ -13,7 +13,7 @@ export function readOffline(config, isAwaiting, rewriters) {
   let isOnline = false
   let timer = null
 
-  // Looked at anew once a page: the browser itself would do so only now and then.
+  // Checked once a page: the browser itself would do so only now and then.
   const install = async () => {
     await (await navigator.serviceWorker.register(config.worker_url)).update()
     return navigator.serviceWorker.ready
@@ -29,7 +29,7 @@ export function readOffline(config, isAwaiting, rewriters) {
       const { active } = await installed
       active.postMessage({ type: "keep", url: location.origin + location.pathname, armour: rewriters.isHere })
     } catch (error) {
-      installed = null // tried anew with the next change
+      installed = null // tried again with the next change
       console.warn("nothing is kept for reading offline:", error.message)
     }
   }

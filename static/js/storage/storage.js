@@ -97,7 +97,7 @@ export class Storage {
 
   #open() {
     this.#opening ??= Promise.race([this.#opened(), tooLate("IndexedDB does not open")]).catch((error) => {
-      this.#opening = null // tried anew with the next call
+      this.#opening = null // tried again with the next call
       throw error
     })
     return this.#opening

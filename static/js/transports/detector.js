@@ -64,7 +64,7 @@ export class Detector {
     return pace.slow += (sample - pace.slow) / 16
   }
 
-  // After sleep or on a hint: what was outstanding says nothing. Ask anew (the caller does), judge soon.
+  // After sleep or on a hint: what was outstanding says nothing. Ask again (the caller does), judge soon.
   verify(now) {
     this.pending = []
     this.probes.clear()

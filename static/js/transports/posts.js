@@ -107,7 +107,7 @@ export class Posts {
     return status === 403 && !data ? { refused: "network-filter" } : { retry: "foreign-page" }
   }
 
-  // Signed in anew from another tab: the page's token is the old session's. Another person's session is not for us.
+  // Signed in again from another tab: the page's token is the old session's. Another person's session is not for us.
   async #renew() {
     const { response, text } = await fetchWithin(10000, location.href)
     const page = new DOMParser().parseFromString(text, "text/html")
