@@ -112,18 +112,28 @@ function onGone(feed, outbox, composer, posts, config) {
   const note = document.getElementById("gone")
   if (!note) return
   note.hidden = false
+  const id = uuid() // the same at each press: what was made is not made again
   note.querySelector("[data-action=go-on]").addEventListener("click", async ({ target }) => {
-    const id = uuid()
     target.disabled = true
-    const outcome = await posts.act(config.create_url, { id })
-    target.disabled = false
     const problem = note.querySelector("[data-slot=problem]")
-    problem.textContent = outcome.ok ? "" : outcome.words || words("not-done")
-    if (!outcome.ok) return
-    composer?.put(texts().join("\n\n"))
-    for (const entry of outbox.of(feed)) outbox.discard(entry.id)
-    location.assign(config.messages_url.replace("{id}", id).replace(/\/messages$/, ""))
+    problem.textContent = await goOn(id, feed, texts, { outbox, composer, posts, config })
+    target.disabled = false
   })
+}
+
+// With all that was written, in a new conversation; this page goes only once it is stored for that one. → what went wrong
+async function goOn(id, feed, texts, { outbox, composer, posts, config }) {
+  const outcome = await posts.act(config.create_url, { id })
+  if (!outcome.ok) return outcome.words || words("not-done")
+  const text = texts().join("\n\n")
+  try {
+    if (text) await outbox.handOver(feed, (ends) => composer.takeOver(text, ends))
+  } catch (error) {
+    console.error("not moved", error)
+    return words("not-moved")
+  }
+  location.assign(config.messages_url.replace("{id}", id).replace(/\/messages$/, ""))
+  return ""
 }
 
 // act(button, what, fields) → what went wrong, in words, or "". What it changes comes by the feed.

@@ -53,6 +53,15 @@ export class Composer {
     this.#drafts.edit(text)
   }
 
+  // What stood elsewhere, with the operations that end it there: see Drafts. Meanwhile nothing can be typed.
+  async takeOver(text, beside) {
+    this.#text.readOnly = true
+    try {
+      await this.#drafts.takeOver(text, beside)
+      this.#show(text)
+    } finally { this.#text.readOnly = false }
+  }
+
   // Only a person who cannot send at all (signed out, refused) finds it disabled.
   setEnabled(isEnabled) {
     if (!this.#text || this.#text.disabled === !isEnabled) return

@@ -118,6 +118,15 @@ export class Outbox {
     } catch (error) { console.error("it stays in the outbox", error) }
   }
 
+  // What a conversation's entries say goes on elsewhere: take(operations) writes it there together with those that end
+  // their rows. Where it rejects they stay.
+  async handOver(conversation, take) {
+    const entries = this.of(conversation)
+    await Promise.all(entries.map(({ id }) => this.#writes.get(id)))
+    await take(entries.filter(({ seq }) => seq).map(({ seq }) => ["outbox", "delete", seq]))
+    for (const { id } of entries) this.discard(id)
+  }
+
   // An acknowledgement or refusal, also one that comes after its flight had ended.
   settled(id, outcome) {
     const entry = this.#entries.get(id)

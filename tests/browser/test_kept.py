@@ -202,6 +202,35 @@ def test_what_waits_for_a_conversation_that_is_deleted_meanwhile_is_the_next_one
     wait_for(other, lambda: field.input_value() == "what waits", 10, "the first one is there")
 
 
+def test_going_on_in_a_new_conversation_takes_all_or_stays(proxy: FaultProxy, me: Client, page: Page) -> None:
+    """Where the browser cannot store it for the new one, the page stays with everything, and says so."""
+    page.context.add_init_script(FULL)
+    url = begin(page, proxy.url)
+    proxy.network_down()
+    wait_state(page, "reconnecting")
+    say(page, "what waits")
+    wait_for(page, lambda: states(page)[1:] == ["sending"], 5, "it is kept")
+    page.locator("#composer textarea").fill("half a text")
+    assert me.post(f"/c/{url.rsplit('/', 1)[1]}/delete").status in (204, 303)
+    proxy.heal()
+    page.locator("#gone").wait_for(timeout=20_000)
+    drafts = lambda: [(row["conversation"], row["text"]) for row in stored(page, "drafts")]  # noqa: E731
+    wait_for(page, lambda: drafts() == [("new", "half a text")], 5, "so is what is being written")
+    page.evaluate("window.setFull(true)")
+    page.locator("#gone [data-action=go-on]").click()
+    said = page.locator("#gone [data-slot=problem]")
+    wait_for(page, lambda: "could not store your text" in said.inner_text(), 5, "it says so")
+    assert page.url == url and states(page)[1:] == ["failed"]
+    assert [row["body"] for row in stored(page, "outbox")] == ["what waits"]
+    assert page.locator("#composer textarea").input_value() == "half a text"
+    page.evaluate("window.setFull(false)")
+    page.locator("#gone [data-action=go-on]").click()
+    page.wait_for_url(lambda address: "/c/" in address and address != url)
+    field = page.locator("#composer textarea")
+    wait_for(page, lambda: field.input_value() == "what waits\n\nhalf a text", 5, "all of it is there")
+    assert stored(page, "outbox") == []
+
+
 def test_what_waits_does_not_take_the_reader_to_the_end(proxy: FaultProxy, page: Page) -> None:
     """Neither at a load nor where another tab's message is taken up after a sleep: one reads on where one was."""
     refusal = '{"error": {"code": "too-long", "message": ""}}'

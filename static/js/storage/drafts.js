@@ -46,6 +46,21 @@ export class Drafts {
     this.#write()
   }
 
+  // What stood elsewhere is the draft once it is written, together with the operations that end it there. Else it rejects,
+  // and nothing has changed.
+  async takeOver(text, beside) {
+    const before = this.#text
+    this.#text = text
+    this.#isOwn = true
+    this.#isDirty = this.#isStored = false
+    try {
+      await this.#keep(text, beside)
+    } catch (error) {
+      this.edit(before)
+      throw error
+    }
+  }
+
   // The page closes or is hidden: not behind the write that runs.
   flush() { if (this.#isDirty) this.#writeOnce() }
 
@@ -98,20 +113,28 @@ export class Drafts {
   async #put() {
     this.#isDirty = false
     const text = this.#text
-    const [left, shown] = [this.#left, this.#shown]
-    const late = setTimeout(() => noteUnkept("draft", text.trim() ? "slow" : null), PATIENCE)
     try {
-      await this.#storage.write([...[...left, ...this.#shownKeys].map((key) => ["drafts", "delete", key]), this.#own(text)])
-      this.#left = this.#left.filter((key) => !left.includes(key))
-      if (shown && shown === this.#shown) this.#tellTaken(false)
-      if (shown === this.#shown) this.#shown = null
-      if (text === this.#text) this.#isStored = true
-      noteUnkept("draft", null)
-      this.#tell()
+      await this.#keep(text)
     } catch (error) {
       console.error("draft not stored", error)
       noteUnkept("draft", text.trim() ? problemOf(error) : null)
+    }
+  }
+
+  // All or none: as this tab's row, the end of others, the operations beside.
+  async #keep(text, beside = []) {
+    const [left, shown] = [this.#left, this.#shown]
+    const late = setTimeout(() => noteUnkept("draft", text.trim() ? "slow" : null), PATIENCE)
+    try {
+      const ends = [...left, ...this.#shownKeys].map((key) => ["drafts", "delete", key])
+      await this.#storage.write([...ends, this.#own(text), ...beside])
     } finally { clearTimeout(late) }
+    this.#left = this.#left.filter((key) => !left.includes(key))
+    if (shown && shown === this.#shown) this.#tellTaken(false)
+    if (shown === this.#shown) this.#shown = null
+    if (text === this.#text) this.#isStored = true
+    noteUnkept("draft", null)
+    this.#tell()
   }
 
   #own(text) {
