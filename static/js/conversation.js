@@ -39,6 +39,7 @@ export class ConversationView {
     const container = feed === "list" ? this.#list : feed === this.conversation ? this.#messages : null
     if (!container) return true
     const children = [...element.children]
+    const focused = document.activeElement
     const isCut = element.hasAttribute("reset") && keepOnly(container, new Set(children.map((child) => child.dataset.id)))
     let fits = true
     for (const child of children) {
@@ -46,6 +47,7 @@ export class ConversationView {
         if (this.#applyOne(child) === false) fits = false
       } catch (error) { console.error(error) }
     }
+    if (focused !== document.activeElement) giveFocusBack(focused)
     if (fits) container.dataset.cursor = element.getAttribute("to")
     if (container !== this.#messages) return fits
     if (isCut && this.#older) this.#older.hidden = false // what went can be loaded again
@@ -88,12 +90,19 @@ export class ConversationView {
 
   // What is shown becomes the newer one; what is equal in both keeps its nodes.
   #become(shown, article) {
-    const isMoved = shown.dataset.position !== article.dataset.position
     for (const block of shown.querySelectorAll(":scope > .body > .block")) this.#sources.delete(block)
     morph(shown, article)
-    if (!isMoved) return
-    take(shown)
-    this.#insert(shown)
+    this.#stand(shown)
+  }
+
+  // Where its position wants it. It is not moved where it stands there already: it may have the focus, or be pressed.
+  #stand(article) {
+    const [before, after] = [articleBeside(article, "previousElementSibling"), articleBeside(article, "nextElementSibling")]
+    const { position } = article.dataset
+    const follows = !before || (before.dataset.position && Number(before.dataset.position) < Number(position))
+    if (follows && !(after?.dataset.position && Number(after.dataset.position) < Number(position))) return
+    take(article)
+    this.#insert(article)
   }
 
   // An answer that has not begun stands last, until the article of its start, or of its end, comes in its place.
@@ -218,8 +227,7 @@ export class ConversationView {
     article.querySelector(".failure")?.remove()
     const state = article.querySelector(".state")
     if (state) state.textContent = words("sent")
-    take(article)
-    this.#insert(article)
+    this.#stand(article)
     this.#dress(article)
     this.#afterChange()
   }
@@ -263,6 +271,20 @@ export class ConversationView {
     const announcer = document.getElementById("announcer")
     if (text && announcer) announcer.textContent = text
   }
+}
+
+// What was moved or taken away has lost the focus. A button that came in its place does another thing, so it gets none.
+function giveFocusBack(element) {
+  if (document.activeElement !== document.body) return
+  if (element.isConnected) element.focus({ preventScroll: true })
+  else focusComposer()
+}
+
+// direction: the name of the property that leads to it
+function articleBeside(article, direction) {
+  let one = article[direction]
+  while (one && !one.matches("article")) one = one[direction]
+  return one
 }
 
 const dayOf = (article) => new Date(article.querySelector("time")?.dateTime ?? "").toDateString()

@@ -19,6 +19,11 @@ def shown(page: Page) -> list[str]:
     )
 
 
+def writes_on(page: Page) -> bool:
+    """The keyboard is in the field."""
+    return bool(page.evaluate("document.activeElement.name === 'body'"))
+
+
 def test_what_waits_stands_last_until_it_starts_or_is_stopped(start_server: Callable[..., Server], page: Page) -> None:
     server = start_server(assistant_pace=30)
     sign_in(page, server.url)
@@ -43,14 +48,21 @@ def test_what_waits_stands_last_until_it_starts_or_is_stopped(start_server: Call
     assert "1 answer before" in plain.locator(f"{WAITING} .state").inner_text()
     plain.context.close()
     wait_state(page, "connected")
-    page.locator(f"{WAITING} [data-action=stop]").click()
+    page.locator(f"{WAITING} [data-action=stop]").press("Enter")
     for each in (page, second):
         wait_for(each, lambda each=each: shown(each) == settled[:-1], 5, "stopped, it is gone, and the other goes on")
+    wait_for(page, lambda: writes_on(page), 3, "the keyboard does not go with it")
     say(page, "And without any?")
     page.locator(WAITING).wait_for()
     name = page.locator(WAITING).get_attribute("id")
-    page.locator("article[data-state=running] [data-action=stop]").click()
+    stop = page.locator(f"{WAITING} [data-action=stop]").element_handle()
+    stop.focus()
+    second.locator("article[data-state=running] [data-action=stop]").click()
     page.locator(f"article#{name}[data-state=running][data-position]:not(.waiting)").wait_for()
+    assert stop.evaluate("button => button === document.activeElement"), "the same button, with the focus"
+    page.keyboard.press("Enter")
+    page.locator(f"article#{name}[data-state=stopped] [data-action=again]").wait_for()
+    wait_for(page, lambda: writes_on(page), 3, "a second Enter does not ask again")
     assert page.evaluate("document.querySelectorAll('#messages > .day').length") == 1
 
     second.close()
