@@ -20,7 +20,8 @@ const LONGEST_OLDER_WAIT = 60000
 const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? ""
 const body = document.body
 
-async function start() {
+// made: gets the composer, which has to stand aside where the rest fails
+async function start(made) {
   const config = JSON.parse(meta("chat-config"))
   const { instance, person } = body.dataset
   const prefix = `${instance}:${person}`
@@ -28,7 +29,7 @@ async function start() {
   connection.reports = new Reports(prefix, uuid(), config.events_url, () => connection.mayAsk)
   const storage = new Storage(`chatapp:${prefix}`)
   const outbox = new Outbox(storage, prefix, (entry) => connection.deliver(entry))
-  const composer = guard(() => new Composer(new Drafts(storage, prefix), (text, beside) => send(outbox, text, beside)))
+  const composer = made.composer = guard(() => new Composer(new Drafts(storage, prefix), (text, beside) => send(outbox, text, beside)))
   await Promise.all([outbox.load(), "unsaved" in body.dataset || open(composer)])
   if ("unsaved" in body.dataset) {
     body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
@@ -278,11 +279,15 @@ function makeModal(dialog) {
 async function comeAlive() {
   if ("started" in body.dataset) return
   body.dataset.started = ""
+  const made = {}
   try {
-    await start()
+    await start(made)
     body.dataset.alive = ""
     for (const late of document.querySelectorAll(".late")) late.hidden = true // also where the styles are missing
-  } catch (error) { console.error(error) }
+  } catch (error) {
+    console.error(error)
+    made.composer?.standAside()
+  }
 }
 
 function guard(part) {

@@ -14,7 +14,7 @@ const NEAR = 0.9 // of the longest message: from there on its length is shown
 export class Composer {
   #form = document.getElementById("composer")
   #count = document.getElementById("count"); #text; #drafts; #hadFocus = false
-  #isOpen = false; #isSubmitted = false // sent before it was known for which conversation
+  #isAside = false; #isOpen = false; #isSubmitted = false // sent before it was known for which conversation
 
   // send(body, beside) → true once the outbox has it, which writes `beside` together with it
   constructor(drafts, send) {
@@ -25,6 +25,7 @@ export class Composer {
     this.#text.addEventListener("input", () => this.#onInput())
     this.#text.addEventListener("keydown", (event) => this.#onKey(event))
     this.#form.addEventListener("submit", (event) => {
+      if (this.#isAside) return
       event.preventDefault()
       this.#submit(send)
     })
@@ -60,6 +61,12 @@ export class Composer {
       await this.#drafts.takeOver(text, beside)
       this.#show(text)
     } finally { this.#text.readOnly = false }
+  }
+
+  // The page did not come alive: its form is sent as without JavaScript.
+  standAside() {
+    this.#isAside = true
+    if (this.#isSubmitted && !this.#isOpen) this.#form.requestSubmit()
   }
 
   // Only a person who cannot send at all (signed out, refused) finds it disabled.
