@@ -6,6 +6,7 @@ import { ConversationView } from "./conversation.js"
 import { readOffline } from "./offline/offline.js"
 import { Outbox, Reports, uuid } from "./outbox.js"
 import { guardOlderEntries } from "./reading/older-entries.js"
+import { announce } from "./reading/announcer.js"
 import { connectionFor } from "./sharing/sharing.js"
 import { isConnected } from "./states.js"
 import { StatusView, words } from "./status.js"
@@ -155,7 +156,9 @@ function listenToButtons(outbox, act, composer) {
   const ask = async (button, what, fields) => {
     const problem = await act(button, what, fields)
     const state = button.parentElement?.querySelector(".state")
-    if (problem && state) state.textContent = document.getElementById("announcer").textContent = problem
+    if (!problem || !state) return
+    state.textContent = problem
+    announce(problem)
   }
   const ownEntry = (button) => outbox.get(button.closest("article")?.dataset.clientId)
   const actions = {

@@ -1,6 +1,8 @@
 // The composer: Enter sends, Shift+Enter breaks the line, drafts are kept per conversation (storage/drafts.js). The text
 // is cleared only once the outbox has it. Nothing here knows how, or whether, a message travels.
 
+import { announce } from "./reading/announcer.js"
+
 // White space, and what is drawn as nothing (chatapp/visible.py): such a message would be an empty bubble.
 const BLANK = /^[\p{White_Space}\p{Default_Ignorable_Code_Point}\p{Cc}\p{Cf}\u2800]*$/u
 
@@ -14,7 +16,7 @@ const NEAR = 0.9 // of the longest message: from there on its length is shown
 export class Composer {
   #form = document.getElementById("composer")
   #count = document.getElementById("count"); #text; #drafts; #hadFocus = false
-  #isAside = false; #isOpen = false; #isSubmitted = false // sent before it was known for which conversation
+  #level = ""; #isAside = false; #isOpen = false; #isSubmitted = false // sent before it was known for which conversation
 
   // send(body, beside) → true once the outbox has it, which writes `beside` together with it
   constructor(drafts, send) {
@@ -91,7 +93,11 @@ export class Composer {
 
   #submit(send) {
     const body = this.#text.value
-    if (!body.trim() || this.#text.disabled || this.#isTooLong()) return this.#text.focus()
+    if (!body.trim() || this.#text.disabled) return this.#text.focus()
+    if (this.#isTooLong()) {
+      announce(this.#count.textContent)
+      return this.#text.focus()
+    }
     if (BLANK.test(body)) return this.#refuse(this.#text.dataset.blank)
     if (!this.#isOpen) return this.#isSubmitted = true
     let isTaken = false
@@ -128,6 +134,9 @@ export class Composer {
     this.#count.classList.toggle("over", isOver)
     const words = isOver ? this.#count.dataset.over : this.#count.dataset.near
     if (!this.#count.hidden) this.#count.textContent = words.replace("{n}", (isOver ? length - most : length).toLocaleString("en"))
+    const level = this.#count.hidden ? "" : isOver ? "over" : "near"
+    if (level && level !== this.#level) announce(this.#count.textContent) // not at each key
+    this.#level = level
     return isOver
   }
 

@@ -2,6 +2,7 @@
 // waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
 
 import { focusComposer } from "./composer.js"
+import { announce } from "./reading/announcer.js"
 import { morph, morphInto } from "./reading/morph.js"
 import { Scroll } from "./reading/scroll.js"
 import { daySeparator, words, wordTime, wordTimes } from "./status.js"
@@ -204,6 +205,7 @@ export class ConversationView {
     const word = entry.storage === "storing" ? "" : !isKept ? "unkept" : what === "sending" ? "sending" : why === "server-storage" ? "unwritten" : "queued"
     if (state) state.textContent = entry.failed ? "" : words(word)
     if (entry.failed) article.append(failureRow(entry))
+    if (what === "failed") announce(article.querySelector("[data-slot=reason]")?.textContent ?? "")
     const isWrittenHere = what === "added" && entry.storage === "storing" // else an earlier page or another tab left it
     isWrittenHere ? this.scrollToEnd() : this.#afterChange()
   }
@@ -268,8 +270,7 @@ export class ConversationView {
     const { author, state } = article.dataset
     if (author !== "assistant" || before === state) return
     const text = words(state === "running" ? "answer-started" : `answer-${state}`)
-    const announcer = document.getElementById("announcer")
-    if (text && announcer) announcer.textContent = text
+    if (text) announce(text)
   }
 }
 

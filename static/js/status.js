@@ -2,6 +2,7 @@
 // templates came with the page, so that every state shows with the server out of reach.
 
 import { focusComposer } from "./composer.js"
+import { announce } from "./reading/announcer.js"
 import { isConnected } from "./states.js"
 import { steadyClock } from "./surroundings.js"
 
@@ -241,11 +242,6 @@ class Dismissed {
     this.#names = [...this.#names, this.#nameOf(reason)].slice(-MOST_DISMISSED)
     try { localStorage.setItem(this.#key, JSON.stringify(this.#names)) } catch (error) { console.error(error) }
   }
-}
-
-function announce(text) {
-  const announcer = document.getElementById("announcer")
-  if (announcer) announcer.textContent = text
 }
 
 // What became of Try now, where it did not make the connection live.

@@ -26,11 +26,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def chat(server: Server, page: Page) -> Page:
-    """A page with a conversation, connected."""
+    """A page with a conversation, connected, and nothing under way."""
     sign_in(page, server.url)
     wait_state(page, "connected")
     say(page, "hello")
-    page.locator(".message[data-author=user][data-state=sent]").first.wait_for()
+    page.locator(
+        "#messages > [data-author=user][data-state=sent]:nth-last-child(2) + [data-state=completed]"
+    ).wait_for()
     return page
 
 
@@ -125,14 +127,19 @@ def test_the_length_is_told_before_sending(chat: Page) -> None:
     assert not count.is_visible()
     field.fill("a" * 19_000)
     assert count.inner_text() == "19,000 of 20,000 characters"
+    said = chat.locator("#announcer")
+    assert said.text_content() == "19,000 of 20,000 characters" and count.get_attribute("aria-live") == "off"
     field.fill("\U0001f600" * (LONGEST - 1) + "  ")
     assert count.inner_text() == "19,999 of 20,000 characters"
+    assert said.text_content() == "19,000 of 20,000 characters", "what changes with each key is not said"
     field.fill("b" * (LONGEST + 7))
-    assert count.inner_text() == "7 characters too many: at most 20,000"
+    assert count.inner_text() == "7 characters too many: at most 20,000" == said.text_content()
+    said.evaluate("said => { said.textContent = '' }")
     pictures(chat, "too-long")
     field.press("Enter")
     chat.wait_for_timeout(300)
     assert len(messages(chat)) == before and field.input_value() == "b" * (LONGEST + 7)
+    assert said.text_content() == "7 characters too many: at most 20,000", "why nothing is sent"
     field.fill("c" * LONGEST)
     field.press("Enter")
     wait_for(chat, lambda: [m["state"] for m in messages(chat) if m["text"].startswith("ccc")] == ["sent"], 5, "sent")
@@ -151,6 +158,7 @@ def test_a_failed_message_can_be_edited(chat: Page) -> None:
     failed = chat.locator(".message[data-state=failed]")
     failed.wait_for()
     assert "20,000" in failed.inner_text()
+    assert chat.locator("#announcer").text_content() == failed.locator("[data-slot=reason]").inner_text()
     chat.locator("#body").fill("being written")
     pictures(chat, "failed-edit")
     failed.get_by_role("button", name="Edit").click()
