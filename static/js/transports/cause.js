@@ -6,13 +6,14 @@ import { fetchWithin } from "./posts.js"
 
 const WITHIN = 5000
 const VALID = 60000 // an explanation is believed so long, then the server is asked again
+const PAUSE = 10000 // where none could be had it is asked so much later, then twice as much, up to VALID
 const DRILL_ENDS = 3000 // sockets are cut until so much later
 
 // What one failed attempt cannot tell from a refusal by the server.
 const UNEXPLAINED = ["upgrade-failed", "upgrade-hung", "mute"]
 
 export class Cause {
-  #url; #on; #found = null; #foundAt = 0; #isAsking = false; #drillUntil = 0
+  #url; #on; #found = null; #foundAt = 0; #isAsking = false; #notBefore = 0; #pause = PAUSE; #drillUntil = 0
 
   // url: of the server's mark; on(event): {type: "cause", of: the reason so far, reason}
   constructor({ mark_url: url, drill_ms: drill }, on) {
@@ -26,7 +27,11 @@ export class Cause {
 
   get isDrill() { return steadyClock() < this.#drillUntil }
 
-  forget() { this.#found = null }
+  forget() {
+    this.#found = null
+    this.#notBefore = 0
+    this.#pause = PAUSE
+  }
 
   // What the transport reports, as far as it is not WebSocket's fault: `advice_ms` says so to the state machine.
   excuse(event) {
@@ -45,16 +50,22 @@ export class Cause {
     if (status !== "polling" || ws !== "none" || (!isOpen && wsReason !== this.#found)) return
     const tell = (reason) => this.#on({ type: "cause", of: wsReason, reason })
     if (this.isDrill) return isOpen && tell("drill")
-    if (this.#isAsking || this.#isFresh) return
+    if (this.#isAsking || this.#isFresh || steadyClock() < this.#notBefore) return
     this.#isAsking = true
     const found = await this.#ask()
     this.#isAsking = false
     if (found === "drill") return tell(found)
-    if (!found) return
+    if (!found) return this.#askLater()
+    this.#pause = PAUSE
     this.#found = found
     this.#foundAt = steadyClock()
     // That it hung, or was mute, says more than that it was not the server who refused.
     tell(found === "upgrade-refused" && isOpen && wsReason !== "upgrade-failed" ? wsReason : found)
+  }
+
+  #askLater() {
+    this.#notBefore = steadyClock() + this.#pause
+    this.#pause = Math.min(VALID, 2 * this.#pause)
   }
 
   get #isFresh() { return this.#found !== null && steadyClock() - this.#foundAt < VALID }
