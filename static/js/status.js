@@ -64,6 +64,18 @@ export function wordTimes(holder) {
   holder?.querySelectorAll(".day").forEach(wordDay)
 }
 
+// The record's clock stands still while some machines sleep, and nobody can set it. What people are shown is what the
+// wall's said at that moment, noted once.
+const noted = { lastConnected: null, at: null }
+
+function wallTime(lastConnected) {
+  if (lastConnected !== noted.lastConnected) {
+    const at = lastConnected ? new Date(Date.now() - (steadyClock() - lastConnected)) : null
+    Object.assign(noted, { lastConnected, at })
+  }
+  return noted.at
+}
+
 const seconds = (ms) => String(Math.round(ms / 100) / 10)
 
 // The one place where the record becomes visible: an event for scripts, attributes for styles and tests.
@@ -74,7 +86,7 @@ export function publish(record) {
   if (element) {
     Object.assign(element.dataset, {
       state: status, transport: isConnected(status) ? connectionType : "none", reason: reason ?? "",
-      attempts: reconnectAttempts, lastConnected: lastConnected ? new Date(lastConnected).toISOString() : "",
+      attempts: reconnectAttempts, lastConnected: wallTime(lastConnected)?.toISOString() ?? "",
       quality: qualityLevel,
     })
   }
@@ -202,7 +214,7 @@ export class StatusView {
       rtt: record.rtt === null ? words("none") : words("rtt", record.rtt),
       quality: wordQuality(record),
       attempts: record.reconnectAttempts,
-      "last-connected": record.lastConnected ? timeFormat.format(new Date(record.lastConnected)) : words("never"),
+      "last-connected": record.lastConnected ? timeFormat.format(wallTime(record.lastConnected)) : words("never"),
       "next-retry": left ? words("in-seconds", Math.ceil(left / 1000)) : words("none"),
       queued: record.queued,
       pace: record.status === "polling" ? [this.#slots.interval, this.#slots.pace].filter(Boolean).join(": ") : words("none"),
