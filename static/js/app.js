@@ -70,7 +70,7 @@ async function start(made) {
   guard(() => outbox.show())
   guard(() => listenToButtons(outbox, act, composer))
   guard(() => loadOlder(view, config, connection.rewriters))
-  guard(() => guardOlderEntries(connection.rewriters))
+  view.onListCut = guard(() => guardOlderEntries(connection.rewriters)) ?? view.onListCut
   guard(() => listenToDialogs(act))
   guard(() => readOffline(config, () => view.isAwaiting(), connection.rewriters))
   connection.start()

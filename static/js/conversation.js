@@ -16,6 +16,7 @@ export class ConversationView {
   #byPosition = new Map()
   #scroll
   onGone = () => {}
+  onListCut = () => {} // the list came whole, and what had been loaded beyond it went
 
   // placeKey: where the tab remembers what was read
   constructor(conversation, placeKey) {
@@ -50,6 +51,7 @@ export class ConversationView {
     }
     if (focused !== document.activeElement) giveFocusBack(focused)
     if (fits) container.dataset.cursor = element.getAttribute("to")
+    if (isCut && container === this.#list) this.onListCut()
     if (container !== this.#messages) return fits
     if (isCut && this.#older) this.#older.hidden = false // what went can be loaded again
     this.#afterChange()
