@@ -1,6 +1,7 @@
 """What is shown of an answer that is still written only grows: it is the whole rendering, cut somewhere."""
 
 import random
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 
@@ -215,12 +216,23 @@ def test_a_long_block_is_shown_whole_when_nothing_more_comes() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["** " * 7000, "[" * 20_000, "`" * 9 + "``` `` " * 3000, " " * 20_000 + "x", "](a " * 5000]
+    "text",
+    [
+        "** " * 7000,
+        "[" * 20_000,
+        "`" * 9 + "``` `` " * 3000,
+        " " * 20_000 + "x",
+        "](a " * 5000,
+        "[a](" + " " * 1900 + "b c",
+        "[a](b" + " " * 1900 + "c",
+        "[a](<b" + " " * 1900 + "c" + "\n",
+    ],
 )
 def test_nothing_but_marks_takes_no_time(text: str) -> None:
-    answer = GrowingAnswer()
+    answer, started = GrowingAnswer(), time.process_time()
     answer.feed("x " + text)
     assert answer.changed() is not None
+    assert time.process_time() - started < 2, "it holds everybody for as long"
 
 
 @pytest.mark.parametrize(

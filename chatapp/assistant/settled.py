@@ -33,8 +33,11 @@ _TICKS = re.compile(r"`+")
 _AUTOLINK = re.compile(r"<(?:[A-Za-z][^\s<>]*)?(>?)")
 _PART = r"(?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.)*\))"
 _TITLE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\((?:[^()\\]|\\.)*\))"""
-_LINK_TAIL = re.compile(rf"\(\s*(?:<[^<>\n]*>|(?!<){_PART}*)(?:\s+{_TITLE})?\s*\)", re.DOTALL)
-_HALF_LINK_TAIL = re.compile(r"""\(\s*(?:<[^<>\n]*>?|[^\s<]\S*)?(?:\s+(?:"[^"]*"?|'[^']*'?|\([^()]*\)?)?)?\s*""")
+# Nor here: blanks are taken whole (`*+`, `++`), or many of them would be tried in every way.
+_LINK_TAIL = re.compile(rf"\(\s*+(?:<[^<>\n]*>|(?!<){_PART}*)(?:\s++{_TITLE})?\s*+\)", re.DOTALL)
+_HALF_LINK_TAIL = re.compile(
+    r"""\(\s*+(?:<[^<>\n]*+>?+|[^\s<]\S*+)?+(?:\s++(?:"[^"]*+"?+|'[^']*+'?+|\([^()]*+\)?+)?+)?+\s*+"""
+)
 _ENTITY = re.compile(r"&[#\w]{0,31}\Z")
 _UNSURE = " \t\n*_~!\\"
 """At its end: a run of marks may go on, and what follows decides what it is."""
