@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from chatapp.assets import asset_dir
-from chatapp.store.migrate import UnusableData, migrate
+from chatapp.store.migrate import ForeignData, UnusableData, migrate, problem_of
 
 NAMES = ("chat", "metrics")
 LOADED = "import sys; from pathlib import Path; from chatapp.store.migrate import migrate; migrate(Path(sys.argv[1]));"
@@ -45,17 +46,40 @@ def test_nothing_is_loaded_where_nothing_is_to_do(tmp_path: Path) -> None:
     assert [version(tmp_path / f"{name}.db") for name in NAMES] == ["0005", "0001"]
 
 
-def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
-    """As it was two migrations ago."""
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A data directory as it was two migrations ago."""
     migrate(tmp_path)
     with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
         database.executescript(
             "ALTER TABLE runs DROP COLUMN revision; ALTER TABLE runs DROP COLUMN ahead; DROP TABLE network_memory;"
             "UPDATE alembic_version SET version_num = '0003'"
         )
-    migrate(tmp_path)
-    assert version(tmp_path / "chat.db") == "0005"
-    with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
+    return tmp_path
+
+
+def test_a_migration_waits_for_who_is_writing(older: Path) -> None:
+    """As at an upgrade without an interruption, where the old process still works."""
+    other = sqlite3.connect(older / "chat.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    threading.Timer(1, lambda: other.execute("COMMIT")).start()
+    migrate(older)
+    assert version(older / "chat.db") == "0005"
+    other.close()
+
+
+def test_only_what_can_never_be_used_is_put_aside(tmp_path: Path) -> None:
+    """Not what is locked, or cannot be written for now."""
+    locked, damaged = sqlite3.OperationalError("locked"), sqlite3.DatabaseError("malformed")
+    locked.sqlite_errorcode, damaged.sqlite_errorcode = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CORRUPT
+    found = [problem_of(tmp_path / "metrics.db", error) for error in (locked, damaged)]
+    assert [type(one) for one in found] == [UnusableData, ForeignData]
+
+
+def test_an_older_database_is_brought_up_to_date(older: Path) -> None:
+    migrate(older)
+    assert version(older / "chat.db") == "0005"
+    with closing(sqlite3.connect(older / "chat.db")) as database:
         assert database.execute("SELECT count(*) FROM network_memory").fetchone() == (0,)
 
 

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import sqlite3
+import time
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from sqlalchemy.exc import DatabaseError
 
 from chatapp.assets import asset_dir
 from chatapp.store import database_url, metrics_url
-from chatapp.store.database import prepare_sqlite
+from chatapp.store.database import BUSY_TIMEOUT_MS, WRITES, prepare_sqlite
 from chatapp.store.unavailable import StorageUnavailable
 
 log = logging.getLogger("chatapp.store")
@@ -36,6 +37,10 @@ class UnusableData(Exception):
     """The data directory cannot be served as it is. The message names the file and says what to do."""
 
 
+class ForeignData(UnusableData):
+    """A file is damaged, no database at all, or a newer version's: this version will never be able to use it."""
+
+
 def migrate(data_dir: Path) -> None:
     """Make the data directory and its databases, or bring them up to date. Raises UnusableData."""
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -46,7 +51,7 @@ def migrate(data_dir: Path) -> None:
         _bring_up_to_date(data_dir, "chat", database_url(data_dir))
         try:
             _bring_up_to_date(data_dir, "metrics", metrics_url(data_dir))
-        except UnusableData as problem:
+        except ForeignData as problem:
             _put_aside(data_dir / "metrics.db", problem)
             _bring_up_to_date(data_dir, "metrics", metrics_url(data_dir))
     finally:
@@ -94,7 +99,7 @@ def problem_of(file: Path, error: Exception) -> UnusableData | None:
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         advice = "Keep a copy of the folder, and restore a backup (docs/operations.md)."
-        return UnusableData(f"{file} is damaged, or no database: {cause}. {advice}")
+        return ForeignData(f"{file} is damaged, or no database: {cause}. {advice}")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return UnusableData(f"{file} {UNAVAILABLE['busy']}")
     return UnusableData(f"{file} cannot be used: {cause}.")
@@ -113,7 +118,7 @@ def _put_aside(file: Path, problem: UnusableData) -> None:
 def _is_current(file: Path, folder: Path) -> bool:
     """Whether the database has the newest migration of the folder, whose files begin with their numbers.
 
-    Raises UnusableData where a newer version of the product has made it, sqlite3.DatabaseError where it is damaged.
+    Raises ForeignData where a newer version of the product has made it, sqlite3.DatabaseError where it is damaged.
     """
     known = sorted(path.name.partition("_")[0] for path in folder.glob("[0-9]*.py"))
     if not file.exists():
@@ -123,7 +128,7 @@ def _is_current(file: Path, folder: Path) -> bool:
             return False  # not made yet, or not to the end
         found = [row[0] for row in database.execute("SELECT version_num FROM alembic_version")]
     if unknown := [number for number in found if number not in known]:
-        raise UnusableData(
+        raise ForeignData(
             f"{file} was made by a newer version of chatapp: it is at migration {', '.join(unknown)}, and this version "
             f"knows them up to {known[-1]}. Start the newer version, or restore the backup made before the update."
         )
@@ -141,7 +146,7 @@ def _upgrade(engine: Engine, name: str) -> None:
     config.set_main_option("version_locations", str(folder / name).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     with engine.connect() as plain:
-        connection = plain.execution_options(writes=True)
+        connection = plain.execution_options(**{WRITES: time.monotonic() + BUSY_TIMEOUT_MS / 1000})
         with connection.begin():
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
