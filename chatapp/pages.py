@@ -25,12 +25,12 @@ from chatapp.connection.states import table_json
 from chatapp.conversation import LONGEST_MESSAGE, ChatError, Conflict, Gone
 from chatapp.hashing import Busy
 from chatapp.house import house
+from chatapp.quotas import EVENT_BYTES
 from chatapp.store import AlreadySetUp, ConnectionEvent, Entry, EntryPlace, Place, Posted
 from chatapp.store.conversations import MOST_CHANGES
 
 MOST_EVENTS = 200  # in one report
 NEWEST = (1 << 62) - 1  # after every position
-EVENT_BYTES = 300  # of a stored event, without its free part
 SERVERS = "server-"  # how the types of the server's own events begin
 LONGEST_DATA = 2000  # characters of an event's free part
 

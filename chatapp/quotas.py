@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from chatapp.cache import Cache
 
 MOST_PEOPLE, PERSON_BYTES = 10_000, 400
+EVENT_BYTES = 300  # of a stored connection event, without its free part
 
 
 @dataclass(frozen=True)

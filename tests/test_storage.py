@@ -1,6 +1,8 @@
 """A database that is locked or full for a while: nothing is lost, nothing ends, and it is said when to come back."""
 
+import json
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ from lab.model import Handler, Scripted
 from lab.peer import PollingPeer, WebSocketPeer
 from lab.processes import wait_for
 from lab.server import Server
+
+from chatapp.transports.held import unavailable
 
 
 @contextmanager
@@ -55,6 +59,31 @@ def full(server: Server) -> Iterator[None]:
         finally:
             for each in workers:
                 prlimit(each, RLIMIT_FSIZE, (RLIM_INFINITY, RLIM_INFINITY))
+
+
+@contextmanager
+def unreadable(server: Server) -> Iterator[None]:
+    """The disk does not give back what is on it."""
+    assert server.process
+    file, pid = server.data / "chat.db", server.process.pid
+    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    paths = [word for name in ("chat.db", "chat.db-wal") for word in ("-P", str(server.data / name))]
+    fault = ["-e", "trace=pread64", "-e", "inject=pread64:error=ESTALE"]
+    traced = [word for worker in workers for word in ("-p", worker)]
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        tracer = subprocess.Popen(["strace", "-f", *traced, *paths, *fault], stderr=subprocess.PIPE, text=True)
+        assert tracer.stderr
+        try:
+            assert "attached" in tracer.stderr.readline()
+            rest = threading.Thread(target=tracer.stderr.read, daemon=True)
+            rest.start()
+            other.execute("PRAGMA user_version = 0")  # what the server has in memory is not the newest any more
+            yield
+        finally:
+            tracer.terminate()
+            tracer.wait(10)
+            rest.join(10)
+            tracer.stderr.close()
 
 
 class Asked(threading.Thread):
@@ -189,3 +218,43 @@ def test_a_start_while_the_database_is_locked_waits_for_it(tmp_path: Path) -> No
         assert "Traceback" not in server.log_text()
     finally:
         server.stop()
+
+
+def upgrade(client: Client) -> Answer:
+    """Ask for a WebSocket where none is expected."""
+    key = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    return client.request(
+        "GET", "/ws", headers={"Connection": "Upgrade", "Upgrade": "websocket", "Origin": client.url, **key}
+    )
+
+
+READS: dict[str, Callable[[Client, str], Answer]] = {
+    "page": lambda client, uuid: client.get(f"/c/{uuid}"),
+    "poll": lambda client, uuid: client.poll({uuid: 0}),
+    "held": lambda client, uuid: client.poll({uuid: 0}, wait=20),
+    "post": lambda client, uuid: client.post_message(uuid, "not now"),
+    "upgrade": lambda client, _: upgrade(client),
+}
+
+
+def test_what_cannot_be_read_is_503_whatever_is_asked(shared: Server) -> None:
+    """Also where a request is judged before Flask: nobody is signed out, and no network is blamed."""
+    client = Client(shared.url).sign_in()
+    uuid = client.create("first").json["conversation"]
+    Client(shared.url).sign_in().post("/sign-out")  # no session is in memory any more
+    before = shared.log_text(1 << 20).count("Traceback")
+    with unreadable(shared):
+        for name, read in READS.items():
+            answer = read(client.clone(), uuid)
+            assert (answer.status, int(answer.headers["Retry-After"])) == (503, 2), name
+    assert {read(client.clone(), uuid).status for name, read in READS.items() if name != "upgrade"} == {200, 201}
+    assert shared.log_text(1 << 20).count("Traceback") == before
+
+
+def test_a_held_poll_that_cannot_be_answered_is_503_too() -> None:
+    status, data = unavailable("X-Fixed: 1\r\nContent-Type: text/html; charset=utf-8\r\n")
+    head, _, body = data.decode().partition("\r\n\r\n")
+    lines = head.split("\r\n")
+    assert status == 503 and lines[0].startswith("HTTP/1.1 503 ")
+    assert {"Connection: close", "Retry-After: 2", "Content-Type: application/json", "X-Fixed: 1"} <= set(lines)
+    assert f"Content-Length: {len(body)}" in lines and json.loads(body)["error"]["code"] == "storage"

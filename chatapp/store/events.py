@@ -80,7 +80,9 @@ class Events:
         """Store the server's own events. Where that fails it is logged: measuring must not end what is measured."""
         try:
             self.add(events)
-        except (SQLAlchemyError, sqlite3.Error, StorageUnavailable):
+        except StorageUnavailable:  # the store has said so, and says it every ten seconds
+            log.debug("%d connection events were lost", len(events))
+        except (SQLAlchemyError, sqlite3.Error):
             log.exception("%d connection events were lost", len(events))
 
     def forget(self, before: int, most: int) -> int:

@@ -16,6 +16,7 @@ from chatapp.bus import ACCESS, Bus, session_topic
 from chatapp.store.database import Database
 from chatapp.store.hot import Hot
 from chatapp.store.tables import feeds, people, sessions
+from chatapp.store.unavailable import StorageUnavailable, translating
 
 LOOK_EVERY_S = 0.02  # with other workers: how late their news may be
 LOOK_SELDOM_S = 1.0  # alone: only a command such as `admin reset-password` writes beside us
@@ -83,12 +84,15 @@ class Watcher:
             return list(connection.execute(query).scalars())
 
     def _data_version(self) -> int:
-        return int(self._own.driver_connection.execute("PRAGMA data_version").fetchone()[0])
+        with translating():
+            return int(self._own.driver_connection.execute("PRAGMA data_version").fetchone()[0])
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._every_s):
             try:
                 self.look()
+            except StorageUnavailable:  # the store has said so
+                time.sleep(1)
             except Exception:  # the outermost line of a loop that must outlive a database that is busy or full
                 log.exception("looking for other processes' commits failed")
                 time.sleep(1)

@@ -10,6 +10,7 @@ from flask import Flask, request
 
 from chatapp.auth import Cookies
 from chatapp.gunicorn_bridge import has_body, know, leave_body, place
+from chatapp.store import StorageUnavailable
 
 LONGEST = "chatapp.longest_body"  # in a request's environment
 LONG_BYTES = 512 << 10  # a report of 200 events or a message of 20,000 characters, with room
@@ -35,7 +36,7 @@ class Door:
 
     def _bound(self, environ: dict[str, Any]) -> None:
         path, header = environ.get("PATH_INFO", ""), environ.get("HTTP_COOKIE", "")
-        if self._cookies.sign_in(header) is not None:
+        if self._is_signed_in(header):
             know(environ)
         elif path not in FOR_STRANGERS and not self._has_ended(header):
             leave_body(environ)
@@ -47,6 +48,12 @@ class Door:
         length = environ.get("CONTENT_LENGTH", "")
         if length.isdecimal() and int(length) > environ[LONGEST]:
             leave_body(environ)
+
+    def _is_signed_in(self, header: str) -> bool:
+        try:
+            return self._cookies.sign_in(header) is not None
+        except StorageUnavailable:  # Flask says so; until then it is somebody's whose session has ended
+            return False
 
     def _has_ended(self, header: str) -> bool:
         """Whether it is of somebody whose session has ended: they are told so, and not that the form is too old."""

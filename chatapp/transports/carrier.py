@@ -16,6 +16,7 @@ from uuid import uuid4
 import gevent
 
 from chatapp.connection.peer import News, Peer
+from chatapp.quotas import EVENT_BYTES
 from chatapp.store import ConnectionEvent, Posted, SignIn, StorageUnavailable, now_ms
 from chatapp.store.database import Job
 from chatapp.transports import doing, frames, framing
@@ -32,7 +33,6 @@ log = logging.getLogger("chatapp.websocket")
 NORMAL, NO_BINARY, ABNORMAL, POLICY, SERVER_ERROR, RESTART, SIGNED_OUT = 1000, 1003, 1006, 1008, 1011, 1012, 4401
 REPLACED = 4409
 OPENED, CLOSED = (-2, "server-open"), (-1, "server-close")  # number, which no client can report, and type
-EVENT_BYTES = 300  # of a stored event, without its free part
 MOST_WAITING = 64  # answers to be written and frames to be done; beyond, a client floods and is not read
 MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
 ENOUGH_BYTES = 16_384  # for one write; more feeds than fit wait for room
@@ -308,6 +308,13 @@ class WebSocketConnection(WatchedSocket):
 
     def check(self, now: float) -> float:
         """Ping, or close what is silent, mute, blocked, expired or signed out; returns when to look again."""
+        try:
+            return self._check(now)
+        except StorageUnavailable as error:  # whether the session goes on cannot be asked
+            self._fail("", error)
+            return now + LINGER_S / 4
+
+    def _check(self, now: float) -> float:
         settings = self._house.settings
         if self.blocked_at is not None and now - self.blocked_at >= settings.ws_write_timeout:
             self.cut()

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from chatapp.bus import session_topic
 from chatapp.conversation import Gone
-from chatapp.store import SignIn
+from chatapp.store import SignIn, StorageUnavailable
+from chatapp.store.unavailable import RETRY_S
 from chatapp.transports.integrity import UNKEPT
 from chatapp.transports.live import NOWHERE, Live, Slot
 from chatapp.transports.watched import LINGER_S, WatchedSocket, has_unread
@@ -83,7 +84,7 @@ class HeldPoll(WatchedSocket):
         polls, person = self._polls, self._sign_in.person.id
         try:
             feeds = [polls.reader.feed(person, name) for name in self._poll.cursors]
-        except Gone:
+        except (Gone, StorageUnavailable):
             return ()  # `news` finds out
         polls.bus.subscribe(session_topic(self._sign_in.id), self.let_go)
         for feed in feeds:
@@ -115,16 +116,19 @@ class HeldPoll(WatchedSocket):
         self._is_awake = False
         found = self._look() if self in self._polls.held else []
         # To look may take a while, and the time may have been over meanwhile: no request has two answers.
-        if self in self._polls.held:
-            if found is None:
-                self.cut()
-            elif found or self._is_ended:
-                self._answer(found)
+        if self not in self._polls.held:
+            return
+        if found is None:
+            self._end(unavailable(self._head))
+        elif found or self._is_ended:
+            self._answer(found)
 
     def _look(self) -> list[str] | None:
         """What there is to say; None where that cannot be known."""
         try:
             return [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
+        except StorageUnavailable:  # the store has said so
+            return None
         except Exception:  # the sweep goes on for all others, and who asks again hears what is wrong
             log.exception("answering a held poll failed")
             return None
@@ -146,8 +150,11 @@ class HeldPoll(WatchedSocket):
     # Answering
 
     def _answer(self, found: list[str]) -> None:
+        self._end(answer(self._body(found), self._head))
+
+    def _end(self, answer: tuple[int, bytes]) -> None:
         self._leave()
-        status, data = answer(self._body(found), self._head)
+        status, data = answer
         took = round((time.monotonic() - self._since) * 1000)
         self._lender.log(f'{self._client} "GET /changes" {status} {len(data)} {took}ms')
         self.end(data)
@@ -197,6 +204,15 @@ def answer(body: bytes, fixed: str) -> tuple[int, bytes]:
         return 204, f"HTTP/1.1 204 NO CONTENT\r\n{general}{NOTHING}\r\n".encode()
     head = f"HTTP/1.1 200 OK\r\n{general}{fixed}Content-Length: {len(body)}\r\n\r\n"
     return 200, head.encode("latin-1") + body
+
+
+def unavailable(fixed: str) -> tuple[int, bytes]:
+    """The same for a poll that cannot be answered: the client comes back, and blames no network."""
+    body = b'{"error": {"code": "storage", "message": "The server cannot read its storage just now."}}'
+    general = f"Date: {http_date(int(time.time()))}\r\nConnection: close\r\nRetry-After: {RETRY_S}\r\n"
+    fixed = fixed.replace("text/html; charset=utf-8", "application/json")
+    head = f"HTTP/1.1 503 SERVICE UNAVAILABLE\r\n{general}{fixed}Content-Length: {len(body)}\r\n\r\n"
+    return 503, head.encode("latin-1") + body
 
 
 @lru_cache(maxsize=1)

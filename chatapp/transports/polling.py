@@ -242,7 +242,10 @@ class Door:
         if self._is_spoiled():
             return None
         query = environ.get("QUERY_STRING", "")
-        sign_in = self._cookies.sign_in(environ.get("HTTP_COOKIE", ""))
+        try:
+            sign_in = self._cookies.sign_in(environ.get("HTTP_COOKIE", ""))
+        except StorageUnavailable:
+            return None
         if sign_in is None or self._polls.is_draining or not query.isascii():
             return None
         know(environ)

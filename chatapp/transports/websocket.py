@@ -21,7 +21,7 @@ from werkzeug.wsgi import get_host
 from chatapp.auth import JUDGED, Comers, expected_origins, origin_is_allowed
 from chatapp.config import Settings
 from chatapp.gunicorn_bridge import can_leave, end_request, has_body, is_plain, take
-from chatapp.store import SignIn, Store
+from chatapp.store import SignIn, StorageUnavailable, Store
 from chatapp.transports.carrier import WebSocketConnection
 from chatapp.transports.deflate import agreed
 from chatapp.transports.live import Live
@@ -135,12 +135,19 @@ class Door:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if is_upgrade(environ) and not self._house.drills.is_running:
-            judged = self._judge(environ)
+            judged = self._judged(environ)
             if isinstance(judged, SignIn):
                 environ[JUDGED] = judged
                 self._open(environ)
         behind: Iterable[bytes] = self._behind(environ, start_response)
         return behind
+
+    def _judged(self, environ: dict[str, Any]) -> SignIn | Refusal | None:
+        """None where the database does not answer: Flask says so."""
+        try:
+            return self._judge(environ)
+        except StorageUnavailable:
+            return None
 
     def _open(self, environ: dict[str, Any]) -> None:
         """flask-sock's endpoint without Flask's way there and back: no answer follows the handshake."""
