@@ -259,10 +259,10 @@ class Sessions(SecureCookieSessionInterface):
         of the server's clock."""
         super().save_session(app, session, response)
         name, lasts = f"{self.get_cookie_name(app)}=", round(app.permanent_session_lifetime.total_seconds())
-        for line in response.headers.getlist("Set-Cookie"):
-            if line.startswith(name) and session.permanent and session:
-                response.headers.remove("Set-Cookie")
-                response.headers.add("Set-Cookie", f"{line}; Max-Age={lasts}")
+        lines = response.headers.getlist("Set-Cookie")
+        if session.permanent and session and any(line.startswith(name) for line in lines):
+            lines = [f"{line}; Max-Age={lasts}" if line.startswith(name) else line for line in lines]
+            response.headers.setlist("Set-Cookie", lines)
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         """The session of a request."""

@@ -6,7 +6,7 @@ import resource
 
 MOST_FILES = 1 << 20  # the kernel's own default limit
 RESERVED = 200  # for databases, logs and what is being loaded
-MOST_REQUESTS = 10_000  # of a worker at a time, with held polls
+MOST_REQUESTS = 10_000  # of a worker at a time; held polls count with the WebSockets
 FEWEST = 64  # databases, event loop and listener take some 30
 ENOUGH = 4096
 

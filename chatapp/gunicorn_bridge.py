@@ -20,9 +20,11 @@ from typing import Any, NoReturn
 from gevent import getcurrent, sleep, socket
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import LimitRequestHeaders, ParseException
+from gunicorn.util import write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
 from chatapp.strangers import Strangers, stands_for_many
+from chatapp.wellformed import PLAIN, answer_nonsense, shown
 
 LEAST_RATE = 1000  # bytes a second: what a body and the taking of an answer must reach after their first seconds
 LONGEST_HEAD = 64 << 10  # bytes of a request's line and headers
@@ -48,7 +50,8 @@ def has_body(environ: dict[str, Any]) -> bool:
 
 def is_plain(environ: dict[str, Any]) -> bool:
     """Whether gunicorn is there and the connection is TCP as it came: what gunicorn encrypts is of another type."""
-    return type(environ.get("gunicorn.socket")) in (Connection, socket.socket)
+    connection = environ.get("gunicorn.socket")
+    return type(getattr(connection, "plain", connection)) is socket.socket
 
 
 def can_leave(environ: dict[str, Any]) -> bool:
@@ -91,6 +94,7 @@ class Connection:
         "_sock",
         "_until",
         "address",
+        "is_broken",
         "is_failed",
         "unread",
     )
@@ -100,11 +104,17 @@ class Connection:
         self.unread = 0
         self._request: Any = None
         self._is_seen = self._is_body = self.is_failed = False
+        self.is_broken = False  # what came of a body is no HTTP: nothing after it can be believed
         self._began = time.monotonic()
         self._until = self._began + limits.seconds
         self._is_guest = True
         self._forwarder = ""
         limits.strangers.add(self)
+
+    @property
+    def plain(self) -> Any:
+        """The socket itself."""
+        return self._sock
 
     # Whose it is
 
@@ -298,7 +308,7 @@ class Connection:
     def drain(self, body: Any) -> bool:
         """Read what is left of a body; False where that is too much, so that the connection must end."""
         if not _is_left(body):
-            return True
+            return not self.is_broken
         self._until, read = time.monotonic() + LINGER_S, 0
         try:
             while read < MOST_DRAINED and (data := body.read(8192)):
@@ -306,7 +316,7 @@ class Connection:
                 self.count(-len(data))
         except (OSError, ParseException):
             return False
-        return not _is_left(body)
+        return not _is_left(body) and not self.is_broken
 
     def linger(self) -> None:
         """Have the answer arrive although more is being sent: else the kernel forgets it with what is unread."""
@@ -348,6 +358,23 @@ class Worker(GeventWorker):  # type: ignore[misc]
         peer = addr[0] if isinstance(addr, tuple) else ""
         super().handle(listener, Connection(client, self.limits, self.limits.strangers.budget_of(peer)), addr)
 
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer what gunicorn could not understand in words, with one short line of log; the rest as gunicorn does."""
+        found = answer_nonsense(exc)
+        if found is None:
+            super().handle_error(req, client, addr, exc)
+            return
+        status, name, words = found
+        self.log.warning("refused a request from %s: %s", (addr or ("-",))[0], shown(str(exc)))
+        body = words.encode()
+        headers = [("Connection", "close"), *PLAIN, ("Content-Length", str(len(body)))]
+        lines = [f"HTTP/1.1 {status} {name}", *(f"{header}: {value}" for header, value in headers), "", ""]
+        try:
+            write_nonblock(client, "\r\n".join(lines).encode() + body)
+            client.linger()
+        except OSError:
+            self.log.debug("nobody was there for the answer")
+
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve a request. Raises StopIteration where none may follow it."""
         sock.begin_request(req)
@@ -367,6 +394,14 @@ def know(environ: dict[str, Any]) -> None:
     connection = environ.get("gunicorn.socket")
     if isinstance(connection, Connection):
         connection.know()
+
+
+def break_off(environ: dict[str, Any]) -> None:
+    """Have the connection end with this answer: its body is no HTTP, so that nothing after it can be believed."""
+    connection = environ.get("gunicorn.socket")
+    if isinstance(connection, Connection):
+        connection.is_broken = True
+        connection.leave_body()
 
 
 def leave_body(environ: dict[str, Any]) -> None:

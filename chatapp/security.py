@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,12 +10,15 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, jsonify, render_template, request
 from flask_babel import gettext as _
 from flask_wtf.csrf import CSRFError
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
+from chatapp.gunicorn_bridge import break_off
 from chatapp.house import house
 from chatapp.store import StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports.integrity import UNKEPT
+from chatapp.wellformed import MALFORMED, PLAIN, shown
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
@@ -28,6 +32,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+
+log = logging.getLogger("chatapp.requests")
 
 
 @lru_cache(maxsize=100)
@@ -60,6 +66,12 @@ def register(app: Flask) -> None:
         except StorageUnavailable:  # the page about it needs to know who is signed in
             answer, status = Response(f"{words}\n", content_type="text/plain; charset=utf-8"), 503
         return answer, status, {"Retry-After": str(RETRY_S)}
+
+    @app.errorhandler(ParseException)
+    def body(error: ParseException) -> Any:
+        break_off(request.environ)
+        log.warning("refused the body of a request from %s: %s", request.remote_addr, shown(str(error)))
+        return Response(MALFORMED, 400, PLAIN)
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Any:

@@ -17,7 +17,7 @@ from flask import Flask  # noqa: E402
 from gevent.event import Event  # noqa: E402
 from gunicorn.app.base import BaseApplication  # noqa: E402
 
-from chatapp import create_app, descriptors, wellformed  # noqa: E402
+from chatapp import create_app, descriptors  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
 from chatapp.gunicorn_bridge import IdleConnections, Limits, Worker, read_settings_once  # noqa: E402
@@ -36,9 +36,7 @@ sys.setswitchinterval(0.001)
 bind = f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
 worker_class = Worker
 workers = settings.workers
-worker_connections = descriptors.for_requests(
-    descriptors.allowed()
-)  # requests and held polls; WebSockets are not in gunicorn's pool
+worker_connections = descriptors.for_requests(descriptors.allowed())  # neither held polls nor WebSockets
 sendfile = False  # it would write past our time-outs
 keepalive = 75  # seconds; above the usual 60 of proxies, so that they, not we, drop an idle connection
 timeout = 60  # seconds without a sign of life of the worker's event loop
@@ -63,7 +61,6 @@ def when_ready(_arbiter: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Start the background work, and watch for the end."""
     house = worker.wsgi.extensions["chatapp"]
-    wellformed.hook(worker)
     read_settings_once(worker)
     strangers = Strangers(settings.max_sockets_per_address, descriptors.for_strangers(descriptors.allowed()))
     worker.limits = Limits(strangers, settings.request_timeout, keepalive)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Protocol
 
+from chatapp.config import plain_address
 from chatapp.fair_queue import prefix
 
 SHARED = ""  # the budget of all who come by peers that stand for many
@@ -125,7 +125,6 @@ def advice(host: str, has_declared: bool, most: int) -> str:
 def stands_for_many(peer: str) -> bool:
     """Whether a peer is this machine (a proxy, a tunnel) or has no address (a unix socket)."""
     try:
-        address = ip_address(peer)
+        return plain_address(peer).is_loopback
     except ValueError:  # `localhost`, or a path
         return True
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -13,7 +13,6 @@ from ipaddress import IPv6Address
 from typing import Any
 
 from gunicorn.http import errors
-from gunicorn.util import write_nonblock
 
 LONGEST_COOKIES = 8190  # characters of all cookies together; gunicorn's own limit of a header's line
 LONGEST_SHOWN = 100  # characters of what a stranger sent, in a line of log
@@ -110,26 +109,3 @@ def answer_nonsense(error: BaseException) -> tuple[int, str, str] | None:
     if isinstance(error, errors.UnsupportedTransferCoding):
         return 501, "Not Implemented", CODED
     return 400, "Bad Request", MALFORMED
-
-
-def hook(worker: Any) -> None:
-    """Have gunicorn's worker answer nonsense in words and log it on one short line, which it does not by itself."""
-    gunicorns = worker.handle_error
-
-    def handle_error(request: Any, client: Any, address: Any, error: BaseException) -> None:
-        found = answer_nonsense(error)
-        if found is None:
-            gunicorns(request, client, address, error)
-            return
-        status, name, words = found
-        worker.log.warning("refused a request from %s: %s", (address or ("-",))[0], shown(str(error)))
-        body = words.encode()
-        headers = [("Connection", "close"), *PLAIN, ("Content-Length", str(len(body)))]
-        lines = [f"HTTP/1.1 {status} {name}", *(f"{header}: {value}" for header, value in headers), "", ""]
-        try:
-            write_nonblock(client, "\r\n".join(lines).encode() + body)
-            client.linger()
-        except OSError:  # whoever sent it has gone
-            worker.log.debug("nobody was there for the answer")
-
-    worker.handle_error = handle_error

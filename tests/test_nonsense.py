@@ -6,6 +6,7 @@ The examples stand by name; hypothesis looks for the rest: a few hundred in `mak
 import gc
 import os
 import re
+import socket
 import warnings
 from collections.abc import Iterator
 from urllib.parse import quote_from_bytes
@@ -160,6 +161,27 @@ def test_hosts_by_chance(site: Site) -> None:
         site.ask(request(target=target, host=host, headers=site.own if is_signed_in else ()))
 
     check()
+
+
+@pytest.mark.parametrize("kind", [FORM, b"multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "sent", [b"zz\r\n\r\n", b"2\r\nabcd\r\n0\r\n\r\n", b"-1\r\nab\r\n", b"0\r\n" + b"x: y\r\n" * 400]
+)
+def test_a_body_in_chunks_that_are_none_is_400_in_words_and_the_last_request(
+    site: Site, kind: bytes, sent: bytes
+) -> None:
+    headers = (*site.own, (b"Content-Type", kind), (b"Transfer-Encoding", b"chunked"))
+    for target in (b"/sign-in", b"/c", b"/connection/events"):
+        begun = request(b"POST", target, headers=headers).replace(b"Content-Length: 0\r\n", b"")
+        with socket.create_connection(("127.0.0.1", site.server.port), timeout=20) as wire:
+            wire.sendall(begun + sent + request(b"GET", b"/healthz"))
+            wire.shutdown(socket.SHUT_WR)
+            answers = b"".join(iter(lambda: wire.recv(65536), b""))
+        assert answers.count(b"HTTP/1.1 ") == 1, (target, answers[-300:])
+        assert answers.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 422 ")), (target, answers[:300])  # read, or not at all
+        said = site.said()
+        assert "Traceback" not in said, said
+        assert all(len(found) <= LONGEST_LINE for found in said.splitlines()), said
 
 
 HEADERS = ["Accept", "Accept-Language", "Accept-Encoding", "Authorization", "Content-Type", "Content-Length", "Cookie"]

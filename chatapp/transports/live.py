@@ -161,7 +161,7 @@ class Live:
         self._is_watched = False  # whether it runs
         self._flushed = self._seen = 0  # how many were flushed; and how many when the timer looked
         self._events: list[ConnectionEvent] = []
-        self.lent = 0  # sockets of held polls, also of those that were answered and wait for the next request
+        self.lent = 0  # sockets of held polls
         self._lines: list[str] = []
         self._is_storing = False
         self._most = descriptors.for_connections(descriptors.allowed())
