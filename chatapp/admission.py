@@ -14,15 +14,17 @@ from chatapp.auth import JUDGED, Cookies
 from chatapp.beside import has_loop
 from chatapp.fair_queue import FairQueue, Full
 from chatapp.gunicorn_bridge import know
+from chatapp.served import Files
 from chatapp.store import StorageUnavailable
 from chatapp.wellformed import PLAIN
 
-APART_S = 0.01  # between two requests of strangers: they get some tenth of the event loop
+APART_S = 0.01  # between two pages for strangers: they get some tenth of the event loop
+FILES_APART_S = 0.003  # between two files for them: a page needs some thirty
 GIVE_WAY = 3.0  # the loop is late: wait so many times longer than that before the next one
-LONGEST_S = 0.25  # between two requests, however late the loop is
+LONGEST_S = 0.25  # between two, however late the loop is
 MOST_WAITING = 500  # some 5 s
 REFUSE_AFTER_S = 1.0  # a refusal waits so long: at once it would only bring the next request sooner
-FREE = ("/static/", "/healthz", "/readyz")  # cheap, and needed by all
+FREE = ("/healthz", "/readyz")  # cheap, and a balancer must not wait for them
 WORDS = b"Too many people who are not signed in ask for pages at this moment. Try again in a few seconds.\n"
 RETRY_S = 5
 
@@ -30,7 +32,8 @@ RETRY_S = 5
 class Pace:
     """Lets one request after the other begin, some time apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, apart_s: float) -> None:
+        self._apart_s = apart_s
         self._queue = FairQueue(MOST_WAITING)
         self._next_at = 0.0  # monotonic clock, s
         self._is_running = False
@@ -39,7 +42,7 @@ class Pace:
         """Return when a request from this address may begin: at once where strangers are few. Raises Full."""
         attempts, now = self._queue.count(address), time.monotonic()
         if not self._is_running and now >= self._next_at:
-            self._next_at = now + APART_S
+            self._next_at = now + self._apart_s
             return
         if not self._is_running:
             self._is_running = True
@@ -54,7 +57,7 @@ class Pace:
                 late = max(0.0, now - self._next_at)
                 if not self._queue.let_next():
                     return
-                self._next_at = now + min(LONGEST_S, max(APART_S, GIVE_WAY * late))
+                self._next_at = now + min(LONGEST_S, max(self._apart_s, GIVE_WAY * late))
         finally:
             self._is_running = False
 
@@ -62,15 +65,16 @@ class Pace:
 class Admission:
     """WSGI middleware."""
 
-    def __init__(self, app: Any, cookies: Cookies) -> None:
+    def __init__(self, app: Any, cookies: Cookies, files: Files) -> None:
         self._app = app
         self._cookies = cookies
-        self._pace = Pace()
+        self._known_files = files
+        self._pages, self._files = Pace(APART_S), Pace(FILES_APART_S)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         try:
             if has_loop() and self._is_strangers(environ):
-                self._pace.wait(environ.get("REMOTE_ADDR", ""))
+                self._wait(environ)
         except Full:
             gevent.sleep(REFUSE_AFTER_S)
             start_response("503 SERVICE UNAVAILABLE", [*PLAIN, ("Retry-After", str(RETRY_S))])
@@ -78,16 +82,21 @@ class Admission:
         behind: Iterable[bytes] = self._app(environ, start_response)
         return behind
 
+    def _wait(self, environ: dict[str, Any]) -> None:
+        path, address = environ.get("PATH_INFO", ""), environ.get("REMOTE_ADDR", "")
+        is_plain = environ.get("REQUEST_METHOD") in ("GET", "HEAD")
+        if is_plain and self._known_files.has(path):
+            self._files.wait(address)
+        elif not is_plain or path not in FREE:  # also what there is not: to say so takes a page
+            self._pages.wait(address)
+
     def _is_strangers(self, environ: dict[str, Any]) -> bool:
         if JUDGED in environ:
             return False
-        is_free = environ.get("PATH_INFO", "").startswith(FREE)
         try:
             is_live = self._cookies.sign_in(environ.get("HTTP_COOKIE", "")) is not None
-        except StorageUnavailable:
-            if is_free:  # needs no database
-                return False
-            raise
+        except StorageUnavailable:  # the cookie is ours; what needs the database says that it does not answer
+            return False
         if is_live:
             know(environ)
-        return not is_live and not is_free
+        return not is_live

@@ -36,8 +36,6 @@ from chatapp.store.workers import Worker
 from chatapp.transports import bodies, drilled, integrity, polling, websocket
 from chatapp.transports.frames import Renderer
 
-MOST_FORM_BYTES = 512 * 1024  # a report of 200 events or a message of 20,000 characters, with room
-
 
 class Json(DefaultJSONProvider):
     """Flask's JSON, for which no text is worse than wrong: what nests too deeply is answered with 400, too."""
@@ -72,7 +70,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     house = app.extensions["chatapp"] = _build(app, settings, instance)
     app.session_interface = Sessions()
     cookies = Cookies(app, house.auth)
-    app.wsgi_app = Admission(app.wsgi_app, cookies)  # type: ignore[method-assign]
+    files = Files(asset_dir("static"))
+    app.wsgi_app = Admission(app.wsgi_app, cookies, files)  # type: ignore[method-assign]
     Babel(app)
     bodies.register(app)  # before what reads forms
     CSRFProtect(app)
@@ -84,7 +83,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     polling.register(app, house.polls, house.auth, settings)
     security.register(app)
     integrity.register(app)
-    _register_plain(app, house)
+    _register_plain(app, house, files)
     offline.register(app, house)
     door = polling.Door(
         app.wsgi_app,
@@ -144,16 +143,14 @@ def _flask_settings(settings: Settings, key: str, instance: str) -> dict[str, An
         "PERMANENT_SESSION_LIFETIME": timedelta(days=settings.session_lifetime),
         "WTF_CSRF_TIME_LIMIT": None,  # it lives as long as the session that it is bound to
         "WTF_CSRF_SSL_STRICT": False,  # strict proxies strip Referer
-        "MAX_CONTENT_LENGTH": MOST_FORM_BYTES,
-        "MAX_FORM_MEMORY_SIZE": MOST_FORM_BYTES,
+        "MAX_CONTENT_LENGTH": bodies.LONG_BYTES,
+        "MAX_FORM_MEMORY_SIZE": bodies.LONG_BYTES,
     }
 
 
-def _register_plain(app: Flask, house: House) -> None:
+def _register_plain(app: Flask, house: House, files: Files) -> None:
     """What needs no session: health, static files; and what every template may use."""
-    folder = asset_dir("static")
-    current = content_hash(folder)
-    files = Files(folder)
+    current = content_hash(asset_dir("static"))
 
     @app.get("/static/<version>/<path:name>")
     def static(version: str, name: str) -> Response:

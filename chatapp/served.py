@@ -19,6 +19,7 @@ from werkzeug.exceptions import NotFound
 
 TEXTS = {".js", ".css", ".svg", ".html"}
 OWN_SCRIPTS = "js/"  # what lies elsewhere (vendor/) is minified already
+STATIC = "/static/"
 HASH = "$hash$"  # stands in for # while a script is minified
 SMALLEST = 9  # gzip's level: it is done once; all files together take 12 ms
 
@@ -71,6 +72,10 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self._paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         self._made: dict[str, Body] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether a request's path, `/static/VERSION/NAME`, is one of them."""
+        return path.startswith(STATIC) and path[len(STATIC) :].partition("/")[2] in self._paths
 
     def answer(self, name: str) -> Response:
         """The file of this name for the present request; `NotFound` where there is none."""

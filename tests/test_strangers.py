@@ -15,6 +15,7 @@ from lab.http import Client
 from lab.processes import wait_for
 from lab.server import Server
 
+from chatapp.admission import APART_S, FILES_APART_S
 from chatapp.gunicorn_bridge import Connection, Limits, know, place
 from chatapp.strangers import MOST_SHARING, SHARED, Strangers, advice
 
@@ -273,6 +274,23 @@ def test_a_pool_full_of_strangers_leaves_room_for_people(tmp_path: Path) -> None
         assert Client(server.url, timeout=5).get("/sign-in").status == 200
         for one in [*crowd, *kept]:
             one.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "apart"),
+    [
+        ("GET", "/static/x/nope.js", APART_S),
+        ("POST", "/static/x/js/app.js", APART_S),
+        ("GET", "/healthz/x", APART_S),
+        ("GET", "/static/x/js/app.js", FILES_APART_S),
+    ],
+)
+def test_whatever_takes_the_servers_time_is_paced(shared: Server, method: str, path: str, apart: float) -> None:
+    """Also the page that says that there is no such file."""
+    stranger, began = Client(shared.url), time.monotonic()
+    for _ in range(61):
+        stranger.request(method, path)
+    assert time.monotonic() - began >= 59 * apart
 
 
 def is_open(connection: socket.socket) -> bool:
