@@ -6,7 +6,7 @@ import { rttEstimate } from "../delays.js"
 import { steadyClock } from "../surroundings.js"
 import { opened } from "./integrity.js"
 import { Pacing } from "./pacing.js"
-import { Posts, advice, codeOf, fetchWithin, isSignIn } from "./posts.js"
+import { Posts, advice, codeOf, fetchWithin } from "./posts.js"
 
 const MARK = "<chat-answer"
 const END = "</chat-answer>"
@@ -163,7 +163,7 @@ export class PollingTransport {
     event.preventDefault()
     ctx.hx = {} // a foreign answer's HX-* headers are not obeyed either
     if (ours || status === 204) this.#request.outcome = { ok: true, news: false }
-    else if (status === 401 || isSignIn(raw, this.#config)) this.#request.outcome = { signedOut: true }
+    else if (status === 401) this.#request.outcome = { signedOut: true }
     else if (raw.type === "opaqueredirect") this.#request.outcome = { reason: "redirected" }
     else if (status === 429) this.#request.outcome = { reason: reasonOf(text, "rate-limited"), advice_ms: advice(headers, text) }
     else if (begun && text.includes(END) && !this.#request.armour) this.#noteRewriter() // with something around it

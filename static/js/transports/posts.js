@@ -39,9 +39,6 @@ export async function fetchWithin(ms, url, options = {}) {
   }
 }
 
-export const isSignIn = (response, config) =>
-  response.redirected && new URL(response.url).pathname === config.sign_in_url
-
 // The same two answers as elements, from a WebSocket.
 export const ackOf = (element) => Object.fromEntries(
   ["id", "position", "revision", "conversation"].map((name) => [name, element.getAttribute(name)]),
@@ -94,7 +91,7 @@ export class Posts {
     const { status, headers } = response
     if (isDone(response, data)) return { ok: true, ack: data }
     if (response.type === "opaqueredirect") return { retry: "redirected" }
-    if (status === 401 || isSignIn(response, this.#config)) {
+    if (status === 401) {
       this.#on({ type: "signed_out", reason: "signed-out" })
       return { retry: "signed-out" }
     }
@@ -109,10 +106,11 @@ export class Posts {
 
   // Signed in again from another tab: the page's token is the old session's. Another person's session is not for us.
   async #renew() {
-    const { response, text } = await fetchWithin(10000, location.href)
+    const { response, text } = await fetchWithin(10000, location.href) // the one request that follows a redirect
+    const isSignIn = response.redirected && new URL(response.url).pathname === this.#config.sign_in_url
     const page = new DOMParser().parseFromString(text, "text/html")
     const fresh = page.querySelector('meta[name="csrf-token"]')?.content
-    if (isSignIn(response, this.#config) || (fresh && page.body.dataset.person !== document.body.dataset.person)) {
+    if (isSignIn || (fresh && page.body.dataset.person !== document.body.dataset.person)) {
       this.#on({ type: "signed_out", reason: "signed-out" })
       return { retry: "signed-out" }
     }
