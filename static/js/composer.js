@@ -23,6 +23,7 @@ export class Composer {
     this.#text = this.#form?.querySelector("textarea[name=body]")
     this.#drafts = drafts
     if (!this.#text) return
+    this.#text.autocomplete = "off" // else the browser brings back what was sent meanwhile; without scripts it is to
     drafts.onChange = (text) => this.#show(text)
     this.#text.addEventListener("input", () => this.#onInput())
     this.#text.addEventListener("keydown", (event) => this.#onKey(event))
@@ -68,6 +69,7 @@ export class Composer {
   // The page did not come alive: its form is sent as without JavaScript.
   standAside() {
     this.#isAside = true
+    this.#text?.removeAttribute("autocomplete")
     if (this.#isSubmitted && !this.#isOpen) this.#form.requestSubmit()
   }
 

@@ -196,6 +196,23 @@ def test_a_closed_tab_leaves_its_draft_to_the_next_one(shared: Server, url: str,
     wait_for(later, lambda: stored(later, "drafts") == [], 5, "sent is sent")
 
 
+def test_what_the_browser_itself_remembers_of_the_field_is_not_typed(shared: Server, url: str, page: Page) -> None:
+    """Sent from another tab meanwhile: the way back does not bring it up again."""
+    sign_in(page, shared.url)
+    page.goto(url)
+    wait_state(page, "connected")
+    type_in(page, "sent from elsewhere")
+    other = page.context.new_page()
+    other.goto(url)
+    shows(other, "sent from elsewhere")
+    page.goto(f"{shared.url}/connection")
+    other.locator("#composer textarea").press("Enter")
+    wait_for(other, lambda: stored(other, "drafts") == [], 5, "sent is sent")
+    page.go_back()
+    wait_state(page, "connected")
+    assert draft(page) == "" and stored(page, "drafts") == []
+
+
 def test_a_conversation_deleted_elsewhere_leaves_page_text_and_focus(
     shared: Server, me: Client, url: str, page: Page
 ) -> None:
