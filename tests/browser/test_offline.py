@@ -53,7 +53,8 @@ def kept_text(page: Page, text: str) -> bool:
       for (const name of await caches.keys()) {
         const cache = await caches.open(name)
         for (const key of await cache.keys()) {
-          if ((await (await cache.match(key)).text()).includes(text)) return true
+          const kept = await cache.match(key) // none while it is being written anew
+          if (kept && (await kept.text()).includes(text)) return true
         }
       }
       return false
