@@ -12,13 +12,13 @@ import gevent
 
 from chatapp.auth import JUDGED, Cookies
 from chatapp.beside import has_loop
-from chatapp.fair_queue import FairQueue, Full
-from chatapp.gunicorn_bridge import know
+from chatapp.fair_queue import Attempts, FairQueue, Full
+from chatapp.gunicorn_bridge import has_left, know
 from chatapp.served import Files
 from chatapp.store import StorageUnavailable
 from chatapp.wellformed import PLAIN
 
-APART_S = 0.01  # between two pages for strangers: they get some tenth of the event loop
+APART_S = 0.02  # between two pages for strangers: they get some tenth of the event loop
 FILES_APART_S = 0.003  # between two files for them: a page needs some thirty
 GIVE_WAY = 3.0  # the loop is late: wait so many times longer than that before the next one
 LONGEST_S = 0.25  # between two, however late the loop is
@@ -32,22 +32,23 @@ RETRY_S = 5
 class Pace:
     """Lets one request after the other begin, some time apart."""
 
-    def __init__(self, apart_s: float) -> None:
+    def __init__(self, apart_s: float, attempts: Attempts) -> None:
         self._apart_s = apart_s
-        self._queue = FairQueue(MOST_WAITING)
+        self._queue = FairQueue(MOST_WAITING, attempts)
         self._next_at = 0.0  # monotonic clock, s
         self._is_running = False
 
-    def wait(self, address: str) -> None:
-        """Return when a request from this address may begin: at once where strangers are few. Raises Full."""
-        attempts, now = self._queue.count(address), time.monotonic()
+    def wait(self, environ: dict[str, Any]) -> None:
+        """Return when this request may begin: at once where strangers are few. Raises Full."""
+        address = environ.get("REMOTE_ADDR", "")
+        attempts, now = self._queue.attempts.count(address), time.monotonic()
         if not self._is_running and now >= self._next_at:
             self._next_at = now + self._apart_s
             return
         if not self._is_running:
             self._is_running = True
             gevent.spawn(self._run)
-        self._queue.wait(attempts)
+        self._queue.wait(attempts, has_left=lambda: has_left(environ))
 
     def _run(self) -> None:
         try:
@@ -63,13 +64,13 @@ class Pace:
 
 
 class Admission:
-    """WSGI middleware."""
+    """WSGI middleware. `attempts`: of pages, and of passwords; who signs in has his taken back."""
 
-    def __init__(self, app: Any, cookies: Cookies, files: Files) -> None:
+    def __init__(self, app: Any, cookies: Cookies, files: Files, attempts: Attempts) -> None:
         self._app = app
         self._cookies = cookies
         self._known_files = files
-        self._pages, self._files = Pace(APART_S), Pace(FILES_APART_S)
+        self._pages, self._files = Pace(APART_S, attempts), Pace(FILES_APART_S, Attempts())
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         try:
@@ -83,12 +84,12 @@ class Admission:
         return behind
 
     def _wait(self, environ: dict[str, Any]) -> None:
-        path, address = environ.get("PATH_INFO", ""), environ.get("REMOTE_ADDR", "")
+        path = environ.get("PATH_INFO", "")
         is_plain = environ.get("REQUEST_METHOD") in ("GET", "HEAD")
         if is_plain and self._known_files.has(path):
-            self._files.wait(address)
+            self._files.wait(environ)
         elif not is_plain or path not in FREE:  # also what there is not: to say so takes a page
-            self._pages.wait(address)
+            self._pages.wait(environ)
 
     def _is_strangers(self, environ: dict[str, Any]) -> bool:
         if JUDGED in environ:

@@ -24,8 +24,8 @@ from werkzeug.security import generate_password_hash
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.config import Settings
-from chatapp.fair_queue import FairQueue
-from chatapp.gunicorn_bridge import know
+from chatapp.fair_queue import Attempts
+from chatapp.gunicorn_bridge import has_left, know
 from chatapp.hashing import Hashing
 from chatapp.store import Person, SignIn, Store
 from chatapp.visible import is_blank
@@ -61,8 +61,9 @@ class Auth:
         self._people = store.people
         self._settings = settings
         self._cache: Cache[str, tuple[SignIn, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)  # and until when
-        self._guesses = FairQueue(0)  # only its counts
-        self._hashing = Hashing(settings.data_dir / "hashing.lock" if settings.workers > 1 else None)
+        self._guesses = Attempts()
+        self.attempts = Attempts()  # to sign in: pages, forms and passwords
+        self._hashing = Hashing(settings.data_dir / "hashing.lock" if settings.workers > 1 else None, self.attempts)
         bus.subscribe(ACCESS, lambda _topic: self._cache.clear())
 
     # Sessions
@@ -120,7 +121,8 @@ class Auth:
     def sign_in(self, email: str, password: str, address: str) -> int:
         """The number of the person with this e-mail and password, asked for from an address. Raises Refused, Busy."""
         found = self._people.password_hash(email.strip())
-        is_right = self._hashing.check(address, found[1] if found else None, password)
+        environ = request.environ
+        is_right = self._hashing.check(address, found[1] if found else None, password, lambda: has_left(environ))
         # It may have waited, and the password been replaced meanwhile.
         if found is None or not is_right or self._people.password_hash(email.strip()) != found:
             raise Refused("password", "The e-mail address or the password is wrong.")

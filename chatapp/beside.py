@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
+import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -36,6 +39,12 @@ class SingleThread:
             self._pool = ThreadPool(1)
         result: R = self._pool.apply(function, args, kwargs)
         return result
+
+
+def give_way(niceness: int) -> None:
+    """Have this thread stand back for all others. Linux has that for each thread; elsewhere nothing changes."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, _thread.get_native_id(), niceness)
 
 
 _computing = SingleThread()

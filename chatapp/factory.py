@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.session_interface = Sessions()
     cookies = Cookies(app, house.auth)
     files = Files(asset_dir("static"))
-    app.wsgi_app = Admission(app.wsgi_app, cookies, files)  # type: ignore[method-assign]
+    app.wsgi_app = Admission(app.wsgi_app, cookies, files, house.auth.attempts)  # type: ignore[method-assign]
     Babel(app)
     bodies.register(app)  # before what reads forms
     CSRFProtect(app)

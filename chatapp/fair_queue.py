@@ -17,6 +17,7 @@ from gevent.event import AsyncResult
 
 MOST_ADDRESSES = 4096  # whose attempts are counted; the one counted longest ago is forgotten first
 HALF_LIFE_S = 60.0  # after which an attempt counts half
+LEFT = 1e9  # attempts that one counts as who does not wait for the answer any more
 PREFIX_BITS = 64  # of an IPv6 address that its owner was given; the rest they choose themselves
 
 
@@ -31,19 +32,14 @@ class Turn:
     attempts: float
     number: int
     result: AsyncResult = field(compare=False)  # True: it is this one's turn
+    has_left: Callable[[], bool] = field(compare=False)
 
 
-class FairQueue:
-    """Who waits, and how often each address asked lately."""
+class Attempts:
+    """How often each address asked lately."""
 
-    def __init__(self, most_waiting: int) -> None:
-        self._most_waiting = most_waiting
+    def __init__(self) -> None:
         self._attempts: dict[str, tuple[float, float]] = {}  # how often, as of when
-        self._waiting: list[Turn] = []
-        self._number = 0
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     def count(self, address: str, more: float = 1.0) -> float:
         """Count an attempt, or take one back; returns how many there are now."""
@@ -55,11 +51,29 @@ class FairQueue:
         self._attempts[address] = (attempts, now)
         return attempts
 
-    def wait(self, attempts: float, pass_on: Callable[[], object] | None = None) -> None:
+
+class FairQueue:
+    """Who waits; `attempts` may be shared by several queues."""
+
+    def __init__(self, most_waiting: int, attempts: Attempts | None = None) -> None:
+        self._most_waiting = most_waiting
+        self.attempts = attempts or Attempts()
+        self._waiting: list[Turn] = []
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def wait(
+        self,
+        attempts: float,
+        pass_on: Callable[[], object] | None = None,
+        has_left: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Return when `let_next` says so. Raises Full. One that is ended meanwhile passes its turn on, by `pass_on`
-        where somebody must know that there may be nobody to take it."""
+        where somebody must know that there may be nobody to take it. One who `has_left` comes after all others."""
         self._number += 1
-        turn = Turn(attempts, self._number, AsyncResult())
+        turn = Turn(attempts, self._number, AsyncResult(), has_left)
         self._waiting.append(turn)
         if len(self._waiting) > self._most_waiting:
             last = max(self._waiting)
@@ -81,6 +95,9 @@ class FairQueue:
         if not self._waiting:
             return False
         turn = min(self._waiting)
+        while turn.attempts < LEFT and turn.has_left():
+            turn.attempts += LEFT
+            turn = min(self._waiting)
         self._waiting.remove(turn)
         turn.result.set(True)
         return True

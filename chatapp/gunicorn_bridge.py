@@ -31,6 +31,7 @@ LONGEST_HEAD = 64 << 10  # bytes of a request's line and headers
 MOST_DRAINED = 64 << 10  # bytes of a body that nobody wanted, so that the connection can be kept
 LONGEST_PAUSE_S = 0.5  # between two looks at whether an answer is taken, after which the connection ends
 TCP_CLOSE = b"\x07"  # the state of a connection that the other side has reset
+TCP_ENDED = TCP_CLOSE, b"\x08"  # or has closed
 LINGER_S = 2.0  # for that, and for an answer to arrive at one who still sends
 
 
@@ -402,6 +403,17 @@ def break_off(environ: dict[str, Any]) -> None:
     if isinstance(connection, Connection):
         connection.is_broken = True
         connection.leave_body()
+
+
+def has_left(environ: dict[str, Any]) -> bool:
+    """Whether the other side has closed the connection, or its half of it: most likely nobody reads the answer."""
+    connection = environ.get("gunicorn.socket")
+    if not isinstance(connection, Connection):
+        return False
+    try:
+        return bool(connection.plain.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 1) in TCP_ENDED)
+    except OSError:  # a unix socket's
+        return False
 
 
 def leave_body(environ: dict[str, Any]) -> None:

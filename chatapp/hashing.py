@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import gevent
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from chatapp.beside import SingleThread, has_loop
-from chatapp.fair_queue import FairQueue, Full
+from chatapp.beside import SingleThread, give_way, has_loop
+from chatapp.fair_queue import Attempts, FairQueue, Full
 
 MOST_WAITING = 16  # some 2 s of hashing
 REFUSE_AFTER_S = 1.0  # a refusal waits so long: at once it would only bring the next attempt sooner
+A_SIGN_IN = 3  # attempts: the page, the form and the password
+NICENESS = 10  # of the thread: a core that it shares with the event loop is the loop's first
 MOST_REFUSED = 200  # refusals that wait; beyond they are at once, because each holds a request
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -40,36 +41,39 @@ class Busy(Exception):
 class Hashing:
     """Of one process. `lock` is a file by which the processes of one host hash one at a time, too."""
 
-    def __init__(self, lock: Path | None = None) -> None:
+    def __init__(self, lock: Path | None = None, attempts: Attempts | None = None) -> None:
         self._lock = lock
         self._thread = SingleThread()
-        self._queue = FairQueue(MOST_WAITING)
+        self._queue = FairQueue(MOST_WAITING, attempts)
         self._is_busy = False
         self._refused = 0
         self._took_s = 0.1
 
-    def check(self, address: str, password_hash: str | None, password: str) -> bool:
+    def check(
+        self, address: str, password_hash: str | None, password: str, has_left: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Whether this is the password. Without a hash it takes as long, and is not. Raises Busy."""
-        is_right = self._run(address, _is_right, password_hash, password)
+        is_right = self._run(address, has_left, partial(_is_right, password_hash, password))
         if is_right:
-            self._queue.count(address, -1)
+            self._queue.attempts.count(address, -A_SIGN_IN)
         return is_right
 
     def make(self, address: str, password: str) -> str:
         """The hash of a password. Raises Busy."""
-        return self._run(address, generate_password_hash, password)
+        return self._run(address, lambda: False, partial(generate_password_hash, password))
 
-    def _run(self, address: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def _run(self, address: str, has_left: Callable[[], bool], function: Callable[[], R]) -> R:
         if not has_loop():
-            return function(*args, **kwargs)
-        with self._turn(address):
+            return function()
+        with self._turn(address, has_left):
             started = time.monotonic()
-            result = self._thread.run(partial(self._alone, partial(function, *args, **kwargs)))
+            result = self._thread.run(partial(self._alone, function))
             self._took_s = 0.8 * self._took_s + 0.2 * (time.monotonic() - started)
             return result
 
     def _alone(self, function: Callable[[], R]) -> R:
         """In the thread: while no other process does the same, whose memory adds to ours."""
+        give_way(NICENESS)
         if self._lock is None:
             return function()
         with self._lock.open("w") as file:
@@ -77,11 +81,11 @@ class Hashing:
             return function()
 
     @contextmanager
-    def _turn(self, address: str) -> Iterator[None]:
-        attempts = self._queue.count(address)
+    def _turn(self, address: str, has_left: Callable[[], bool]) -> Iterator[None]:
+        attempts = self._queue.attempts.count(address)
         try:
             if self._is_busy:
-                self._queue.wait(attempts, self._let_next)
+                self._queue.wait(attempts, self._let_next, has_left)
         except Full:
             self._refuse()
         self._is_busy = True

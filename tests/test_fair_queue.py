@@ -7,16 +7,16 @@ import pytest
 
 from chatapp import fair_queue
 from chatapp.admission import APART_S, LONGEST_S, Pace
-from chatapp.fair_queue import FairQueue, Full
+from chatapp.fair_queue import Attempts, FairQueue, Full
 from chatapp.hashing import Hashing
 
 
-def asks(queue: FairQueue, address: str, done: list[str]) -> gevent.Greenlet:
+def asks(queue: FairQueue, address: str, done: list[str], has_left: bool = False) -> gevent.Greenlet:
     """One that waits for its turn, from an address."""
 
     def wait() -> None:
         try:
-            queue.wait(queue.count(address))
+            queue.wait(queue.attempts.count(address), has_left=lambda: has_left)
             done.append(address)
         except Full:
             done.append(f"{address} refused")
@@ -38,6 +38,15 @@ def test_one_that_asks_for_the_first_time_goes_before_all_that_asked_before() ->
         asks(queue, address, done)
     let_all(queue)
     assert done == ["eve", "bob", "ada", "eve", "eve"]
+
+
+def test_one_that_has_left_comes_after_all_others() -> None:
+    queue, done = FairQueue(10), list[str]()
+    asks(queue, "gone", done, has_left=True)
+    for address in ("eve", "eve", "ada"):
+        asks(queue, address, done)
+    let_all(queue)
+    assert done == ["eve", "ada", "eve", "gone"]
 
 
 def test_where_all_places_are_taken_the_one_that_asked_most_goes() -> None:
@@ -66,7 +75,7 @@ def test_after_one_that_is_ended_at_its_turn_the_next_password_is_hashed() -> No
     hashing, done = Hashing(), list[str]()
 
     def hash_one(name: str, then: Callable[[], object] = lambda: None) -> None:
-        with hashing._turn(name):
+        with hashing._turn(name, lambda: False):
             gevent.sleep(0.01)
             then()
         done.append(name)
@@ -83,10 +92,10 @@ def test_attempts_are_forgotten_by_half_and_right_ones_taken_back(monkeypatch: p
     now = 1000.0
     monkeypatch.setattr(fair_queue.time, "monotonic", lambda: now)
     queue = FairQueue(1)
-    assert [queue.count("eve") for _ in range(4)] == [1, 2, 3, 4]
-    assert queue.count("eve", -1) == 3 and queue.count("ada") == 1
+    assert [queue.attempts.count("eve") for _ in range(4)] == [1, 2, 3, 4]
+    assert queue.attempts.count("eve", -1) == 3 and queue.attempts.count("ada") == 1
     now += fair_queue.HALF_LIFE_S
-    assert queue.count("eve", 0) == 1.5
+    assert queue.attempts.count("eve", 0) == 1.5
 
 
 @pytest.mark.parametrize(
@@ -102,24 +111,24 @@ def test_attempts_are_forgotten_by_half_and_right_ones_taken_back(monkeypatch: p
 )
 def test_what_counts_as_one_address(one: str, other: str, is_same: bool) -> None:
     queue = FairQueue(1)
-    queue.count(one)
-    assert (queue.count(other) > 1.5) is is_same
+    queue.attempts.count(one)
+    assert (queue.attempts.count(other) > 1.5) is is_same
 
 
 def test_the_counted_addresses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fair_queue, "MOST_ADDRESSES", 3)
     queue = FairQueue(1)
     for number in range(10):
-        queue.count(f"10.0.0.{number}")
-    assert queue.count("10.0.0.9", 0) > 0.9 and queue.count("10.0.0.1", 0) == 0
+        queue.attempts.count(f"10.0.0.{number}")
+    assert queue.attempts.count("10.0.0.9", 0) > 0.9 and queue.attempts.count("10.0.0.1", 0) == 0
 
 
 def test_requests_of_strangers_begin_some_time_apart() -> None:
-    pace, began = Pace(), list[float]()
+    pace, began = Pace(APART_S, Attempts()), list[float]()
     clock: Callable[[], float] = fair_queue.time.monotonic
 
     def ask() -> None:
-        pace.wait("10.0.0.1")
+        pace.wait({"REMOTE_ADDR": "10.0.0.1"})
         began.append(clock())
 
     gevent.joinall([gevent.spawn(ask) for _ in range(10)], raise_error=True)
@@ -127,5 +136,5 @@ def test_requests_of_strangers_begin_some_time_apart() -> None:
     gevent.sleep(2 * LONGEST_S)
     others = list[int]()
     gevent.spawn(others.append, 1)
-    pace.wait("10.0.0.1")
+    pace.wait({"REMOTE_ADDR": "10.0.0.1"})
     assert not others, "one that comes alone waits for nobody"
