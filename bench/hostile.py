@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 from urllib.parse import urlencode
 
 from bench.load.dialects import Seat, Site, Socket, body_of, sent_at
@@ -35,9 +36,13 @@ from bench.load.work import connect_all
 from bench.machine import ROOT, Cores, Failed, cores, end_on_term, raise_descriptors
 from bench.product import EMAIL, PASSWORD, Product, Sizes
 from bench.strangers import BOTH, CONNECTIONS, SIGN_INS
+from chatapp.config import Settings
 
 OUTSIDE, INSIDE, STRANGERS = "10.78.0.1", "10.78.0.2", "10.77.0.0/16"  # of the namespace's pair, and who lives in it
 LATE_S = 60.0  # for messages that are under way when a measurement ends
+AS_SHIPPED: dict[str, Any] = {
+    "max_sockets_per_address": Settings.max_sockets_per_address
+}  # elsewhere the bench has limits off
 GONE_S, LONGEST_GONE_S = 15.0, 40.0
 LONGEST_ATTACK_S = 40.0  # that a half with the attack is extended to, until all strangers are there
 PAGE_COOKIES = 7_900, 64_000
@@ -298,7 +303,7 @@ def _spread(values: Sequence[float]) -> str:
 def sign_ins(rig: Rig) -> None:
     """Concurrent sign-ins from as many addresses."""
     scale = rig.scale
-    server, site = rig.product.start(rig.where.server, host="0.0.0.0")
+    server, site = rig.product.start(rig.where.server, host="0.0.0.0", **AS_SHIPPED)
     pairs, took, grown = [], [], 0.0
     with server, namespace() as netns:
         writers = Writers(site, scale, ())
@@ -325,7 +330,7 @@ def sign_ins(rig: Rig) -> None:
 def connections(rig: Rig) -> None:
     """Very many connections of one address that do nothing good."""
     scale = rig.scale
-    server, site = rig.product.start(rig.where.server, host="0.0.0.0")
+    server, site = rig.product.start(rig.where.server, host="0.0.0.0", **AS_SHIPPED)
     pairs, gone, grown = [], [], 0.0
     with server, namespace() as netns:
         writers = Writers(site, scale, ())
@@ -352,7 +357,7 @@ def connections(rig: Rig) -> None:
 def office(rig: Rig) -> None:
     """Members and strangers behind one address."""
     scale = rig.scale
-    server, site = rig.product.start(rig.where.server)
+    server, site = rig.product.start(rig.where.server, **AS_SHIPPED)
     one = ["127.0.0.1"]
     pairs, grown = [], 0.0
     with server:

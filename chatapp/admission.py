@@ -12,8 +12,8 @@ import gevent
 
 from chatapp.auth import JUDGED, Cookies
 from chatapp.beside import has_loop
-from chatapp.fair_queue import Attempts, FairQueue, Full
-from chatapp.gunicorn_bridge import has_left, know
+from chatapp.fair_queue import Attempts, FairQueue, Full, Refusals
+from chatapp.gunicorn_bridge import end_request, has_left, is_cut, know, leave_body
 from chatapp.served import Files
 from chatapp.store import StorageUnavailable
 from chatapp.wellformed import PLAIN
@@ -22,8 +22,8 @@ APART_S = 0.02  # between two pages for strangers: they get some tenth of the ev
 FILES_APART_S = 0.003  # between two files for them: a page needs some thirty
 GIVE_WAY = 3.0  # the loop is late: wait so many times longer than that before the next one
 LONGEST_S = 0.25  # between two, however late the loop is
-MOST_WAITING = 500  # some 5 s
-REFUSE_AFTER_S = 1.0  # a refusal waits so long: at once it would only bring the next request sooner
+MOST_WAITING = 250  # pages: some 5 s
+MOST_FILES_WAITING = 100  # some 0.3 s
 FREE = ("/healthz", "/readyz")  # cheap, and a balancer must not wait for them
 WORDS = b"Too many people who are not signed in ask for pages at this moment. Try again in a few seconds.\n"
 RETRY_S = 5
@@ -32,9 +32,9 @@ RETRY_S = 5
 class Pace:
     """Lets one request after the other begin, some time apart."""
 
-    def __init__(self, apart_s: float, attempts: Attempts) -> None:
+    def __init__(self, apart_s: float, most_waiting: int, attempts: Attempts) -> None:
         self._apart_s = apart_s
-        self._queue = FairQueue(MOST_WAITING, attempts)
+        self._queue = FairQueue(most_waiting, attempts)
         self._next_at = 0.0  # monotonic clock, s
         self._is_running = False
 
@@ -70,16 +70,23 @@ class Admission:
         self._app = app
         self._cookies = cookies
         self._known_files = files
-        self._pages, self._files = Pace(APART_S, attempts), Pace(FILES_APART_S, Attempts())
+        self._refusals = Refusals()
+        self._pages = Pace(APART_S, MOST_WAITING, attempts)
+        self._files = Pace(FILES_APART_S, MOST_FILES_WAITING, Attempts())
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         try:
             if has_loop() and self._is_strangers(environ):
                 self._wait(environ)
         except Full:
-            gevent.sleep(REFUSE_AFTER_S)
+            self._refusals.wait()
+            if is_cut(environ):
+                end_request()
+            leave_body(environ)  # nor any request behind this one
             start_response("503 SERVICE UNAVAILABLE", [*PLAIN, ("Retry-After", str(RETRY_S))])
             return [WORDS]
+        if is_cut(environ):  # while it waited
+            end_request()
         behind: Iterable[bytes] = self._app(environ, start_response)
         return behind
 

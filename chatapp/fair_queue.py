@@ -7,16 +7,21 @@ one address, and wait for one another.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Network, ip_address
+from operator import attrgetter
 
+import gevent
 from gevent.event import AsyncResult
 
 MOST_ADDRESSES = 4096  # whose attempts are counted; the one counted longest ago is forgotten first
 HALF_LIFE_S = 60.0  # after which an attempt counts half
+REFUSE_AFTER_S = 1.0
+MOST_REFUSED = 200  # that wait: each holds a request
 LEFT = 1e9  # attempts that one counts as who does not wait for the answer any more
 PREFIX_BITS = 64  # of an IPv6 address that its owner was given; the rest they choose themselves
 
@@ -25,14 +30,16 @@ class Full(Exception):
     """All places are taken by others who asked less often."""
 
 
-@dataclass(order=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Turn:
-    """A place in the queue."""
+    """One that waits."""
 
-    attempts: float
-    number: int
-    result: AsyncResult = field(compare=False)  # True: it is this one's turn
-    has_left: Callable[[], bool] = field(compare=False)
+    place: tuple[float, int]  # attempts, and which came first
+    result: AsyncResult  # True: it is this one's turn
+    has_left: Callable[[], bool]
+
+
+PLACE = attrgetter("place")
 
 
 class Attempts:
@@ -58,7 +65,7 @@ class FairQueue:
     def __init__(self, most_waiting: int, attempts: Attempts | None = None) -> None:
         self._most_waiting = most_waiting
         self.attempts = attempts or Attempts()
-        self._waiting: list[Turn] = []
+        self._waiting: dict[Turn, None] = {}
         self._number = 0
 
     def __len__(self) -> int:
@@ -73,18 +80,18 @@ class FairQueue:
         """Return when `let_next` says so. Raises Full. One that is ended meanwhile passes its turn on, by `pass_on`
         where somebody must know that there may be nobody to take it. One who `has_left` comes after all others."""
         self._number += 1
-        turn = Turn(attempts, self._number, AsyncResult(), has_left)
-        self._waiting.append(turn)
+        turn = Turn((attempts, self._number), AsyncResult(), has_left)
+        self._waiting[turn] = None
         if len(self._waiting) > self._most_waiting:
-            last = max(self._waiting)
-            self._waiting.remove(last)
+            last = max(self._waiting, key=PLACE)
+            del self._waiting[last]
             last.result.set(False)
         is_mine = False
         try:
             is_mine = turn.result.get()
         finally:
             if turn in self._waiting:
-                self._waiting.remove(turn)
+                del self._waiting[turn]
             elif not is_mine and turn.result.value:
                 (pass_on or self.let_next)()
         if not is_mine:
@@ -94,13 +101,31 @@ class FairQueue:
         """It is the next one's turn; False where nobody waits."""
         if not self._waiting:
             return False
-        turn = min(self._waiting)
-        while turn.attempts < LEFT and turn.has_left():
-            turn.attempts += LEFT
-            turn = min(self._waiting)
-        self._waiting.remove(turn)
+        turn = min(self._waiting, key=PLACE)
+        while turn.place[0] < LEFT and turn.has_left():
+            turn.place = (turn.place[0] + LEFT, turn.place[1])
+            turn = min(self._waiting, key=PLACE)
+        del self._waiting[turn]
         turn.result.set(True)
         return True
+
+
+class Refusals:
+    """Those that are refused: at once, an answer would only bring the next request sooner. So they wait a while, and
+    not all for the same time, or they would end together; where many wait already, the next ones do not."""
+
+    def __init__(self) -> None:
+        self._waiting = 0
+
+    def wait(self) -> None:
+        """Return when this one may be answered."""
+        if self._waiting >= MOST_REFUSED:
+            return
+        self._waiting += 1
+        try:
+            gevent.sleep(REFUSE_AFTER_S * (0.5 + random.random()))
+        finally:
+            self._waiting -= 1
 
 
 @lru_cache(MOST_ADDRESSES)

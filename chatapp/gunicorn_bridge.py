@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from gevent import getcurrent, sleep, socket
+from gevent.server import StreamServer
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import LimitRequestHeaders, ParseException
 from gunicorn.util import write_nonblock
@@ -32,6 +33,7 @@ MOST_DRAINED = 64 << 10  # bytes of a body that nobody wanted, so that the conne
 LONGEST_PAUSE_S = 0.5  # between two looks at whether an answer is taken, after which the connection ends
 TCP_CLOSE = b"\x07"  # the state of a connection that the other side has reset
 TCP_ENDED = TCP_CLOSE, b"\x08"  # or has closed
+MOST_ACCEPTED = 1  # connections in a turn of the event loop: to accept is quicker than to serve, and all else waits
 LINGER_S = 2.0  # for that, and for an answer to arrive at one who still sends
 
 
@@ -350,6 +352,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     limits: Limits
     _no_timeout = contextlib.nullcontext()
 
+    def run(self) -> None:
+        """Serve until the end."""
+        StreamServer.max_accept = MOST_ACCEPTED
+        super().run()
+
     def timeout_ctx(self) -> Any:
         """Gunicorn's own one for the next request is ours (`Connection`)."""
         return self._no_timeout
@@ -408,12 +415,18 @@ def break_off(environ: dict[str, Any]) -> None:
 def has_left(environ: dict[str, Any]) -> bool:
     """Whether the other side has closed the connection, or its half of it: most likely nobody reads the answer."""
     connection = environ.get("gunicorn.socket")
-    if not isinstance(connection, Connection):
-        return False
+    if not isinstance(connection, Connection) or connection.is_failed:
+        return is_cut(environ)
     try:
         return bool(connection.plain.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 1) in TCP_ENDED)
     except OSError:  # a unix socket's
         return False
+
+
+def is_cut(environ: dict[str, Any]) -> bool:
+    """Whether the connection has ended meanwhile: nobody can be answered."""
+    connection = environ.get("gunicorn.socket")
+    return isinstance(connection, Connection) and connection.is_failed
 
 
 def leave_body(environ: dict[str, Any]) -> None:

@@ -15,17 +15,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
-import gevent
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from chatapp.beside import SingleThread, give_way, has_loop
-from chatapp.fair_queue import Attempts, FairQueue, Full
+from chatapp.fair_queue import Attempts, FairQueue, Full, Refusals
 
 MOST_WAITING = 16  # some 2 s of hashing
-REFUSE_AFTER_S = 1.0  # a refusal waits so long: at once it would only bring the next attempt sooner
 A_SIGN_IN = 3  # attempts: the page, the form and the password
 NICENESS = 10  # of the thread: a core that it shares with the event loop is the loop's first
-MOST_REFUSED = 200  # refusals that wait; beyond they are at once, because each holds a request
 
 R = TypeVar("R")
 
@@ -46,7 +43,7 @@ class Hashing:
         self._thread = SingleThread()
         self._queue = FairQueue(MOST_WAITING, attempts)
         self._is_busy = False
-        self._refused = 0
+        self._refusals = Refusals()
         self._took_s = 0.1
 
     def check(
@@ -99,12 +96,7 @@ class Hashing:
 
     def _refuse(self) -> None:
         retry_s = math.ceil(self._took_s * (MOST_WAITING + 1))
-        if self._refused < MOST_REFUSED:
-            self._refused += 1
-            try:
-                gevent.sleep(REFUSE_AFTER_S)
-            finally:
-                self._refused -= 1
+        self._refusals.wait()
         raise Busy(retry_s)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 from chatapp.config import plain_address
@@ -122,6 +123,7 @@ def advice(host: str, has_declared: bool, most: int) -> str:
     )
 
 
+@lru_cache(MOST_SHARING)
 def stands_for_many(peer: str) -> bool:
     """Whether a peer is this machine (a proxy, a tunnel) or has no address (a unix socket)."""
     try:

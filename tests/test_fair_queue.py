@@ -124,7 +124,7 @@ def test_the_counted_addresses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_requests_of_strangers_begin_some_time_apart() -> None:
-    pace, began = Pace(APART_S, Attempts()), list[float]()
+    pace, began = Pace(APART_S, 100, Attempts()), list[float]()
     clock: Callable[[], float] = fair_queue.time.monotonic
 
     def ask() -> None:

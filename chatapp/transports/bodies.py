@@ -11,12 +11,14 @@ from flask import Flask, request
 from chatapp.auth import Cookies
 from chatapp.gunicorn_bridge import has_body, know, leave_body, place
 from chatapp.store import StorageUnavailable
+from chatapp.wellformed import PLAIN
 
 LONGEST = "chatapp.longest_body"  # in a request's environment
 LONG_BYTES = 512 << 10  # a report of 200 events or a message of 20,000 characters, with room
 SHORT_BYTES = 16 << 10  # everything else
 LONG_PATHS = ("/c", "/connection/events")  # and whatever ends in:
 LONG_ENDS = "/messages"
+TOO_LONG = "This is longer than anything that this address takes.\n"
 FOR_STRANGERS = ("/sign-in", "/first-run")
 
 
@@ -29,25 +31,31 @@ class Door:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         place(environ, environ.get("chatapp.peer", ""))
-        if has_body(environ):
-            self._bound(environ)
+        if has_body(environ) and not self._bound(environ):
+            words = TOO_LONG.encode()
+            start_response("413 CONTENT TOO LARGE", [*PLAIN, ("Content-Length", str(len(words)))])
+            return [words]
         behind: Iterable[bytes] = self._app(environ, start_response)
         return behind
 
-    def _bound(self, environ: dict[str, Any]) -> None:
+    def _bound(self, environ: dict[str, Any]) -> bool:
+        """False where it is a stranger's and too long: that is said without a page."""
         path, header = environ.get("PATH_INFO", ""), environ.get("HTTP_COOKIE", "")
-        if self._is_signed_in(header):
+        is_known = self._is_signed_in(header)
+        if is_known:
             know(environ)
         elif path not in FOR_STRANGERS and not self._has_ended(header):
             leave_body(environ)
             environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(), "0"
             environ.pop("HTTP_TRANSFER_ENCODING", None)
-            return
+            return True
         is_long = path in LONG_PATHS or path.endswith(LONG_ENDS)
         environ[LONGEST] = LONG_BYTES if is_long else SHORT_BYTES
         length = environ.get("CONTENT_LENGTH", "")
-        if length.isdecimal() and int(length) > environ[LONGEST]:
+        is_too_long = length.isdecimal() and int(length) > environ[LONGEST]
+        if is_too_long:
             leave_body(environ)
+        return is_known or not is_too_long
 
     def _is_signed_in(self, header: str) -> bool:
         try:
