@@ -114,24 +114,21 @@ class HeldPoll(WatchedSocket):
     def flush(self) -> None:
         """Answer, if there is anything to say."""
         self._is_awake = False
-        found = self._look() if self in self._polls.held else []
+        conclude = self._look() if self in self._polls.held else None
         # To look may take a while, and the time may have been over meanwhile: no request has two answers.
-        if self not in self._polls.held:
-            return
-        if found is None:
-            self._end(unavailable(self._head))
-        elif found or self._is_ended:
-            self._answer(found)
+        if conclude is not None and self in self._polls.held:
+            conclude()
 
-    def _look(self) -> list[str] | None:
-        """What there is to say; None where that cannot be known."""
+    def _look(self) -> Callable[[], None] | None:
+        """What to do: answer what is new, or that it cannot be read; None while there is nothing to say."""
         try:
-            return [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
+            found = [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
         except StorageUnavailable:  # the store has said so
-            return None
+            return lambda: self._end(unavailable(self._head))
         except Exception:  # the sweep goes on for all others, and who asks again hears what is wrong
             log.exception("answering a held poll failed")
-            return None
+            return self.cut
+        return (lambda: self._answer(found)) if found or self._is_ended else None
 
     def check(self, now: float) -> float:
         """Its time is over: of waiting, of taking the answer, or of closing."""
