@@ -33,7 +33,7 @@ MOST_DRAINED = 64 << 10  # bytes of a body that nobody wanted, so that the conne
 LONGEST_PAUSE_S = 0.5  # between two looks at whether an answer is taken, after which the connection ends
 TCP_CLOSE = b"\x07"  # the state of a connection that the other side has reset
 TCP_ENDED = TCP_CLOSE, b"\x08"  # or has closed
-MOST_ACCEPTED = 1  # connections in a turn of the event loop: to accept is quicker than to serve, and all else waits
+MOST_ACCEPTED = 4  # connections in a turn of the event loop: to accept is quicker than to serve, and all else waits
 LINGER_S = 2.0  # for that, and for an answer to arrive at one who still sends
 
 
