@@ -64,7 +64,7 @@ class Pace:
 
 
 class Admission:
-    """WSGI middleware. `attempts`: of pages, and of passwords; who signs in has his taken back."""
+    """WSGI middleware. `attempts`: of pages and of passwords; signing in takes them back."""
 
     def __init__(self, app: Any, cookies: Cookies, files: Files, attempts: Attempts) -> None:
         self._app = app

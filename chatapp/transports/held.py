@@ -6,6 +6,7 @@ same. It does not go back to gunicorn: bytes that came too early, or late, must 
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 WRITE_S = 20.0  # how long the kernel may have no room for more of an answer; it has, once a third of its buffer is free
 MOST_HELD = 10_000  # in a worker; more wait as gunicorn's requests, whose number it bounds
 
+UNREADABLE = "The server cannot read its storage just now."
 NOTHING = f"Cache-Control: {UNKEPT}\r\nVary: Cookie\r\nCross-Origin-Resource-Policy: same-origin\r\n"
 
 log = logging.getLogger("chatapp.polling")
@@ -124,7 +126,7 @@ class HeldPoll(WatchedSocket):
         try:
             found = [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
         except StorageUnavailable:  # the store has said so
-            return lambda: self._end(unavailable(self._head))
+            return lambda: self._end(unavailable())
         except Exception:  # the sweep goes on for all others, and who asks again hears what is wrong
             log.exception("answering a held poll failed")
             return self.cut
@@ -203,13 +205,12 @@ def answer(body: bytes, fixed: str) -> tuple[int, bytes]:
     return 200, head.encode("latin-1") + body
 
 
-def unavailable(fixed: str) -> tuple[int, bytes]:
+def unavailable() -> tuple[int, bytes]:
     """The same for a poll that cannot be answered: the client comes back, and blames no network."""
-    body = b'{"error": {"code": "storage", "message": "The server cannot read its storage just now."}}'
+    body = json.dumps({"error": {"code": "storage", "message": UNREADABLE}}).encode()
     general = f"Date: {http_date(int(time.time()))}\r\nConnection: close\r\nRetry-After: {RETRY_S}\r\n"
-    fixed = fixed.replace("text/html; charset=utf-8", "application/json")
-    head = f"HTTP/1.1 503 SERVICE UNAVAILABLE\r\n{general}{fixed}Content-Length: {len(body)}\r\n\r\n"
-    return 503, head.encode("latin-1") + body
+    content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return 503, f"HTTP/1.1 503 SERVICE UNAVAILABLE\r\n{general}{NOTHING}{content}\r\n".encode() + body
 
 
 @lru_cache(maxsize=1)

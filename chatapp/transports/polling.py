@@ -29,7 +29,7 @@ from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import frames
 from chatapp.transports.doing import stale
-from chatapp.transports.held import MOST_HELD, HeldPoll, Lender
+from chatapp.transports.held import MOST_HELD, UNREADABLE, HeldPoll, Lender
 from chatapp.transports.integrity import ARMOUR, UNKEPT, armoured
 
 # Headers of an answer that holds no document.
@@ -289,7 +289,7 @@ def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:
         try:
             found = polls.answer(sign_in.person.id, sign_in.id, poll)
         except StorageUnavailable:
-            response, status = _error("storage", "The server cannot read its storage just now.", 503)
+            response, status = _error("storage", UNREADABLE, 503)
             response.headers["Retry-After"] = str(RETRY_S)
             return response, status
         if not found:
