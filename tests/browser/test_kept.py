@@ -159,6 +159,25 @@ def test_where_storage_is_full_the_page_says_so_and_asks_before_it_closes(proxy:
     assert page.locator("#composer textarea").input_value() == "", "and is no draft any more"
 
 
+REFUSED = """async () => {
+  const script = document.querySelector("script[type=module][src*='app.js']").src
+  const { Storage } = await import(script.replace("app.js", "storage/storage.js"))
+  const storage = new Storage("trial")
+  const row = (owner) => ({ conversation: "one", owner, turn: 1, text: owner })
+  await storage.write([["drafts", "put", row("before")]])
+  window.setFull(true)
+  const write = storage.write([["drafts", "delete", ["one", "before"]], ["drafts", "put", row("after")]])
+  const refused = await write.then(() => "", error => error.name)
+  return [refused, ...(await storage.rows("drafts")).map(({ text }) => text)]
+}"""
+
+
+def test_a_write_that_is_refused_at_once_undoes_what_came_before_it(proxy: FaultProxy, page: Page) -> None:
+    page.context.add_init_script(FULL)
+    begin(page, proxy.url)
+    assert page.evaluate(REFUSED) == ["QuotaExceededError", "before"]
+
+
 def test_what_could_not_be_stored_keeps_its_place(proxy: FaultProxy, page: Page) -> None:
     """Two that find no room, then one that does: in that order they are sent, and kept once there is room."""
     page.context.add_init_script(FULL)

@@ -87,7 +87,7 @@ export class Storage {
   async #attempt(opening, names, mode, work, durability) {
     const database = await opening
     const transaction = database.transaction(names, mode, { durability })
-    const requests = work((name) => transaction.objectStore(name))
+    const requests = attempted(transaction, work)
     if (mode === "readwrite") transaction.commit?.() // goes through even if the page closes now
     return new Promise((resolve, reject) => {
       transaction.oncomplete = () => resolve(requests)
@@ -119,6 +119,16 @@ export class Storage {
         resolve(database)
       }
     })
+  }
+}
+
+// What one of them refuses at once must not leave those before it done.
+function attempted(transaction, work) {
+  try {
+    return work((name) => transaction.objectStore(name))
+  } catch (error) {
+    transaction.abort()
+    throw error
   }
 }
 
