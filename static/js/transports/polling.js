@@ -23,6 +23,13 @@ function whole(text) {
   return answer.startsWith(MARK) && answer.endsWith(END) ? answer : null
 }
 
+// Whether an answer speaks of nothing but what was asked for: else a name in it was altered on the way.
+function isAbout(holder, query) {
+  const asked = query.getAll("c").map((cursor) => cursor.slice(0, cursor.lastIndexOf(":")))
+  const feeds = [...holder.querySelectorAll("chat-answer > [feed]")].map((element) => element.getAttribute("feed"))
+  return feeds.every((feed) => asked.includes(feed))
+}
+
 const parsed = (html) => Object.assign(document.createElement("template"), { innerHTML: html }).content
 
 export class PollingTransport {
@@ -179,9 +186,10 @@ export class PollingTransport {
   }
 
   #takeIn() {
-    const taken = this.#receive(this.#inbox, this.#request.armour)
+    const request = this.#request
+    if (!request.armour && !isAbout(this.#inbox, request.query)) this.#noteRewriter()
+    else request.outcome = { ok: true, news: true, ...this.#receive(this.#inbox, request.armour) }
     this.#inbox.replaceChildren()
-    this.#request.outcome = { ok: true, news: true, ...taken }
   }
 
   #receive(holder, isArmoured) {
