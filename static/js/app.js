@@ -31,12 +31,10 @@ async function start(made) {
   const storage = new Storage(`chatapp:${prefix}`)
   const outbox = new Outbox(storage, prefix, (entry) => connection.deliver(entry))
   const composer = made.composer = guard(() => new Composer(new Drafts(storage, prefix), (text, beside) => send(outbox, text, beside)))
-  await Promise.all([outbox.load(), "unsaved" in body.dataset || open(composer)])
-  if ("unsaved" in body.dataset) {
-    body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
-    await open(composer)
-  }
+  await outbox.load()
+  if ("unsaved" in body.dataset) body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
   const { conversation } = body.dataset
+  await openDraft(composer, outbox, conversation)
   const view = new ConversationView(conversation, `${prefix}:place:${conversation}`)
   connection.view = view
   if (view.isAltered) connection.rewriters.note()
@@ -44,16 +42,16 @@ async function start(made) {
   guard(() => new StatusView(connection, config))
 
   outbox.onChange = (entry, what, why) => {
-    if (what === "sent" && entry.create && entry.conversation === conversation) {
-      composer?.moveTo(conversation)
-      adopt(connection, conversation, config)
-    }
+    const isMade = what === "sent" && entry.create && entry.conversation === conversation
+    const moved = isMade ? composer?.moveTo(conversation) : null
+    if (isMade) adopt(connection, conversation, config)
     if (["stored", "sent"].includes(what) && entry.conversation === conversation) composer?.confirm(entry)
     view.onOutbox(entry, what, why)
     const isLost = entry.failed?.code === "gone" && entry.conversation !== conversation // its page opens no more
     if (isLost && ["added", "failed"].includes(what)) outbox.moveToDrafts(entry, NEW)
     if (what === "added" && ["reconnecting", "error"].includes(connection.record.status)) connection.retry()
     connection.dispatch({ type: "queue", queued: outbox.size })
+    return moved
   }
   document.addEventListener("connection:changed", ({ detail }) => {
     outbox.setOpen(isConnected(detail.status))
@@ -84,9 +82,13 @@ function isEmpty() {
   return messages !== null && !messages.querySelector("article")
 }
 
-// A page that has no conversation of its own yet has another id each time: its draft must not go by that.
-async function open(composer) {
-  await composer?.open("unsaved" in body.dataset ? NEW : body.dataset.conversation, isEmpty)
+// A page that has no conversation of its own yet has another id each time: its draft must not go by that. It is still
+// there where the page was reloaded before it heard that its conversation is made.
+async function openDraft(composer, outbox, conversation) {
+  const isUnheard = () => outbox.unmade === conversation
+  const isUnsaved = "unsaved" in body.dataset
+  await composer?.open(isUnsaved ? NEW : conversation, () => isUnheard() || isEmpty())
+  if (!isUnsaved && isUnheard() && composer?.text) composer.put(composer.text)
 }
 
 function send(outbox, text, beside) {

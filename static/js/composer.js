@@ -84,8 +84,8 @@ export class Composer {
     if (isEnabled && this.#hadFocus && isFree) this.#text.focus()
   }
 
-  // The page has become another conversation's: so has the draft.
-  moveTo(conversation) { this.#drafts.moveTo(conversation) }
+  // The page has become another conversation's: so has the draft. Resolves once it is stored there, or cannot be.
+  moveTo(conversation) { return this.#drafts.moveTo(conversation) }
 
   // The outbox has stored or sent something of this conversation. What it could not store has left its draft behind.
   confirm({ storage, ack }) {

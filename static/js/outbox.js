@@ -27,7 +27,9 @@ export function uuid() {
 export class Outbox {
   #storage; #prefix; #deliver; #entries = new Map(); #writes = new Map(); #settled = new Set()
   #busy = new Set(); #waits = new Map(); #isOpen = false; #isLoaded = false; #isShown = false
-  onChange = () => {} // (entry, what): added, stored (or why not), sending, waiting, sent (with entry.ack), failed, removed
+  // (entry, what): added, stored (or why not), sending, waiting, sent (with entry.ack), failed, removed. → what is to be
+  // done before the entry's row goes, as a promise
+  onChange = () => {}
 
   // prefix: of what older versions kept in localStorage; deliver(entry) → outcome (see connection.js)
   constructor(storage, prefix, deliver) {
@@ -80,9 +82,7 @@ export class Outbox {
   flush() {
     for (const timer of this.#waits.values()) clearTimeout(timer)
     this.#waits.clear()
-    for (const conversation of new Set([...this.#entries.values()].map((entry) => entry.conversation))) {
-      this.pump(conversation)
-    }
+    for (const { conversation } of this.#entries.values()) this.pump(conversation)
   }
 
   retry(id) {
@@ -178,7 +178,7 @@ export class Outbox {
   }
 
   #tell(entry, what, why) {
-    try { this.onChange(entry, what, why) } catch (error) { console.error(error) }
+    try { return this.onChange(entry, what, why) } catch (error) { console.error(error) }
   }
 
   // --- the storage ---
@@ -271,14 +271,14 @@ export class Outbox {
     this.#entries.delete(entry.id)
     this.#settled.add(entry.id)
     noteUnkept(entry.id, null)
-    this.#tell(entry, what)
-    this.#erase(entry)
+    this.#erase(entry, this.#tell(entry, what))
   }
 
   // Where that fails, the next page sends it once more, and the server knows it.
-  async #erase(entry) {
+  async #erase(entry, before) {
     forgetOlder(this.#prefix, entry.id)
     try {
+      await before
       await this.#writes.get(entry.id)
       this.#writes.delete(entry.id)
       if (entry.seq) await this.#storage.write([["outbox", "delete", entry.seq]], "relaxed")

@@ -8,7 +8,7 @@ from lab.browser import ask, assert_clean, messages, say, sign_in, stored, wait_
 from lab.faultproxy import FaultProxy
 from lab.http import Client
 from lab.server import Server
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Route
 
 pytestmark = pytest.mark.browser
 
@@ -130,6 +130,58 @@ def test_a_draft_and_what_waits_survive_a_reload_with_the_server_away(
     proxy.heal()
     wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"] * 3, 20, "sent in order")
     assert [m["text"] for m in messages(page)] == ["one", "two", "three"]
+
+
+SLOW_TO_MOVE = """
+  // A draft that becomes a conversation's takes a while to be written; where the page goes meanwhile, it is not.
+  const put = IDBObjectStore.prototype.put
+  IDBObjectStore.prototype.put = function (row) {
+    const until = performance.now() + (row.owner && row.conversation !== "new" ? 1500 : 0)
+    const wait = () => { if (performance.now() < until) this.count().onsuccess = wait }
+    const request = put.call(this, row)
+    wait()
+    return request
+  }
+  delete IDBTransaction.prototype.commit
+"""
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["heard", "unheard"])
+def test_a_page_that_goes_while_its_conversation_is_made_keeps_the_draft(
+    start_server: Callable[..., Server], page: Page, heard: bool
+) -> None:
+    """What was begun after the first message is there again, whether or not the page heard of its conversation."""
+    server = start_server(assistant="off")
+    sign_in(page, server.url)
+    wait_state(page, "connected")
+    page.add_init_script(SLOW_TO_MOVE)
+    page.reload()
+    wait_state(page, "connected")
+    making = f"{server.url}/c"
+    made: list[int] = []
+
+    def pass_on(route: Route) -> None:
+        made.append(route.fetch().status)
+        route.abort()
+
+    if not heard:
+        page.route(making, pass_on)
+    say(page, "the first message")
+    box = page.locator("#composer textarea")
+    box.fill("begun since")
+    if heard:
+        wait_for(page, lambda: messages(page)[-1]["state"] == "sent", 5, "sent")
+    else:
+        wait_for(page, lambda: made, 5, "the server has it")
+        page.unroute(making)
+    page.reload()
+    wait_for(page, lambda: box.input_value() == "begun since", 3, "the draft is there")
+    wait_for(page, lambda: [m["state"] for m in messages(page)] == ["sent"], 5, "sent")
+    page.wait_for_url("**/c/*")
+    own = page.url.rsplit("/", 1)[1]
+    wait_for(page, lambda: [r["conversation"] for r in stored(page, "drafts")] == [own], 5, "it has moved")
+    page.reload()
+    wait_for(page, lambda: box.input_value() == "begun since", 3, "the draft is there")
 
 
 def test_two_tabs_leave_each_others_drafts_alone(start_server: Callable[..., Server], page: Page) -> None:

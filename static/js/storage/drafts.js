@@ -11,8 +11,8 @@ export const NEW = "new" // of no conversation yet, or of none any more
 
 export class Drafts {
   #storage; #prefix; #owner; #conversation = null; #isEmpty = () => false
-  #text = ""; #isOwn = false; #isDirty = false; #isWriting = false
-  #isStored = true; #writing = null // the text, as it is here; the newest write
+  #text = ""; #isOwn = false; #isDirty = false
+  #isStored = true; #writing = null; #writes = null // the text, as it is here; the newest write; all until it is as here
   #shown = null // the row of another tab that is shown here
   #left = [] // keys of rows that this tab's next write deletes
   #turn = 0 // the newest that was heard of: rows are ordered by it, not by anybody's clock
@@ -38,12 +38,12 @@ export class Drafts {
     return this.#text
   }
 
-  // What the person has typed.
+  // What the person has typed. Resolves once it was written, or could not be.
   edit(text) {
     this.#text = text
     this.#isOwn = this.#isDirty = true
     this.#isStored = false
-    this.#write()
+    return this.#writes ??= this.#write()
   }
 
   // What stood elsewhere is the draft once it is written, together with the operations that end it there. Else it rejects,
@@ -77,12 +77,12 @@ export class Drafts {
   // They are written.
   released() { this.#tell() }
 
-  // The page has become another conversation's, or no conversation's: so has what is written on it.
-  moveTo(conversation) {
+  // The page has become another conversation's, or no conversation's: so has what is written on it. Resolves as edit does.
+  async moveTo(conversation) {
     if (conversation === this.#conversation) return
     this.#left = [...this.#left, this.#key] // not in place: what is being written goes by the one before
     this.#conversation = conversation
-    if (this.#text) this.edit(this.#text)
+    if (this.#text) await this.edit(this.#text)
   }
 
   get #key() { return [this.#conversation, this.#owner] }
@@ -102,10 +102,8 @@ export class Drafts {
   }
 
   async #write() {
-    if (this.#isWriting) return
-    this.#isWriting = true
     while (this.#isDirty) await this.#writeOnce()
-    this.#isWriting = false
+    this.#writes = null
   }
 
   #writeOnce() { return this.#writing = this.#put() }

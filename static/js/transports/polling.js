@@ -25,10 +25,11 @@ function whole(text) {
 
 // Whether an answer speaks of nothing but what was asked for: else a name in it was altered on the way.
 function isAbout(holder, query) {
-  const asked = query.getAll("c").map((cursor) => cursor.slice(0, cursor.lastIndexOf(":")))
-  const feeds = [...holder.querySelectorAll("chat-answer > [feed]")].map((element) => element.getAttribute("feed"))
-  return feeds.every((feed) => asked.includes(feed))
+  const asked = query.getAll("c").map((cursor) => cursor.split(":")[0])
+  return elementsOf(holder).every((element) => [...asked, null].includes(element.getAttribute("feed")))
 }
+
+const elementsOf = (holder) => [...(holder.querySelector("chat-answer")?.children ?? [])]
 
 const parsed = (html) => Object.assign(document.createElement("template"), { innerHTML: html }).content
 
@@ -164,7 +165,7 @@ export class PollingTransport {
     const { status, headers, raw } = ctx.response
     const text = status === 200 ? opened(ctx.text) : ctx.text
     const begun = status === 200 && [MARK, ARMOUR].some((mark) => text.includes(mark))
-    const ours = status === 200 && whole(text) !== null
+    const ours = status === 200 && whole(text)
     ctx.text = text
     if (ours && this.#running) return
     event.preventDefault()
@@ -194,7 +195,7 @@ export class PollingTransport {
 
   #receive(holder, isArmoured) {
     const taken = { advanced: false, more: false }
-    for (const element of [...(holder.querySelector("chat-answer")?.children ?? [])]) {
+    for (const element of elementsOf(holder)) {
       if (element.hasAttribute("more")) taken.more = true
       try {
         if (this.#world.receive(element, "polling", isArmoured)) taken.advanced = true
@@ -221,8 +222,7 @@ export class PollingTransport {
     if (!outcome.ok) {
       const cut = request.wait > 0 && took > EARLY && !outcome.advice_ms
       if (cut && !outcome.quick) this.#pacing.cut(steadyClock(), took)
-      const quick = (cut || outcome.quick) && !outcome.advice_ms
-      return this.#fail({ ...outcome, quick: Boolean(quick) })
+      return this.#fail({ ...outcome, quick: (cut || outcome.quick) && !outcome.advice_ms })
     }
     const early = request.wait > 0 && !outcome.news && took < EARLY
     if (request.wait === 0) this.#measure(took)
