@@ -20,7 +20,7 @@ from gunicorn.app.base import BaseApplication  # noqa: E402
 from chatapp import create_app, descriptors  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
-from chatapp.gunicorn_bridge import IdleConnections, Limits, Worker, read_settings_once  # noqa: E402
+from chatapp.gunicorn_bridge import IdleConnections, Limits, Worker, tune  # noqa: E402
 from chatapp.strangers import Strangers  # noqa: E402
 from chatapp.transports.held import Lender  # noqa: E402
 
@@ -58,10 +58,14 @@ def when_ready(_arbiter: Any) -> None:
     print(once_listening, flush=True)
 
 
+def pre_request(_worker: Any, _request: Any) -> None:
+    """Nothing. Gunicorn's own says each request to a log that nobody reads."""
+
+
 def post_worker_init(worker: Any) -> None:
     """Start the background work, and watch for the end."""
     house = worker.wsgi.extensions["chatapp"]
-    read_settings_once(worker)
+    tune(worker)
     strangers = Strangers(settings.max_sockets_per_address, descriptors.for_strangers(descriptors.allowed()))
     worker.limits = Limits(strangers, settings.request_timeout, keepalive)
     gc.collect()

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,15 @@ def test_the_access_log_has_them(shared: Server, me: Client, conversation: str) 
         kept.ask(held_path(me, conversation, wait=0.3))
         kept.answer()
     wait_for(lambda: '"GET /changes" 204 ' in shared.log_text(), 3, "the line is written")
+
+
+def test_a_connection_that_says_nothing_costs_nothing_at_first(server: Server) -> None:
+    """Its first second is the kernel's, as far as this kernel can: who speaks is served at once all the same."""
+    before = descriptors(server)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 5)) for _ in range(50)]
+        assert Client(server.url).request("GET", "/healthz").status == 200
+        assert descriptors(server) - before < 10
+        silent[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert silent[0].recv(100).startswith(b"HTTP/1.1 200")
+        wait_for(lambda: descriptors(server) - before >= 50, 10, "they are looked after as others are")

@@ -20,6 +20,7 @@ LINGER_S = 2.0  # how long the other side may take to close after the goodbye
 READABLE, WRITABLE = 1, 2  # the event loop's words for what to watch
 
 PlainSocket: Any = monkey.get_original("socket", "socket")
+close: Any = monkey.get_original("os", "close")
 
 
 class WatchedSocket:
@@ -207,7 +208,7 @@ class WatchedSocket:
         self._reading.stop()
         self._reading.close()
         fd, self._fd = self._fd, -1
-        os.close(fd)
+        close(fd)  # no watcher has it any more; gevent's own would wait for another turn of the loop
         self.on_end()
 
 
