@@ -31,6 +31,7 @@ class Bus:
         # One subscriber stands for itself, several in a dictionary: most topics have one, and there are thousands.
         self._wakes: dict[int, Wake | dict[Wake, None]] = {}
         self.on_crowd: Callable[[int, Iterator[Wake]], None] = _wake_all
+        self.published = 0  # how often: who looked and then subscribed, and finds the same number, has missed nothing
 
     def subscribe(self, topic: int, wake: Wake) -> Callable[[], None]:
         """Call `wake(topic)` at each notice, once however often it subscribes; returns a function that ends it."""
@@ -53,6 +54,7 @@ class Bus:
 
     def publish(self, topics: Iterable[int]) -> None:
         """Wake whoever subscribed to these topics."""
+        self.published += 1
         for topic in topics:
             found = self._wakes.get(topic)
             if isinstance(found, dict):

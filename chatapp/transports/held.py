@@ -72,15 +72,17 @@ class HeldPoll(WatchedSocket):
         self._client = self._head = ""
         self._is_awake = self._is_ended = False
 
-    def start(self, client: str, head: str) -> None:
-        """Wait for news. `client`: for the log, as a declared proxy says it; `head`: the answer's fixed headers."""
+    def start(self, client: str, head: str, looked: int) -> None:
+        """Wait for news. `client`: for the log, as a declared proxy says it; `head`: the answer's fixed headers;
+        `looked`: how much had been published when it was looked for news last."""
         self._client, self._head = client, head
         self._topics = self._subscribed()
         self._polls.held.add(self)
         self._lender.live.lent += 1
         self._lender.live.timer.set(self, self._due)
         self.read_on()
-        self.news(0)  # what came between the first look and the subscription
+        if self._polls.bus.published != looked or not self._topics:  # something came between, or cannot be followed
+            self.news(0)
 
     def _subscribed(self) -> tuple[int, ...]:
         polls, person = self._polls, self._sign_in.person.id

@@ -128,14 +128,16 @@ class Polls:
             kept = self._bodies[is_armoured] = (found, armoured(plain) if is_armoured else plain)
         return kept[1]
 
-    def hand_over(self, environ: dict[str, Any], sign_in: SignIn, poll: Poll, head: str) -> bool:
-        """Have the event loop hold this request, if it can take its socket: False where it must wait as it is."""
+    def hand_over(self, environ: dict[str, Any], sign_in: SignIn, poll: Poll, head: str, looked: int) -> bool:
+        """Have the event loop hold this request, if it can take its socket: False where it must wait as it is.
+
+        looked: how much had been published before it was looked for news."""
         if self.lender is None or not can_leave(environ):
             return False
         live = self.lender.live
         if live.lent >= MOST_HELD or live.is_full():
             return False
-        HeldPoll(take(environ), self, self.lender, sign_in, poll).start(environ["REMOTE_ADDR"], head)
+        HeldPoll(take(environ), self, self.lender, sign_in, poll).start(environ["REMOTE_ADDR"], head, looked)
         return True
 
     def drain(self) -> None:
@@ -255,6 +257,7 @@ class Door:
             return None
         if poll.person not in (None, sign_in.person.uuid):
             return None
+        looked = self._polls.bus.published
         try:
             found = self._polls.now(sign_in.person.id, poll)
         except StorageUnavailable:
@@ -262,7 +265,7 @@ class Door:
         if found or poll.wait_s <= 0:
             return self._polls.body(found, poll.armour) if found else b""
         head = "".join(f"{name}: {value}\r\n" for name, value in self._document_headers(environ))
-        if self._polls.hand_over(environ, sign_in, poll, head):
+        if self._polls.hand_over(environ, sign_in, poll, head, looked):
             end_request()
         found = self._polls.answer(sign_in.person.id, sign_in.id, poll)
         return self._polls.body(found, poll.armour) if found else b""
