@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from gevent import getcurrent, sleep, socket
 from gevent.server import StreamServer
+from gunicorn.http import wsgi
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import LimitRequestHeaders, ParseException
 from gunicorn.http.message import Request
@@ -48,6 +49,8 @@ def tune(worker: Any) -> None:
     # No header says anything about where a request comes from: `proxies` alone knows who is declared. Gunicorn would
     # parse each peer's address for that, and believe whoever comes by a unix socket.
     Request._peer_trusted_for_forwarded = lambda _request: ({}, [])
+    errors = wsgi.WSGIErrorsWrapper(worker.cfg)  # it only knows where errors are written
+    wsgi.WSGIErrorsWrapper = lambda _config: errors
 
 
 def _read_settings_once(config: Any) -> None:
