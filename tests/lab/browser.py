@@ -144,11 +144,19 @@ def wait_state(page: Page, *states: str, timeout: float = 15) -> None:
         raise AssertionError(f"{states} not within {timeout:g} s: {record(page, 'states')[-2:]}") from problem
 
 
+BRIEF = ("at", "status", "ws", "poll", "reason", "wsReason", "pollReason", "notBefore", "queued")
+
+
+def brief(page: Page) -> str:
+    """The last changes of the connection's record, short enough to be read in a report."""
+    return "; ".join(" ".join(str(one[name]) for name in BRIEF) for one in record(page, "states")[-6:])
+
+
 def wait_for(page: Page, condition: Callable[[], Any], timeout: float, what: str) -> Any:
     """Waits for a condition while the page goes on; returns its value."""
     end = time.monotonic() + timeout
     while not (value := condition()):
-        assert time.monotonic() < end, f"not within {timeout:g} s: {what}; {record(page, 'states')[-4:]}"
+        assert time.monotonic() < end, f"not within {timeout:g} s: {what}; {brief(page)}"
         page.wait_for_timeout(25)
     return value
 
