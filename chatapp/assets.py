@@ -14,10 +14,11 @@ def asset_dir(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
-def content_hash(folder: Path) -> str:
-    """A name for the content of a folder, so that its files can be cached for ever."""
+def content_hash(*folders: Path) -> str:
+    """A name for the content of folders, so that what is made of their files can be cached for ever."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

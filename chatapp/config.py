@@ -99,6 +99,12 @@ def _or_off(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: 0 if text == "off" else parse(text)
 
 
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("must be yes or no")
+    return text == "yes"
+
+
 def _transports(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if not names or any(name not in TRANSPORTS for name in names) or len(set(names)) != len(names):
@@ -183,6 +189,10 @@ class Settings:
     public_url: str = _setting("Address people use, where a proxy hides it.", "", _origin)
     allowed_origins: tuple[str, ...] = _setting("Further origins that may open /ws.", (), _origins)
     trusted_proxies: tuple[Network, ...] = _setting("Proxies whose X-Forwarded headers count.", (), _networks)
+
+    static_joined: bool = _setting(
+        "Scripts and styles joined into one file each; `no` serves them apart, to debug.", True, _yes_or_no
+    )
 
     workers: int = _setting("Worker processes.", 1, _number(1, 64, whole=True))
     transports: tuple[str, ...] = _setting(
@@ -350,6 +360,8 @@ def _check_openai(settings: Settings) -> None:
 def _show(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, tuple):
         return ",".join(str(item.value) if isinstance(item, Network) else str(item) for item in value)
     return str(value) if not isinstance(value, float) else f"{value:g}"

@@ -8,16 +8,15 @@ from datetime import timedelta
 from functools import cache, partial
 from typing import Any
 
-from flask import Flask, Request, Response, jsonify, render_template
+from flask import Flask, Request, Response, jsonify, url_for
 from flask.json.provider import DefaultJSONProvider
-from flask_babel import Babel, get_locale
+from flask_babel import Babel, force_locale, get_locale
 from flask_wtf.csrf import CSRFProtect, generate_csrf
-from markupsafe import Markup
 from werkzeug.routing import MapAdapter
 
 from chatapp import offline, pages, probing, security, wellformed
 from chatapp.admission import Admission
-from chatapp.assets import asset_dir, content_hash
+from chatapp.assets import asset_dir
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
 from chatapp.auth import JUDGED, Auth, Comers, Cookies, Sessions, secret_key
@@ -25,11 +24,12 @@ from chatapp.bus import Bus
 from chatapp.config import Settings, load
 from chatapp.connection.drills import Drills
 from chatapp.connection.peer import Reader
+from chatapp.connection.states import table_json
 from chatapp.conversation import Chat
 from chatapp.house import House
 from chatapp.proxies import InFront
 from chatapp.quotas import Quotas
-from chatapp.served import Files
+from chatapp.served import OWN_SCRIPTS, Files, brought
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
@@ -70,7 +70,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     house = app.extensions["chatapp"] = _build(app, settings, instance)
     app.session_interface = Sessions()
     cookies = Cookies(app, house.auth)
-    files = Files(asset_dir("static"))
+    templates = partial(brought, app.jinja_env, table_json())
+    files = Files(asset_dir("static"), asset_dir("templates"), templates, settings.static_joined)
     app.wsgi_app = Admission(app.wsgi_app, cookies, files, house.auth.attempts)  # type: ignore[method-assign]
     Babel(app)
     bodies.register(app)  # before what reads forms
@@ -84,7 +85,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     security.register(app)
     integrity.register(app)
     _register_plain(app, house, files)
-    offline.register(app, house)
+    offline.register(app, house, files, partial(_address, files))
     door = polling.Door(
         app.wsgi_app,
         house.polls,
@@ -150,14 +151,20 @@ def _flask_settings(settings: Settings, key: str, instance: str) -> dict[str, An
 
 def _register_plain(app: Flask, house: House, files: Files) -> None:
     """What needs no session: health, static files; and what every template may use."""
-    current = content_hash(asset_dir("static"))
+
+    @cache
+    def languages() -> list[str]:
+        return [str(locale) for locale in app.extensions["babel"].instance.list_translations()]
 
     @app.get("/static/<version>/<path:name>")
     def static(version: str, name: str) -> Response:
-        response = files.answer(name)
-        if version.partition(".")[0] == current:  # .1, .2: asked for again (static/js/watchdog)
+        own, _, asked = version.partition(".")[0].partition("-")  # .1, .2: asked for again (static/js/watchdog)
+        language = asked if asked in languages() else languages()[0]  # there may be no translation into it
+        with force_locale(language):
+            response = files.answer(name, language)
+        if own == files.version and asked in ("", language):
             response.headers["Cache-Control"] = "public, max-age=31536000, immutable, no-transform"  # a year
-        else:  # a page of another process: what it gets now must not be kept under that name
+        else:  # a page of another process, or language: what it gets now must not be kept under that name
             response.headers["Cache-Control"] = integrity.UNKEPT
         return response
 
@@ -170,23 +177,21 @@ def _register_plain(app: Flask, house: House, files: Files) -> None:
         trouble = "closing" if house.live.is_draining else house.store.trouble()
         return (jsonify(ready=False, reason=trouble), 503) if trouble else (jsonify(ready=True), 200)
 
-    @cache
-    def in_language(_language: str, template: str) -> Markup:
-        return Markup(render_template(template))
-
-    def fixed(template: str) -> Markup:
-        """A template that says the same to everybody: half the cost of a page, unless it is kept."""
-        return in_language(str(get_locale()), template)
-
     @app.context_processor
     def words() -> dict[str, Any]:
         sign_in = house.auth.current()
         return {
-            "static": lambda name: app.url_for("static", version=current, name=name),
-            "fixed": fixed,
+            "static": partial(_address, files),
+            "sheets": files.sheets,
             "csrf_token": generate_csrf,
             "product": "chatapp",
             "instance": house.instance,
             "person": sign_in.person if sign_in else None,
             "language": "en",
         }
+
+
+def _address(files: Files, name: str) -> str:
+    """Where a static file is served: an own script in the reader's language, and so all that it imports."""
+    language = f"-{get_locale()}" if name.startswith(OWN_SCRIPTS) else ""
+    return url_for("static", version=files.version + language, name=name)

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 
 from flask import Flask, Response, render_template, request, url_for
 
-from chatapp.assets import asset_dir, content_hash
+from chatapp.assets import asset_dir
 from chatapp.house import House
-from chatapp.served import Body, minified
-
-WORKER = "js/offline/worker.js"
-KEPT = (".js", ".css", ".svg")  # of the static files, what pages need to open
+from chatapp.served import WORKER, Body, Files, minified
 
 
-def register(app: Flask, house: House) -> None:
-    """Hang the worker into the app, at the root: a worker answers for what lies beside and below it."""
-    folder = asset_dir("static")
-    static = content_hash(folder)
-    version = static + content_hash(asset_dir("templates"))
-    source = (folder / WORKER).read_text()
-    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.suffix in KEPT]
+def register(app: Flask, house: House, files: Files, address: Callable[[str], str]) -> None:
+    """Hang the worker into the app, at the root: a worker answers for what lies beside and below it.
+
+    address(name): where a static file is served.
+    """
+    source = (asset_dir("static") / WORKER).read_text()
 
     @lru_cache(maxsize=4)  # there is one prefix; more would be a mistake, not a leak
     def body(script_root: str) -> Body:
         settings = {
             "instance": house.instance,
-            "version": version,
+            "version": files.version,
             "base": f"{script_root}/",
-            "files": [url_for("static", version=static, name=name) for name in names if name != WORKER],
+            "files": [address(name) for name in sorted(files.kept())],
             "fallback": url_for("offline"),
         }
         text = f"const SETTINGS = {json.dumps(settings)}\n{minified(source)}"

@@ -21,7 +21,6 @@ from chatapp import auth as auth_room
 from chatapp.auth import Refused, TooManyGuesses
 from chatapp.config import browser_config
 from chatapp.connection.memory import experience, network_key
-from chatapp.connection.states import table_json
 from chatapp.conversation import LONGEST_MESSAGE, ChatError, Conflict, Gone
 from chatapp.hashing import Busy
 from chatapp.house import house
@@ -297,7 +296,6 @@ def _connection_context() -> dict[str, Any]:
         "instance": parts.instance,
         "person_id": sign_in.person.uuid if sign_in else "",
         "config_json": browser_config(parts.settings, urls, network, remembered, parts.drills.left_ms(me())),
-        "states_json": table_json(),
     }
 
 

@@ -1,27 +1,45 @@
-"""Files as they are sent: own scripts without comments and indentation, and text in gzip for whoever takes it.
+"""Files as they are sent: scripts and styles joined, without comments, and packed for whoever takes that.
 
-Each form is made when it is first asked for, once in a process: the files are few (200 kB) and known at the start.
+A page's script also brings what is the same in every page of one language: the table of states, and the templates and
+words of all of them, which must be there when the server is out of reach. Each form is made when it is first asked for,
+once in a process: the files are few (200 kB) and known at the start. Brotli, which browsers ask for over https, is
+smaller than gzip by an eighth and takes half a second: it is made beside the event loop, and sent once it is there.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import mimetypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+import brotli
 from flask import Response, request
+from flask.templating import Environment
 from rjsmin import jsmin
 from werkzeug.exceptions import NotFound
+
+from chatapp.assets import content_hash
+from chatapp.beside import SingleThread, give_way, soon
+from chatapp.linker import joined
 
 TEXTS = {".js", ".css", ".svg", ".html"}
 OWN_SCRIPTS = "js/"  # what lies elsewhere (vendor/) is minified already
 STATIC = "/static/"
+BROUGHT = "js/brought.js"
+WORKER = "js/offline/worker.js"
+PAGE_SCRIPTS = ("js/app.js", "js/check/check.js", "js/knowledge/copying.js", "js/watchdog/watchdog.js")
+SHEET = "css/all.css"
+_NAMES = ("reset", "tokens", "base", "layout", "buttons", "messages", "composer", "status", "pages")
+SHEETS = tuple(f"css/{name}.css" for name in _NAMES)  # in this order: reset.css declares the order of the layers
 HASH = "$hash$"  # stands in for # while a script is minified
 SMALLEST = 9  # gzip's level: it is done once; all files together take 12 ms
+PACKING_NICENESS = 10
 
 
 def minified(script: str) -> str:
@@ -30,14 +48,29 @@ def minified(script: str) -> str:
     return str(jsmin(script.replace("#", HASH))).replace(HASH, "#")
 
 
-@dataclass(frozen=True)
+_packing = SingleThread()
+
+
+def _brotli(content: bytes) -> bytes:
+    give_way(PACKING_NICENESS)
+    packed: bytes = brotli.compress(content, mode=brotli.MODE_TEXT)
+    return packed
+
+
+@dataclass
 class Body:
-    """What an answer carries: bytes, their type, and whether gzip may make them smaller."""
+    """What an answer carries: bytes, their type, and whether packing may make them smaller."""
 
     content: bytes
     mimetype: str
     is_text: bool = True
     changed: datetime | None = None
+    brotlied: bytes | None = None  # once it is made
+
+    def pack(self) -> None:
+        """Make the smallest form; until it is there, gzip is sent."""
+        if self.is_text:
+            self.brotlied = _packing.run(_brotli, self.content)
 
     @cached_property
     def gzipped(self) -> bytes:
@@ -51,13 +84,13 @@ class Body:
 
     def answer(self) -> Response:
         """The answer to the present request: in the encoding that it takes, 304 where the asker has it already."""
-        is_gzip = self.is_text and request.accept_encodings.quality("gzip") > 0
-        response = Response(self.gzipped if is_gzip else self.content, mimetype=self.mimetype)
+        content, encoding = self._form()
+        response = Response(content, mimetype=self.mimetype)
         if self.is_text:
             response.vary.add("Accept-Encoding")
-        if is_gzip:
-            response.content_encoding = "gzip"
-        response.set_etag(f"{self.tag}-gzip" if is_gzip else self.tag)  # other bytes, another tag
+        if encoding:
+            response.content_encoding = encoding
+        response.set_etag(f"{self.tag}-{encoding}" if encoding else self.tag)  # other bytes, another tag
         if self.changed is not None:  # None would be the present time
             response.last_modified = self.changed
         response.cache_control.no_cache = True  # unless the caller knows better
@@ -65,30 +98,72 @@ class Body:
         response.make_conditional(request)
         return response
 
+    def _form(self) -> tuple[bytes, str]:
+        """The bytes that the present request takes, and their encoding. Brotli goes to those alone who name it."""
+        takes = request.accept_encodings
+        if self.brotlied and any(name == "br" and quality > 0 for name, quality in takes):
+            return self.brotlied, "br"
+        if self.is_text and takes.quality("gzip") > 0:
+            return self.gzipped, "gzip"
+        return self.content, ""
+
 
 class Files:
-    """The files of one folder, as they were at the start."""
+    """The files of one folder, as they were at the start.
 
-    def __init__(self, folder: Path) -> None:
+    Joined: a script that a page names comes with all that it imports, and the style sheets come as one. Apart: each is
+    a file of its own. `brought()` gives the text of the module BROUGHT, in the language of the present request.
+    """
+
+    def __init__(self, folder: Path, templates: Path, brought: Callable[[], str], is_joined: bool = True) -> None:
         self._paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        self._made: dict[str, Body] = {}
+        self._brought = brought
+        self._is_joined = is_joined
+        self._made: dict[tuple[str, str], Body] = {}
+        self.version = content_hash(folder, templates) + ("" if is_joined else "apart")
+        self.sheets = [SHEET] if is_joined else list(SHEETS)
 
     def has(self, path: str) -> bool:
         """Whether a request's path, `/static/VERSION/NAME`, is one of them."""
-        return path.startswith(STATIC) and path[len(STATIC) :].partition("/")[2] in self._paths
+        name = path[len(STATIC) :].partition("/")[2]
+        return path.startswith(STATIC) and (name in self._paths or name in (SHEET, BROUGHT))
 
-    def answer(self, name: str) -> Response:
+    def kept(self) -> list[str]:
+        """The names of those that pages need to open without a network."""
+        if self._is_joined:
+            others = [
+                name for name in self._paths if name.endswith((".js", ".svg")) and not name.startswith(OWN_SCRIPTS)
+            ]
+            return [SHEET, *PAGE_SCRIPTS, *others]
+        return [BROUGHT, *(name for name in self._paths if name.endswith((".js", ".css", ".svg")) and name != WORKER)]
+
+    def answer(self, name: str, language: str) -> Response:
         """The file of this name for the present request; `NotFound` where there is none."""
-        if name not in self._paths:
+        if name not in self._paths and name not in (SHEET, BROUGHT):
             raise NotFound
-        if name not in self._made:
-            self._made[name] = self._make(name)
-        return self._made[name].answer()
+        key = (name, language if name.startswith(OWN_SCRIPTS) else "")
+        if key not in self._made:
+            self._made[key] = self._make(name)
+            soon(self._made[key].pack)
+        return self._made[key].answer()
 
     def _make(self, name: str) -> Body:
-        path = self._paths[name]
-        content = path.read_bytes()
-        if name.startswith(OWN_SCRIPTS):
-            content = minified(content.decode()).encode()
         mimetype = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        return Body(content, mimetype, path.suffix in TEXTS, datetime.fromtimestamp(path.stat().st_mtime, UTC))
+        if name == SHEET:
+            return Body(b"".join(self._paths[sheet].read_bytes() for sheet in SHEETS), mimetype)
+        if name.startswith(OWN_SCRIPTS):
+            script = joined(name, self._text) if self._is_joined else self._text(name)
+            return Body(minified(script).encode(), mimetype)
+        path = self._paths[name]
+        changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return Body(path.read_bytes(), mimetype, path.suffix in TEXTS, changed)
+
+    def _text(self, name: str) -> str:
+        return self._brought() if name == BROUGHT else self._paths[name].read_text()
+
+
+def brought(environment: Environment, states: str) -> str:
+    """The text of the module BROUGHT, in the language of the present request. states: the table, as JSON."""
+    templates = environment.get_template("connection/_templates.html").render()
+    insert = f'document.body.insertAdjacentHTML("beforeend", {json.dumps(str(templates))})'
+    return f"export const states = {states}\n{insert}\n"

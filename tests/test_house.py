@@ -30,7 +30,7 @@ ROWS: list[set[str]] = [
         "beside",
         "assets",
         "cache",
-        "served",
+        "linker",
         "visible",
         "descriptors",
         "port",
@@ -41,7 +41,7 @@ ROWS: list[set[str]] = [
         f"connection.{name}"
         for name in ("states", "facts", "delays", "record", "detector", "quality", "memory", "pacing")
     },
-    {"strangers"},
+    {"strangers", "served"},
     {"store", "hashing", "quotas", "gunicorn_bridge"},
     {"conversation", "auth"},
     {"connection"},

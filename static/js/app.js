@@ -1,5 +1,6 @@
 // Starts the page's parts and joins them; each also works where another is missing.
 
+import { states } from "./brought.js"
 import { copy } from "./clipboard.js"
 import { Composer, focusComposer } from "./composer.js"
 import { ConversationView } from "./conversation.js"
@@ -7,9 +8,10 @@ import { readOffline } from "./offline/offline.js"
 import { Outbox, Reports, uuid } from "./outbox.js"
 import { guardOlderEntries } from "./reading/older-entries.js"
 import { announce } from "./reading/announcer.js"
+import { words } from "./reading/words.js"
 import { connectionFor } from "./sharing/sharing.js"
 import { isConnected } from "./states.js"
-import { StatusView, words } from "./status.js"
+import { StatusView } from "./status.js"
 import { Drafts, NEW } from "./storage/drafts.js"
 import { Storage } from "./storage/storage.js"
 import { isWhole, opened } from "./transports/integrity.js"
@@ -26,7 +28,7 @@ async function start(made) {
   const config = JSON.parse(meta("chat-config"))
   const { instance, person } = body.dataset
   const prefix = `${instance}:${person}`
-  const connection = connectionFor(prefix, config, JSON.parse(meta("chat-states")))
+  const connection = connectionFor(prefix, config, states)
   connection.reports = new Reports(prefix, uuid(), config.events_url, () => connection.mayAsk)
   const storage = new Storage(`chatapp:${prefix}`)
   const outbox = new Outbox(storage, prefix, (entry) => connection.deliver(entry))

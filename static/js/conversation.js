@@ -5,7 +5,8 @@ import { focusComposer } from "./composer.js"
 import { announce } from "./reading/announcer.js"
 import { morph, morphInto } from "./reading/morph.js"
 import { Scroll } from "./reading/scroll.js"
-import { daySeparator, words, wordTime, wordTimes } from "./status.js"
+import { words } from "./reading/words.js"
+import { daySeparator, wordTime, wordTimes } from "./status.js"
 import { isWhole } from "./transports/integrity.js"
 
 export class ConversationView {

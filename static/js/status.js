@@ -3,6 +3,7 @@
 
 import { focusComposer } from "./composer.js"
 import { announce } from "./reading/announcer.js"
+import { words } from "./reading/words.js"
 import { isConnected } from "./states.js"
 import { steadyClock } from "./surroundings.js"
 
@@ -15,12 +16,6 @@ const MOST_DISMISSED = 20
 const SAME = { "upgrade-failed": "blocked", "upgrade-refused": "blocked", "upgrade-hung": "blocked", mute: "blocked" }
 // A wait that reads "5" or more: the ceiling of 5 s is jittered downwards, so it is the rounded second that counts.
 const COUNTDOWN_FROM = 4000
-
-// The words that scripts show, from <template id="words">; {n} is replaced.
-export function words(key, n) {
-  const text = document.getElementById("words")?.content.querySelector(`[data-word="${CSS.escape(key)}"]`)?.textContent
-  return text === undefined ? "" : text.replace("{n}", () => n)
-}
 
 const language = document.documentElement.lang || undefined
 const clockFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" })

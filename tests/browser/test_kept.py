@@ -172,9 +172,9 @@ REFUSED = """async () => {
 }"""
 
 
-def test_a_write_that_is_refused_at_once_undoes_what_came_before_it(proxy: FaultProxy, page: Page) -> None:
+def test_a_write_that_is_refused_at_once_undoes_what_came_before_it(start_server: StartServer, page: Page) -> None:
     page.context.add_init_script(FULL)
-    begin(page, proxy.url)
+    begin(page, start_server(assistant="off", static_joined="no").url)  # else there is no module to ask for
     assert page.evaluate(REFUSED) == ["QuotaExceededError", "before"]
 
 

@@ -3,7 +3,7 @@
 
 import { copy } from "../clipboard.js"
 import { ask, Line } from "./probes.js"
-import { words as commonWords } from "../status.js"
+import { words as commonWords } from "../reading/words.js"
 import { level, outcome, proxyOf, verdict } from "./verdicts.js"
 
 const ANSWER = 10000 // ms for an answer that should come at once

@@ -1,9 +1,9 @@
 // The rest of the list of conversations, by htmx (conversation/_older_conversations.html): only entries of ours are taken
 // over, and where they were rewritten on the way, the same answer comes again in an armour. Where none comes, it is said.
 
-import { words } from "../status.js"
 import { isWhole, opened } from "../transports/integrity.js"
 import { announce } from "./announcer.js"
+import { words } from "./words.js"
 
 const way = () => document.getElementById("older-conversations")
 

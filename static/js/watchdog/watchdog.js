@@ -1,14 +1,13 @@
 // Sees to it that the page comes alive. A file that did not load (a proxy's rate limit, a cut line) is asked for again,
-// with longer and longer pauses. No module, because a module does not run where one of its files is missing, and
-// browsers remember that: so all of them are loaded under another address (/static/HASH.1/), which the server knows.
-// They are fetched one after the other, into the browser's cache, so that a limit of requests is not run into again.
+// with longer and longer pauses. No module, because browsers remember of a module that it could not be loaded: so it is
+// loaded under another address (/static/HASH.1/), which the server knows. It is fetched before, into the browser's cache.
 (() => {
   const GRACE = 1500 // ms after all has loaded or failed
   const PATIENCE = 20000 // for what does neither
   const LONGEST_ANSWER = 10000
   const LONGEST_PAUSE = 30000
   const MOST_SILENT = 3 // times that a script loads and does not run: asking for it again will not help
-  const base = document.currentScript.src.replace(/js\/watchdog\/[^/]*$/, "")
+  const base = document.currentScript.src.replace(/[^/]+\/js\/watchdog\/[^/]*$/, "") // of all versions
 
   const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
   const backoff = (tries) => Math.min(LONGEST_PAUSE, 500 * 2 ** tries) * (0.75 + 0.5 * Math.random())
@@ -24,11 +23,11 @@
   // One that failed has a sheet all the same, without a rule in it.
   const isStyled = ({ sheet }) => sheet !== null && sheet.cssRules.length > 0
 
-  // → the file's text, however often it has to be asked for.
-  async function text(url) {
+  // It is in the cache, however often it has to be asked for.
+  async function load(url) {
     for (let tries = 0; ; tries += 1) {
-      const { ok, body, advice } = await ask(url)
-      if (ok) return body
+      const { ok, advice } = await ask(url)
+      if (ok) return
       await pause(Math.max(advice, backoff(tries)))
     }
   }
@@ -38,15 +37,9 @@
       const response = await fetch(url, { credentials: "same-origin", signal: AbortSignal.timeout(LONGEST_ANSWER) })
       const isOurs = response.ok && !response.redirected && !(response.headers.get("Content-Type") ?? "").includes("html")
       const seconds = Number(response.headers.get("Retry-After")) || 0
-      return { ok: isOurs, body: await response.text(), advice: Math.min(LONGEST_PAUSE, 1000 * seconds) }
-    } catch { return { ok: false, body: "", advice: 0 } }
-  }
-
-  // A module and all that it imports.
-  async function fetchAll(url, seen = new Set()) {
-    if (seen.has(url)) return
-    seen.add(url)
-    for (const [, path] of (await text(url)).matchAll(/\bfrom\s*"(\.[^"]+)"/g)) await fetchAll(new URL(path, url).href, seen)
+      await response.text()
+      return { ok: isOurs, advice: Math.min(LONGEST_PAUSE, 1000 * seconds) }
+    } catch { return { ok: false, advice: 0 } }
   }
 
   // → whether it loaded; it may find nothing in the cache after all
@@ -64,7 +57,7 @@
     let silent = 0
     for (let n = 1; !isThere() && silent < MOST_SILENT; n += 1) {
       const url = address(old[attribute], n)
-      await (type === "module" ? fetchAll(url) : text(url))
+      await load(url)
       if (isThere()) return
       const fresh = document.createElement(old.localName)
       Object.assign(fresh, type ? { type } : {}, { rel: "stylesheet", [attribute]: url })

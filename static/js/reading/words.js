@@ -1,0 +1,5 @@
+// The words that scripts show, from <template id="words">; {n} is replaced.
+export function words(key, n) {
+  const text = document.getElementById("words")?.content.querySelector(`[data-word="${CSS.escape(key)}"]`)?.textContent
+  return text === undefined ? "" : text.replace("{n}", () => n)
+}
