@@ -37,8 +37,6 @@ run: $(VENV)/installed-run
 test: $(VENV)/installed-dev $(VENV)/installed-model system-packages
 	@$(BIN)/python -m compileall -q chatapp tests # else each of some hundred servers compiles what it loads
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
-	@if command -v node >/dev/null; then node --test tests/js/*.test.js; else \
-		echo "Node is not there: the browser's half of the state table's vectors was not run"; fi
 
 failover: $(VENV)/installed-dev system-packages
 	PYTHONPATH=bench:tests $(BIN)/python -m failover --trials $(or $(TRIALS),20) --cells "$(CELLS)" $(ARGS)

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from lab.browser import assert_clean, record, screenshot, sign_in, wait_for, wait_state
 from lab.faultproxy import FaultProxy
 from lab.haproxy import HAProxy
+from lab.http import Client
 from lab.nginx import Nginx
 from lab.server import Server, run_chatapp
 from playwright.sync_api import Page
 
+from chatapp.connection.probes import rules_json
+
 pytestmark = pytest.mark.browser
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors/probes.json").read_text())
 IDLE_S = 6  # of silence: longer than the 4 s after which the lab's proxies cut
 HOLD_S = 6
 
@@ -52,26 +53,10 @@ def run_test(page: Page, url: str, before: Callable[[], None] = lambda: None) ->
     return found
 
 
-def test_the_vectors_in_the_browser(server: Server, page: Page) -> None:
-    """Every vector through verdicts.js as it is served, by the rules that the page carries."""
-    sign_in(page, server.url)
-    page.goto(f"{server.url}/connection")
-    module = page.locator("script[src*='js/check/check.js']").get_attribute("src") or ""
-    wrong = page.evaluate(
-        """async ([url, vectors]) => {
-          const judge = await import(url)
-          const table = JSON.parse(document.getElementById("check").dataset.rules)
-          const same = (one, other) => JSON.stringify(one) === JSON.stringify(other)
-          return [
-            ...vectors.outcomes.filter(row => judge.outcome(table, row.probe, row.facts) !== row.outcome),
-            ...vectors.verdicts.filter(row => !same(judge.verdict(table, row.outcomes), row.verdict)),
-            ...vectors.proxies.filter(row => judge.proxyOf(table, row.headers) !== row.proxy),
-          ]
-        }""",
-        [module.replace("check.js", "verdicts.js"), VECTORS],
-    )
-    assert wrong == []
-    assert len(VECTORS["outcomes"]) > 60
+def test_the_page_judges_by_the_shells_rules(client: Client) -> None:
+    """By which rules: tests/test_shipped.py runs the page's judgement of them."""
+    [section] = [one for one in client.get("/connection").page.walk() if one.get("id") == "check"]
+    assert json.loads(section.get("data-rules") or "") == json.loads(rules_json())
 
 
 def test_a_good_nginx(server: Server, page: Page, start_nginx: Callable[[str, Server], Nginx]) -> None:
