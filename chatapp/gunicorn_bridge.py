@@ -16,7 +16,6 @@ import termios
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NoReturn
 
 from gevent import getcurrent, sleep, socket
@@ -37,7 +36,7 @@ MOST_DRAINED = 64 << 10  # bytes of a body that nobody wanted, so that the conne
 LONGEST_PAUSE_S = 0.5  # between two looks at whether an answer is taken, after which the connection ends
 TCP_CLOSE = b"\x07"  # the state of a connection that the other side has reset
 TCP_ENDED = TCP_CLOSE, b"\x08"  # or has closed
-DEFERRED_S = 1
+DEFERRED_S = 1  # how long the kernel keeps a connection that says nothing
 MOST_ACCEPTED = 4  # connections in a turn of the event loop: to accept is quicker than to serve, and all else waits
 LINGER_S = 2.0  # for that, and for an answer to arrive at one who still sends
 
@@ -370,15 +369,14 @@ class _Listener:
     """A listening socket that is asked for its name once, and not for each connection."""
 
     def __init__(self, sock: Any) -> None:
-        self._sock = sock
-        self.getsockname = partial(_same, sock.getsockname())
+        self._sock, self._name = sock, sock.getsockname()
+
+    def getsockname(self) -> Any:
+        """Its address."""
+        return self._name
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 class Worker(GeventWorker):  # type: ignore[misc]

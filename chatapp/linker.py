@@ -1,9 +1,9 @@
 """Joins the modules that an entry imports into one script, in the order in which they would run.
 
-Each becomes a function of its own, so names stay its own; what it exports is what the function returns. It takes the
-part of the language that this project's modules keep to: `import {a, b as c} from "./path.js"`, `import "./path.js"`,
-and `export` before a function, a class or a const. Everything else that begins a line with one of the two words is
-refused by name, as are circles: joined, they would run in another order.
+Each becomes a function, so its names stay apart from the others'; what it exports is what the function returns. It
+takes the part of the language that this project's modules keep to: `import {a, b as c} from "./path.js"`,
+`import "./path.js"`, and `export` before a function, a class or a const. Everything else that begins a line with one
+of the two words is refused by name, as are circles: joined, they would run in another order.
 """
 
 from __future__ import annotations

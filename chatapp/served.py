@@ -1,9 +1,9 @@
-"""Files as they are sent: scripts and styles joined, without comments, and packed for whoever takes that.
+"""Files as they are sent: scripts and styles joined, without comments, and compressed where that is accepted.
 
 A page's script also brings what is the same in every page of one language: the table of states, and the templates and
 words of all of them, which must be there when the server is out of reach. Each form is made when it is first asked for,
 once in a process: the files are few (200 kB) and known at the start. Brotli, which browsers ask for over https, is
-smaller than gzip by an eighth and takes half a second: it is made beside the event loop, and sent once it is there.
+smaller than gzip by an eighth and takes half a second: it is made in a thread, and sent once it is there.
 """
 
 from __future__ import annotations
@@ -125,8 +125,10 @@ class Files:
 
     def has(self, path: str) -> bool:
         """Whether a request's path, `/static/VERSION/NAME`, is one of them."""
-        name = path[len(STATIC) :].partition("/")[2]
-        return path.startswith(STATIC) and (name in self._paths or name in (SHEET, BROUGHT))
+        return path.startswith(STATIC) and self._is_known(path[len(STATIC) :].partition("/")[2])
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._paths or name in (SHEET, BROUGHT)
 
     def kept(self) -> list[str]:
         """The names of those that pages need to open without a network."""
@@ -139,7 +141,7 @@ class Files:
 
     def answer(self, name: str, language: str) -> Response:
         """The file of this name for the present request; `NotFound` where there is none."""
-        if name not in self._paths and name not in (SHEET, BROUGHT):
+        if not self._is_known(name):
             raise NotFound
         key = (name, language if name.startswith(OWN_SCRIPTS) else "")
         if key not in self._made:

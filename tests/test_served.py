@@ -61,7 +61,7 @@ def address(name: str, version: str | None = None) -> str:
 
 @pytest.fixture
 def apart(start_server: Callable[..., Server]) -> Server:
-    """Each module by itself, as whoever debugs has them."""
+    """Each module by itself, as for debugging."""
     return start_server(assistant="off", static_joined="no")
 
 

@@ -22,7 +22,7 @@ Object.assign(globalThis, {
 
 const cause = new Cause({ mark_url: "/mark", drill_ms: 0 }, () => found += 1)
 
-// For so long, each second; then once more after a press.
+// Each second of this many; then once more after a press.
 export function explain(seconds) {
   const all = async () => {
     for (; now < 1000 * seconds; now += 1000) await cause.explain(POLLING)

@@ -25,8 +25,8 @@ function whole(text) {
 
 // Whether an answer speaks of nothing but what was asked for: else a name in it was altered on the way.
 function isAbout(holder, query) {
-  const asked = query.getAll("c").map((cursor) => cursor.split(":")[0])
-  return elementsOf(holder).every((element) => [...asked, null].includes(element.getAttribute("feed")))
+  const asked = [null, ...query.getAll("c").map((cursor) => cursor.split(":")[0])] // null: it is about no feed
+  return elementsOf(holder).every((element) => asked.includes(element.getAttribute("feed")))
 }
 
 const elementsOf = (holder) => [...(holder.querySelector("chat-answer")?.children ?? [])]
