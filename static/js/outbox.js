@@ -131,14 +131,13 @@ export class Outbox {
   settled(id, outcome) {
     const entry = this.#entries.get(id)
     if (!entry) return
+    const all = this.of(entry.conversation)
     if (outcome.ok) {
       entry.ack = outcome.ack
-      for (const other of this.of(entry.conversation)) {
-        if (other.create && other !== entry) this.#store(Object.assign(other, { create: false }))
-      }
+      for (const one of all) if (one.create && one !== entry) this.#store(Object.assign(one, { create: false }))
       this.#remove(entry, "sent")
     } else if (outcome.refused) this.#fail(entry, outcome)
-    else this.#tell(entry, "waiting", outcome.retry)
+    else for (const one of all) if (!one.failed) this.#tell(one, "waiting", outcome.retry) // those behind it wait for the same
   }
 
   // One that is still being stored holds back those behind it.
@@ -157,13 +156,12 @@ export class Outbox {
     }
     this.#busy.delete(conversation)
     this.settled(entry.id, outcome)
-    if (!outcome.retry) return this.pump(conversation)
-    if (this.#entries.has(entry.id)) this.#wait(entry, outcome.advice_ms ?? 0)
+    if (outcome.retry && this.#entries.has(entry.id)) this.#wait(entry, outcome.advice_ms ?? 0)
     else this.pump(conversation)
   }
 
   #wait(entry, advice) {
-    const base = RETRIES[Math.min(entry.tries, RETRIES.length - 1)]
+    const base = RETRIES[entry.tries] ?? RETRIES.at(-1)
     entry.tries += 1
     this.#waits.set(entry.conversation, setTimeout(() => {
       this.#waits.delete(entry.conversation)

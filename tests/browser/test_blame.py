@@ -139,6 +139,14 @@ def test_a_locked_database_is_no_fault_of_the_network(server: Server, chat: Page
             wait_for(chat, says_so, 15, "the message says it")
         except AssertionError as problem:
             raise AssertionError(f"{problem}; it said {said}; the server: {server.log_text()[-1500:]}") from None
+        say(chat, "behind it")
+        waiting = chat.locator(".message[data-state=sending] .state")
+        wait_for(
+            chat,
+            lambda: [word for word in waiting.all_inner_texts() if "the server cannot store" in word][1:],
+            20,
+            "the one behind it does not blame the connection either",
+        )
         other.execute("ROLLBACK")
     wait_for(chat, lambda: messages(chat)[-1]["state"] == "sent", 15, "what waited is stored")
     assert penalties(chat) == [0] and failures(chat, server) == []

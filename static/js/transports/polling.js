@@ -17,10 +17,10 @@ const BEATS = { awaiting: 2000, active: 5000, visible: 5000, idle: 15000 } // no
 const BEAT_LATER = 5000
 const MEND_AGAIN = 3000
 
-// The answer without white space around it; null where it is not ours, or not all of it.
+// The answer without white space around it; false where it is not ours, or not all of it.
 function whole(text) {
   const answer = text.trim()
-  return answer.startsWith(MARK) && answer.endsWith(END) ? answer : null
+  return answer.startsWith(MARK) && answer.endsWith(END) && answer
 }
 
 // Whether an answer speaks of nothing but what was asked for: else a name in it was altered on the way.
