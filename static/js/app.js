@@ -114,7 +114,7 @@ function onGone(feed, outbox, composer, posts, config) {
   const texts = () => [...outbox.of(feed).map((entry) => entry.body), composer?.text].filter((text) => text?.trim())
   if ("deleting" in body.dataset && texts().length === 0) return location.assign(body.dataset.base ?? "/")
   body.dataset.gone = ""
-  composer?.moveTo(NEW) // where the next new conversation finds it
+  composer?.moveTo(NEW).catch((error) => console.error(error)) // where the next new conversation finds it
   const note = document.getElementById("gone")
   if (!note) return
   note.hidden = false

@@ -84,7 +84,7 @@ export class Composer {
     if (isEnabled && this.#hadFocus && isFree) this.#text.focus()
   }
 
-  // The page has become another conversation's: so has the draft. Resolves once it is stored there, or cannot be.
+  // The page has become another conversation's: so has the draft. Resolves once it is stored there; see Drafts.
   moveTo(conversation) { return this.#drafts.moveTo(conversation) }
 
   // The outbox has stored or sent something of this conversation. What it could not store has left its draft behind.

@@ -27,8 +27,8 @@ export function uuid() {
 export class Outbox {
   #storage; #prefix; #deliver; #entries = new Map(); #writes = new Map(); #settled = new Set()
   #busy = new Set(); #waits = new Map(); #isOpen = false; #isLoaded = false; #isShown = false
-  // (entry, what): added, stored (or why not), sending, waiting, sent (with entry.ack), failed, removed. → what is to be
-  // done before the entry's row goes, as a promise
+  // (entry, what): added, stored (or why not), sending, waiting, sent (with entry.ack), failed, removed. → a promise:
+  // what is to be done before the entry's row goes; where it rejects the row stays
   onChange = () => {}
 
   // prefix: of what older versions kept in localStorage; deliver(entry) → outcome (see connection.js)

@@ -77,12 +77,14 @@ export class Drafts {
   // They are written.
   released() { this.#tell() }
 
-  // The page has become another conversation's, or no conversation's: so has what is written on it. Resolves as edit does.
+  // The page has become another conversation's, or no conversation's: so has what is written on it. Rejects where
+  // that could not be stored there: then it is where it was.
   async moveTo(conversation) {
     if (conversation === this.#conversation) return
     this.#left = [...this.#left, this.#key] // not in place: what is being written goes by the one before
     this.#conversation = conversation
     if (this.#text) await this.edit(this.#text)
+    if (this.#text && !this.#isStored) throw new Error("the draft has not moved")
   }
 
   get #key() { return [this.#conversation, this.#owner] }
