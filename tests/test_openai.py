@@ -3,7 +3,6 @@
 import http.client
 import json
 import logging
-import shutil
 import socket
 import struct
 import subprocess
@@ -312,19 +311,6 @@ def test_settings_that_no_client_can_use_are_told(
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/company.pem")
     assert ask(play(whole)).failure == openai.UNUSABLE
     assert "FileNotFoundError" in caplog.text
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1 that nobody knows, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    both, key = tmp_path / "both.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-subj", "/CN=lab", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(both)]
-    subprocess.run(command, check=True, capture_output=True)
-    both.write_text(both.read_text() + key.read_text())
-    return both
 
 
 def test_a_companys_authority_is_believed_once_it_is_named(

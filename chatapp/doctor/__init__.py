@@ -1,6 +1,7 @@
 """`chatapp doctor URL`: the page's Run test from a shell, over the same probes, judged by the same rules.
 
-wire.py  the way to the server: requests and one WebSocket, by a forward proxy where there is one
+wire.py  the way to the server and requests, by a forward proxy where there is one
+line.py  one WebSocket
 """
 
 from __future__ import annotations
@@ -9,14 +10,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
-from urllib.parse import urlencode
 from uuid import uuid4
 
-from chatapp.client.feeds import parse
-from chatapp.client.site import NotSignedIn, Session
 from chatapp.connection import advice, probes
 from chatapp.connection.probes import LARGE_BYTES, Verdict
-from chatapp.doctor.wire import ANSWER_S, Got, Line, Unreachable, Way, fetch
+from chatapp.doctor.line import Line
+from chatapp.doctor.wire import ANSWER_S, MARK, Got, NotSignedIn, Unreachable, Visitor, Way, tags
 
 __all__ = ["Doctor", "Found", "Report", "Unreachable", "Way"]
 
@@ -92,7 +91,7 @@ class Doctor:
 
     def __init__(self, way: Way, on_found: Callable[[Found], None] = lambda found: None) -> None:
         self._way = way
-        self._session = Session(way)
+        self._visitor = Visitor(way)
         self._on_found = on_found
         self._found: list[Found] = []
         self._headers = ""
@@ -109,8 +108,7 @@ class Doctor:
         """Make all probes, in turn; the silent WebSocket waits beside the others."""
         problem = ""
         if session:
-            name, _, value = session.partition("=")
-            self._session.cookies[name] = value
+            self._visitor.use(session)
         self._note("http", self._get("/healthz").facts())
         if self._found[-1].outcome in ("ok", "slow"):
             found, problem = self._meet(email, password)
@@ -122,24 +120,24 @@ class Doctor:
             if probe not in outcomes:
                 self._add(Found(probe, "skipped"))
         proxy = probes.proxy_of(self._headers)
-        return Report(self._url(""), proxy, self._found, probes.verdict(outcomes), problem)
+        return Report(self._way.url(""), proxy, self._found, probes.verdict(outcomes), problem)
 
     def _meet(self, email: str, password: str) -> tuple[Found, str]:
         """Is it our server? And sign in, where a way was given."""
         found, problem = self._mark(), ""
         if found.outcome == "signed-out" and email:
             try:
-                self._session.sign_in(email, password)
+                self._visitor.sign_in(email, password)
                 found = self._mark()
-            except (NotSignedIn, OSError, StopIteration) as error:
-                problem = str(error) or "The sign-in page could not be read."
+            except NotSignedIn as error:
+                problem = str(error)
         return found, problem
 
     def _mark(self) -> Found:
         nonce = uuid4().hex
         got = self._get("/connection/test/mark", nonce=nonce, origin=self._way.origin)
         facts = got.facts()
-        said = parse(got.text)[0].attributes if facts["marked"] else {}
+        said = next(iter(tags(got.text, MARK[1:])), {}) if facts["marked"] else {}
         facts |= {"fresh": said.get("nonce") == nonce, "header": said.get("header") == "yes"}
         drill = said.get("drill") or None
         self._known = {"drill": drill, "hold": float(said.get("hold") or 0), "protocol": said.get("protocol")}
@@ -150,7 +148,7 @@ class Doctor:
     def _test(self, idle_s: float, hold_s: float | None) -> None:
         line = Line()
         known = {name: self._known[name] for name in ("drill", "protocol", "origin", "offered", "expected", "came")}
-        facts = line.open(self._way, f"{self._way.prefix}/ws", self._session.cookie) if known["offered"] else {}
+        facts = line.open(self._visitor, "/ws") if known["offered"] else {}
         self._note("upgrade", facts | known)
         silence = threading.Thread(target=self._idle, args=(line, idle_s), daemon=True)
         if self._found[-1].outcome == "ok":
@@ -178,10 +176,8 @@ class Doctor:
         self._note("hold", got.facts() | {"wanted_ms": wanted_ms, "short_ms": wanted_ms - got.ms})
 
     def _get(self, path: str, within_s: float = ANSWER_S, **query: str) -> Got:
-        target = f"{self._way.prefix}{path}" + (f"?{urlencode(query)}" if query else "")
-        got = fetch(self._way, target, self._session.cookie, within_s)
-        if got.headers is not None:
-            self._headers += " ".join([got.headers.get("Server", ""), got.headers.get("Via", ""), ""])
+        got = self._visitor.get(path, within_s, query or None)
+        self._headers += " ".join([got.headers.get("Server", ""), got.headers.get("Via", ""), ""])
         return got
 
     def _note(self, probe: str, facts: dict[str, Any]) -> None:
@@ -190,6 +186,3 @@ class Doctor:
     def _add(self, found: Found) -> None:
         self._found.append(found)
         self._on_found(found)
-
-    def _url(self, path: str) -> str:
-        return f"{self._way.origin}{self._way.prefix}{path}"

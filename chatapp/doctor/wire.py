@@ -1,87 +1,92 @@
-"""How the doctor reaches a server: directly or by a forward proxy, one answer or one WebSocket at a time."""
+"""How the doctor reaches a server over HTTP: directly or by a forward proxy, one answer at a time."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import re
-import socket
 import ssl
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from typing import Any
-from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, CloseConnection, Ping, RejectConnection, Request, TextMessage
-from wsproto.utilities import ProtocolError
-
-from chatapp.client.site import Site
+import httpx
 
 MARK, END = "<chat-test", "</chat-test>"
 CONNECT_S = 8.0
 ANSWER_S = 10.0  # for an answer that should come at once
-HELLO_S = 4.0  # from the 101 to the first frame, and for an echo
 REDIRECTS = (301, 302, 303, 307, 308)
+HIGHEST_PORT = 65535
+# Asked for as it is, so that what comes is measured, and not what it unpacks to.
+HEADERS = {"X-Chatapp-Test": "1", "Cache-Control": "no-cache", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
 class Unreachable(Exception):
-    """The URL says nothing that could be asked; the message says why."""
+    """Nothing can be asked with what was given; the message says why."""
 
 
-class ViaProxy(http.client.HTTPConnection):
-    """Plain HTTP through a forward proxy: the request names the whole address, as a browser's does."""
-
-    def __init__(self, proxy: str, netloc: str, timeout: float) -> None:
-        super().__init__(proxy, timeout=timeout)
-        self._netloc = netloc
-
-    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
-        """Asks for http://host/path."""
-        super().putrequest(method, f"http://{self._netloc}{url}", *args, **kwargs)
+class NotSignedIn(Exception):
+    """The server did not let us in; the message says why."""
 
 
 @dataclass(frozen=True)
-class Way(Site):
-    """The site, by way of a forward proxy (`host:port`) where there is one."""
+class Way:
+    """Where the server is, by way of a forward proxy where there is one, and whose certificates are believed."""
 
+    site: httpx.URL
+    prefix: str
     proxy: str = ""
+    trust: ssl.SSLContext = field(default_factory=ssl.create_default_context, repr=False)
 
     @classmethod
     def to(cls, url: str, proxy: str | None = None) -> Way:
         """From the URL; the proxy of the environment's variables where none is named. Raises Unreachable."""
-        site = Site.of(url)
-        if site.scheme not in ("http", "https") or not site.host:
-            raise Unreachable(f"{url!r} is not an address such as https://chat.example.org")
+        site = _address(url)
         if proxy is None:
             proxy = "" if proxy_bypass(site.host) else getproxies().get(site.scheme, "")
-        proxy = urlsplit(proxy).netloc or proxy
-        return cls(site.scheme, site.host, site.port, site.prefix, proxy.rpartition("@")[2])
+        return cls(site, site.raw_path.partition(b"?")[0].decode().rstrip("/"), _proxy(proxy))
 
-    def http(self) -> http.client.HTTPConnection:
-        """A connection that is not open yet."""
-        if not self.proxy:
-            return super().http()
-        if self.scheme == "http":
-            return ViaProxy(self.proxy, self.netloc, CONNECT_S)
-        tunnel = http.client.HTTPSConnection(self.proxy, timeout=CONNECT_S)
-        tunnel.set_tunnel(self.host, self.port)
-        return tunnel
+    @property
+    def origin(self) -> str:
+        """What a browser would send as Origin."""
+        return f"{self.site.scheme}://{self.site.netloc.decode()}"
 
-    def socket(self) -> socket.socket:
-        """An open connection; through a proxy, a tunnel. Raises OSError."""
-        if not self.proxy:
-            return super().socket()
-        tunnel = http.client.HTTPConnection(self.proxy, timeout=CONNECT_S)
-        tunnel.set_tunnel(self.host, self.port)
-        tunnel.connect()
-        assert tunnel.sock is not None
-        if self.scheme != "https":
-            return tunnel.sock
-        return ssl.create_default_context().wrap_socket(tunnel.sock, server_hostname=self.host)
+    def url(self, path: str, scheme: str = "http") -> str:
+        """The address of a path; with the scheme `ws`, of a WebSocket."""
+        return f"{self.site.scheme.replace('http', scheme)}://{self.site.netloc.decode()}{self.prefix}{path}"
+
+    @property
+    def trust_in_proxy(self) -> ssl.SSLContext | None:
+        """For a proxy that is itself reached over TLS."""
+        return self.trust if self.proxy.startswith("https:") else None
+
+
+def _address(url: str) -> httpx.URL:
+    """The address that people write. Raises Unreachable."""
+    try:
+        parts = httpx.URL(str(httpx.URL(url)))  # twice: after HTTP:// the port 80 is not known for its own
+        is_one = bool(parts.host.encode("idna")) and (parts.port or 0) <= HIGHEST_PORT
+    except (httpx.InvalidURL, UnicodeError):
+        is_one = False
+    if not is_one or parts.scheme not in ("http", "https"):
+        raise Unreachable(f"{url!r} is not an address such as https://chat.example.org")
+    return parts
+
+
+def _proxy(text: str) -> str:
+    """A forward proxy's URL from what people write: host:port, or a URL. Raises Unreachable."""
+    if not text:
+        return ""
+    try:
+        url = _address(text if "://" in text else f"http://{text}")
+    except Unreachable:  # not repeated in words: it may hold a password
+        raise Unreachable("the forward proxy is not an address such as proxy.example.org:3128") from None
+    return str(url.copy_with(userinfo=_with_password(url.userinfo), path="/", query=None, fragment=None))
+
+
+def _with_password(userinfo: bytes) -> bytes:
+    """A name without a password has an empty one."""
+    return userinfo if b":" in userinfo or not userinfo else userinfo + b":"
 
 
 @dataclass
@@ -90,17 +95,33 @@ class Got:
 
     error: str | None = None
     status: int = 0
-    headers: http.client.HTTPMessage | None = None
+    headers: httpx.Headers = field(default_factory=httpx.Headers)
     text: str = ""
     at: list[int] = field(default_factory=list)
     ms: int = 0
 
+    def watch(self, event: str, info: Mapping[str, Any]) -> None:
+        """See how far a request comes (httpx's `trace`): what fails before it is sent is no answer to it."""
+        if event == "http11.send_request_headers.started" and info["request"].method != b"CONNECT":
+            self.error = "cut"
+        elif event == "http11.receive_response_headers.complete":
+            _, status, _, headers, *_ = info["return_value"]
+            if self.error == "cut" or status >= 400:  # else a proxy's consent to a tunnel
+                self.status, self.headers = status, httpx.Headers(headers)
+
+    def fail(self, problem: httpx.HTTPError) -> None:
+        """Note why no whole answer came."""
+        if _is_of_tls(problem):
+            self.error = "tls"
+        elif isinstance(problem, httpx.TimeoutException):
+            self.error = "hung" if self.error == "cut" else self.error
+        elif self.status >= 300:  # says what it has to say without a body
+            self.error = None
+
     @property
     def location(self) -> str:
         """Where a redirect leads, without its query."""
-        if self.headers is None or self.status not in REDIRECTS:
-            return ""
-        return self.headers.get("Location", "").partition("?")[0]
+        return self.headers.get("Location", "").partition("?")[0] if self.status in REDIRECTS else ""
 
     def facts(self, mark: str = MARK) -> dict[str, Any]:
         """What every rule may look at."""
@@ -115,152 +136,116 @@ class Got:
         }
 
 
-def fetch(way: Way, path: str, cookie: str, within_s: float = ANSWER_S) -> Got:
-    """One GET, read as it comes; redirects are not followed. Failures are in its `error`."""
-    got, started = Got(), time.monotonic()
-    connection = way.http()
-    connection.timeout = CONNECT_S
-    pieces: list[bytes] = []
-    try:
-        got.error = "unreachable"
-        connection.connect()
-        got.error = "cut"
-        assert connection.sock is not None
-        connection.sock.settimeout(within_s)
-        headers = {"Cookie": cookie, "X-Chatapp-Test": "1", "Cache-Control": "no-cache", "Accept": "*/*"}
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        got.status, got.headers = response.status, response.msg
-        while piece := response.read1(65536):
-            got.at.append(_ms_since(started))
-            pieces.append(piece)
-            if time.monotonic() - started > within_s:
-                raise TimeoutError
-        got.error = None
-    except ssl.SSLError:
-        got.error = "tls"
-    except TimeoutError:
-        got.error = "unreachable" if got.error == "unreachable" else "hung"
-    except (OSError, http.client.HTTPException) as problem:
-        got.status = got.status or _tunnel_status(problem)
-        got.error = None if got.status >= 400 else got.error
-    finally:
-        connection.close()
-    got.text, got.ms = b"".join(pieces).decode("utf-8", "replace"), _ms_since(started)
-    return got
+class Visitor:
+    """One person's requests by one way, each on a connection of its own; redirects are not followed."""
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+        self._client = httpx.Client(
+            verify=way.trust,
+            proxy=httpx.Proxy(way.proxy, ssl_context=way.trust_in_proxy) if way.proxy else None,
+            trust_env=False,  # the way knows the proxy
+            event_hooks={"response": [lambda _: self._take_cookies()]},
+            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            limits=httpx.Limits(max_keepalive_connections=0),  # so nothing is left to be closed
+        )
+        del self._client.headers["User-Agent"]  # no filter shall judge a library by its name
+
+    def use(self, session: str) -> None:
+        """Be the person of this session, given as name=value. Raises Unreachable."""
+        name, _, value = session.strip().partition("=")
+        if not (name and value and session.isascii() and session.strip().isprintable()):
+            raise Unreachable("the session is the cookie as name=value, as developer tools show it")
+        self._client.cookies.set(name, value)
+
+    @property
+    def cookie(self) -> str:
+        """The Cookie header."""
+        return str(self._client.build_request("GET", self.way.url("/")).headers.get("Cookie", ""))
+
+    def _take_cookies(self) -> None:
+        """A server behind a proxy that ends TLS is tested from beside it, too: its cookies go over plain HTTP there."""
+        for cookie in self._client.cookies.jar:
+            cookie.secure = False
+
+    def get(
+        self,
+        path: str,
+        within_s: float = ANSWER_S,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = HEADERS,
+    ) -> Got:
+        """One GET, read as it comes. Failures are in its `error`."""
+        got, started, pieces = Got("unreachable"), time.monotonic(), []
+        try:
+            with self._client.stream(
+                "GET",
+                self.way.url(path),
+                params=query,
+                headers=headers,
+                timeout=httpx.Timeout(within_s, connect=CONNECT_S),
+                extensions={"trace": got.watch},
+            ) as response:
+                for piece in response.iter_bytes():
+                    got.at.append(ms_since(started))
+                    pieces.append(piece)
+                    if time.monotonic() - started > within_s:
+                        raise httpx.ReadTimeout("It comes too slowly.")
+            got.error = None
+        except httpx.HTTPError as problem:
+            got.fail(problem)
+        got.text, got.ms = b"".join(pieces).decode("utf-8", "replace"), ms_since(started)
+        return got
+
+    def sign_in(self, email: str, password: str) -> None:
+        """By the form. Raises NotSignedIn."""
+        try:
+            self._sign_in(email, password)
+        except httpx.HTTPError as problem:
+            raise NotSignedIn(f"The sign-in page could not be read: {problem}") from problem
+
+    def _sign_in(self, email: str, password: str) -> None:
+        page = self._client.get(self.way.url("/sign-in"))
+        if page.status_code != 200:
+            said = f"{page.status_code} {page.headers.get('Location', '')}".strip()
+            raise NotSignedIn(f"{self.way.prefix}/sign-in answered {said}")
+        tokens = [tag.get("value", "") for tag in tags(page.text, "input") if tag.get("name") == "csrf_token"]
+        if not tokens:  # a foreign page: it gets no password
+            raise NotSignedIn(f"{self.way.prefix}/sign-in is not the sign-in page.")
+        form = {"email": email, "password": password, "csrf_token": tokens[0]}
+        headers = {"Origin": self.way.origin, "Accept": "text/html"}
+        answer = self._client.post(self.way.url("/sign-in"), data=form, headers=headers)
+        if answer.status_code != 303:
+            raise NotSignedIn(f"Signing in as {email} was answered {answer.status_code}.")
 
 
-def _tunnel_status(problem: Exception) -> int:
-    """The status with which a forward proxy refused a tunnel; http.client says it in words only."""
-    found = re.search(r"Tunnel connection failed: (\d{3})", str(problem))
-    return int(found[1]) if found else 0
+class _Tags(HTMLParser):
+    """The attributes of every tag of one name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self.found: list[dict[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: Iterable[tuple[str, str | None]]) -> None:
+        if tag == self._name:
+            self.found.append({name: value or "" for name, value in attrs})
 
 
-def _ms_since(started: float) -> int:
+def tags(markup: str, name: str) -> list[dict[str, str]]:
+    """The attributes of every tag of that name, in order."""
+    reader = _Tags(name)
+    reader.feed(markup)
+    return reader.found
+
+
+def ms_since(started: float) -> int:
+    """Whole milliseconds since then, by the monotonic clock."""
     return round((time.monotonic() - started) * 1000)
 
 
-class Line:
-    """One WebSocket, read and written by one thread."""
-
-    def __init__(self) -> None:
-        self._ws = WSConnection(ConnectionType.CLIENT)
-        self._sock: socket.socket | None = None
-        self.frames: list[str] = []
-        self.status = 0
-        self.is_open = False
-        self.is_closed = False
-
-    def open(self, way: Way, path: str, cookie: str) -> dict[str, Any]:
-        """Open it and wait for the hello; the facts of `upgrade`."""
-        error: str | None = "unreachable"
-        try:
-            self._sock = way.socket()
-            headers = [(b"Cookie", cookie.encode()), (b"Origin", way.origin.encode())]
-            self._sock.sendall(self._ws.send(Request(host=way.netloc, target=path, extra_headers=headers)))
-            is_decided = self._read(lambda: self.is_open or self.status != 0, CONNECT_S)
-            said_hello = self.is_open and self._read(lambda: bool(self.frames), HELLO_S)
-            error = None if is_decided and (said_hello or not self.is_open) else "cut" if self.is_closed else "hung"
-        except (OSError, ProtocolError) as problem:
-            self.status = self.status or _tunnel_status(problem)
-            error = None if self.status else error
-            self.is_closed = True
-        hello = any(frame.startswith("<chat-hello") for frame in self.frames)
-        return {"error": error, "status": self.status, "opened": self.is_open, "hello": hello}
-
-    def echo(self, count: int) -> dict[str, Any]:
-        """Some echoes, one after another; the facts of `echo`."""
-        times, missing = [], 0
-        for n in range(1, count + 1):
-            started = time.monotonic()
-            if not self._is_answered(n):
-                missing += 1
-                break
-            times.append(_ms_since(started))
-        ms = round(statistics.median(times)) if times else None
-        return {"missing": missing, "ms": ms, "closed": self.is_closed}
-
-    def idle(self, seconds: float) -> dict[str, Any]:
-        """Say nothing for so long (the server's pings are answered), then one echo; the facts of `idle`."""
-        started = time.monotonic()
-        self._read(lambda: False, seconds)  # ends early only where the socket does
-        silent_ms = _ms_since(started)
-        is_answered = not self.is_closed and self._is_answered(1000)
-        return {"closed": self.is_closed, "answered": is_answered, "silent_ms": silent_ms}
-
-    def close(self) -> None:
-        """Say goodbye and end it."""
-        if self._sock is None:
-            return
-        with contextlib.suppress(OSError, ProtocolError):
-            self._sock.sendall(self._ws.send(CloseConnection(1000)))
-        self._sock.close()
-
-    def _is_answered(self, n: int) -> bool:
-        assert self._sock is not None
-        try:
-            self._sock.sendall(self._ws.send(TextMessage(data=f'{{"type":"echo","n":{n}}}')))
-        except (OSError, ProtocolError):
-            self.is_closed = True
-            return False
-        return self._read(lambda: any(f'n="{n}"' in frame for frame in self.frames[-3:]), HELLO_S)
-
-    def _read(self, is_enough: Callable[[], bool], within_s: float) -> bool:
-        """Read until it is enough, too late, or over; whether it was enough."""
-        until = time.monotonic() + within_s
-        while not is_enough():
-            left = until - time.monotonic()
-            if left <= 0 or self.is_closed or self._sock is None:
-                return False
-            self._sock.settimeout(left)
-            try:
-                data = self._sock.recv(65536)
-            except TimeoutError:
-                return False
-            except OSError:
-                data = b""
-            self._take(data)
-        return True
-
-    def _take(self, data: bytes) -> None:
-        if not data:
-            self.is_closed = True
-            return
-        try:
-            self._ws.receive_data(data)
-            for event in self._ws.events():
-                self._on(event)
-        except ProtocolError:
-            self.is_closed = True
-
-    def _on(self, event: object) -> None:
-        if isinstance(event, AcceptConnection):
-            self.status, self.is_open = 101, True
-        elif isinstance(event, RejectConnection):
-            self.status = event.status_code
-        elif isinstance(event, TextMessage):
-            self.frames.append(event.data)
-        elif isinstance(event, Ping) and self._sock is not None:
-            self._sock.sendall(self._ws.send(event.response()))
-        elif isinstance(event, CloseConnection):
-            self.is_closed = True
+def _is_of_tls(problem: BaseException | None) -> bool:
+    """Whether TLS is behind an error."""
+    while problem is not None and not isinstance(problem, ssl.SSLError):
+        problem = problem.__cause__ or problem.__context__
+    return problem is not None
