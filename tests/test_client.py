@@ -1,6 +1,8 @@
 """The Python client against a real server: both transports, the way down and back, restarts, many conversations."""
 
 import ast
+import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +12,15 @@ from typing import Any
 
 import pytest
 from lab.faultproxy import FaultProxy
+from lab.http import Client as Person
 from lab.server import EMAIL, PASSWORD, Server
 
 from chatapp.client import Client, Feed, NotSignedIn
+from chatapp.client.actions import Answer
+from chatapp.client.core import MOST_OUTCOMES, Core, Settings
 from chatapp.client.feeds import cut_utf16, parse
+from chatapp.client.outbox import Ack
+from chatapp.client.polling import Urls, failure
 
 StartServer = Callable[..., Server]
 WAYS = {"websocket": ("websocket", "polling"), "polling": ("polling",)}
@@ -211,3 +218,55 @@ def test_offsets_count_utf16_units() -> None:
     assert [feed.apply(parse(markup)[0]) for markup in (first, more, more)] == ["applied", "applied", "known"]
     assert feed.ordered()[0].blocks == {0: "<p>😀 ab&amp;</p>"} and feed.ordered()[0].text == "😀 ab&"
     assert feed.apply(parse(more.replace('from="2" to="3"', 'from="7" to="8"'))[0]) == "gap"
+
+
+def make_core() -> Core:
+    machine = {"transports": ["polling"], "reconnect_ms": 5000, "max_attempts": 10, "poll_ms": 3000}
+    machine |= {"poll_retries": 3, "poll_backoff": 1.5, "latency_ms": 0}
+    return Core(Settings(machine=machine, urls=Urls("/changes", "/c", "/c/{id}/messages")), random.random)
+
+
+@pytest.mark.parametrize("text", ["<html>Blocked by policy</html>", json.dumps({"error": {"code": "blocked"}}), "{}"])
+def test_a_poll_that_is_forbidden_is_asked_again(text: str) -> None:
+    """The server never answers a poll so: a filter does."""
+    assert failure(Answer(403, text)) == {"type": "poll_failed", "reason": "foreign-page"}
+
+
+def test_outcomes_are_remembered_in_bounds() -> None:
+    core = make_core()
+    for number in range(MOST_OUTCOMES + 5):
+        markup = f'<chat-ack client-id="{number}" conversation="c" id="i" position="1" revision="1"></chat-ack>'
+        core.receive(parse(markup)[0], "websocket")
+    assert len(core.acks) == MOST_OUTCOMES
+    assert "4" not in core.acks and core.acks["5"] == Ack("i", 1, 1)
+
+
+@pytest.fixture
+def reached(server: Server, start_proxy: Callable[[Server], FaultProxy]) -> Iterator[tuple[Client, FaultProxy, Server]]:
+    """A client behind a proxy."""
+    proxy = start_proxy(server)
+    with Client(proxy.url, EMAIL, PASSWORD) as client:
+        client.wait(lambda: client.record["status"] == "connected", 10)
+        yield client, proxy, server
+
+
+def test_a_conversation_that_was_not_made_says_so(reached: tuple[Client, FaultProxy, Server]) -> None:
+    client, proxy, server = reached
+    proxy.http_error, proxy.http_error_on = (502, {}), "/c"
+    with pytest.raises(OSError, match="502"):
+        client.create()
+    proxy.http_error = None
+    gone = client.create()
+    Person(server.url).sign_in().post(f"/c/{gone}/delete")
+    with pytest.raises(ValueError, match="gone"):
+        client.create(conversation=gone)
+    with pytest.raises(ValueError, match="too-long"):
+        client.create("x" * 20_001)
+
+
+def test_sockets_that_ended_are_forgotten(reached: tuple[Client, FaultProxy, Server]) -> None:
+    client, proxy, _ = reached
+    proxy.reset_sockets()
+    client.wait(lambda: len(proxy.upgrades()) > 1, 15, "it dials again")
+    client.wait(lambda: client.record["status"] == "connected", 20)
+    client.wait(lambda: len(client._sockets) == 1, 5, "one is left")

@@ -1,7 +1,6 @@
 """Drills: the running server fails as asked, for so long, for whom it is meant; clients get over it; it ends."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,12 +10,12 @@ from typing import Any
 
 import pytest
 from lab.http import Client as Web
+from lab.peer import Steady
 from lab.processes import wait_for
 from lab.server import EMAIL, PASSWORD, Server, run_chatapp
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from chatapp.client import Client
 from chatapp.config import DRILL_FAULTS, ConfigError, DrillSlot, load
 from chatapp.connection.drills import report
 from chatapp.connection.probes import FAULTS
@@ -199,18 +198,18 @@ def test_a_worker_that_starts_meanwhile_obeys_too(server: Server, client: Web) -
     stop(server)
 
 
-def test_a_client_loses_nothing(server: Server) -> None:
-    """Our own client falls back within seconds, its messages arrive, and it comes back after the end."""
-    with Client(server.url, EMAIL, PASSWORD) as person:
-        person.wait(lambda: person.record["status"] == "connected", 10)
-        conversation = person.create("before")
+def test_a_client_loses_nothing(server: Server, client: Web) -> None:
+    """Who is connected falls back within seconds, their messages arrive, and they come back after the end."""
+    with Steady(client) as person:
+        person.wait(lambda: person.way == "websocket", 10, "it is connected")
         begin(server, "refuse", 600)
-        person.wait(lambda: person.record["status"] == "polling", 10, "it falls back")
-        person.wait_sent(person.send(conversation, "during"), 10)
+        person.wait(lambda: person.way == "polling", 10, "it falls back")
+        during = person.send("during")
+        person.wait(lambda: during in person.acknowledged, 10, "it is taken")
+        person.wait(lambda: during in [message.client_id for message in person.shown()], 10, "it is shown")
+        assert person.way == "polling"
         stop(server)
-        threading.Event().wait(1.5)
-        person.retry()
-        person.wait(lambda: person.record["status"] == "connected", 20, "it comes back")
+        person.wait(lambda: person.way == "websocket", 20, "it comes back")
 
 
 def test_a_drill_is_shown_and_explains_what_a_test_finds(server: Server, client: Web) -> None:

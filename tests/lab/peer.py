@@ -1,24 +1,29 @@
-"""A client of the protocol for tests: the same methods over WebSocket and over polling, nothing of the product in it.
+"""The client of the protocol for tests and bench, beside the one that ships: nothing of the product is in it.
 
-It applies what it gets by the rules of docs/protocol.md and keeps count of what it had to ignore, so that a test can
-compare what a person would see with what the server has.
+`Applied` is the reader's side, by the rules of docs/protocol.md; it keeps count of what it had to ignore. A `Peer` is
+one connection that does what a test says, with the same methods over WebSocket and over polling. `Steady` stays in
+touch by what works, and sends until it is acknowledged: for tests of what happens to people meanwhile.
 """
 
 import json
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from lab.elements import Element, parse
 from lab.http import Answer, Client
+from lab.processes import wait_for
 
 CHANGES = ("chat-feed", "chat-reload", "chat-gone")
+BROKEN = (OSError, WebSocketException, AssertionError)  # what a peer meets whose server or network is gone
 
 
 @dataclass
@@ -142,9 +147,10 @@ class Applied:
         for piece in patch.all("chat-block"):
             index, offset = piece.number("index"), piece.number("offset")
             blocks += [""] * (index + 1 - len(blocks))
-            if len(blocks[index]) < offset:
+            units = blocks[index].encode("utf-16-le")  # offsets count UTF-16 units, as JavaScript does
+            if len(units) < 2 * offset:
                 return False
-            blocks[index] = blocks[index][:offset] + piece.text
+            blocks[index] = units[: 2 * offset].decode("utf-16-le") + piece.text
         known.blocks, known.revision = blocks, patch.number("revision")
         known.state = patch.get("state", known.state)
         known.text = "\n".join(parse(block).text for block in blocks)
@@ -210,6 +216,10 @@ class Peer:
 
     def next(self, timeout: float = 5.0) -> list[Element]:
         """Waits for the next elements that change something, applies them, returns them; [] after `timeout` s."""
+        raise NotImplementedError
+
+    def prove(self) -> None:
+        """Shows that it works, there and back; TimeoutError or OSError where it does not."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -296,6 +306,9 @@ class WebSocketPeer(Peer):
         self._await(lambda e: e.tag == "chat-echo" and e.get("n") == str(number), timeout)
         return time.monotonic() - start
 
+    def prove(self) -> None:
+        self.echo()
+
     def next(self, timeout: float = 5.0) -> list[Element]:
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
@@ -369,6 +382,11 @@ class PollingPeer(Peer):
             self._take(answer.page.one("chat-answer").source)
         return answer
 
+    def prove(self) -> None:
+        answer = self.poll()
+        if answer.status not in (200, 204):
+            raise ConnectionError(f"the poll was answered {answer.status}")
+
     def next(self, timeout: float = 5.0) -> list[Element]:
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
@@ -382,3 +400,115 @@ class PollingPeer(Peer):
 
 
 PEERS: dict[str, type[WebSocketPeer] | type[PollingPeer]] = {"websocket": WebSocketPeer, "polling": PollingPeer}
+
+
+class Steady(threading.Thread):
+    """Somebody who stays in touch while servers and networks fail, by the first of `ways` that works.
+
+    Reads on from its cursors, whatever connection comes next; keeps one message under way, and repeats it until it is
+    acknowledged. All that happens in its thread, in a `conversation` that is created before.
+    """
+
+    PAUSE_S = 0.05  # between attempts
+    BACK_S = 1.0  # from one attempt to get back to a better way to the next
+
+    def __init__(self, client: Client, ways: Sequence[str] = ("websocket", "polling")) -> None:
+        super().__init__(daemon=True)
+        self.ways = ways
+        self.way = ""  # by which it is connected now
+        self.applied = Applied()
+        self.acknowledged: dict[str, Sent] = {}
+        self.conversation = str(client.create("hello").json["conversation"])
+        self.repeats = 0
+        self._client = client.clone(timeout=5)
+        self._outbox: deque[tuple[str, str]] = deque()
+        self._back_at = 0.0
+        self._stopping = threading.Event()
+
+    def send(self, body: str) -> str:
+        """Have it sent, after what waits already; its client_id."""
+        client_id = str(uuid.uuid4())
+        self._outbox.append((client_id, body))
+        return client_id
+
+    @property
+    def unsent(self) -> int:
+        """How many messages are not acknowledged yet."""
+        return len(self._outbox)
+
+    def shown(self) -> list[Shown]:
+        """The messages that it shows, in order."""
+        feed = self.applied.feeds.get(self.conversation, Feed())
+        return sorted(list(feed.messages.values()), key=lambda message: message.position)
+
+    def wait(self, condition: Callable[[], object], timeout: float, what: str) -> None:
+        """Until the condition holds; AssertionError if it does not in time, or its thread has ended."""
+        wait_for(lambda: condition() or not self.is_alive(), timeout, what)
+        assert self.is_alive() or self._stopping.is_set(), "its thread has ended"
+
+    def run(self) -> None:
+        """Connect and do what is to be done, again and again."""
+        peer: Peer | None = None
+        while not self._stopping.is_set():
+            try:
+                peer = self._connected(peer)
+                if self._outbox:
+                    self._send(peer, *self._outbox[0])
+                peer.next(0.01 if self._outbox else 0.1)
+            except BROKEN:
+                _hang_up(peer)
+                peer, self.way = None, ""
+                time.sleep(self.PAUSE_S)
+        _hang_up(peer)
+
+    def _connected(self, peer: Peer | None) -> Peer:
+        """The peer, or one that takes its place: the first that works, of all ways or of those that are better."""
+        if peer is not None and (self.way == self.ways[0] or time.monotonic() < self._back_at):
+            return peer
+        self._back_at = time.monotonic() + self.BACK_S
+        for way in self.ways[: self.ways.index(self.way)] if peer else self.ways:
+            try:
+                better = PEERS[way](self._client)
+                better.applied = self.applied
+                better.subscribe({self.conversation: better.cursor(self.conversation)})
+                better.prove()
+            except BROKEN:
+                continue
+            _hang_up(peer)
+            self.way = way
+            return better
+        if peer is None:
+            raise ConnectionError("no way works")
+        return peer
+
+    def _send(self, peer: Peer, client_id: str, body: str) -> None:
+        try:
+            sent = peer.send(self.conversation, body, client_id, timeout=5)
+            if sent.refused:
+                raise ConnectionError(f"refused: {sent}")
+        except BROKEN:
+            self.repeats += 1
+            raise
+        self.acknowledged[client_id] = sent
+        self._outbox.popleft()
+
+    def close(self) -> None:
+        """End it."""
+        self._stopping.set()
+        self.join(15)
+
+    def __enter__(self) -> "Steady":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _hang_up(peer: Peer | None) -> None:
+    """Close what may be broken already."""
+    if peer is not None:
+        try:
+            peer.close()
+        except BROKEN:
+            pass
