@@ -12,9 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
 PREFIX = "CHATAPP_"
 UNPREFIXED = ("PORT", "HOST", "DATA_DIR")
@@ -369,27 +373,27 @@ def _show(value: Any) -> str:
 
 def browser_config(
     settings: Settings, urls: Mapping[str, str], network: str, remembered: Mapping[str, Any] | None, drill_ms: int
-) -> str:
-    """What the page's JavaScript must know, as JSON. Times are milliseconds where the name ends in _ms.
+) -> Markup:
+    """What the page's JavaScript must know, as JSON that may stand in an attribute between single quotation marks.
+    Times are milliseconds where the name ends in _ms.
 
     `network`: the key of the network that the page is asked from, `remembered`: what is known of it for this
     person; see connection/memory.py. `drill_ms`: how long a drill still runs for them.
     """
-    return json.dumps(
-        {
-            **urls,
-            "network": network,
-            "remembered": remembered,
-            "transports": settings.transports,
-            "heartbeat_ms": round(settings.heartbeat_interval * 1000),
-            "predict": settings.predict,
-            "reconnect_ms": round(settings.reconnect_interval * 1000),
-            "max_attempts": settings.max_reconnect_attempts,
-            "poll_ms": round(settings.poll_interval * 1000),
-            "poll_retries": settings.poll_max_retries,
-            "poll_backoff": settings.poll_backoff,
-            "poll_hold_ms": round(settings.poll_longest_hold * 1000),
-            "ws_max_message": settings.ws_max_message_size,
-            "drill_ms": drill_ms,
-        }
-    )
+    config = {
+        **urls,
+        "network": network,
+        "remembered": remembered,
+        "transports": settings.transports,
+        "heartbeat_ms": round(settings.heartbeat_interval * 1000),
+        "predict": settings.predict,
+        "reconnect_ms": round(settings.reconnect_interval * 1000),
+        "max_attempts": settings.max_reconnect_attempts,
+        "poll_ms": round(settings.poll_interval * 1000),
+        "poll_retries": settings.poll_max_retries,
+        "poll_backoff": settings.poll_backoff,
+        "poll_hold_ms": round(settings.poll_longest_hold * 1000),
+        "ws_max_message": settings.ws_max_message_size,
+        "drill_ms": drill_ms,
+    }
+    return htmlsafe_json_dumps(config, dumps=partial(json.dumps, separators=(",", ":")))

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import mimetypes
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,6 +47,11 @@ def minified(script: str) -> str:
     """A script without comments and indentation. Names and line ends stay, so errors can still be read."""
     # rjsmin takes # for an operator and joins `#count = 0` to the line before: no semicolon, another program.
     return str(jsmin(script.replace("#", HASH))).replace(HASH, "#")
+
+
+def plain(sheet: str) -> str:
+    """A style sheet without comments and indentation. (No string of ours holds what begins a comment.)"""
+    return re.sub(r"\n\s*", "\n", re.sub(r"/\*.*?\*/", "", sheet, flags=re.S))
 
 
 _packing = SingleThread()
@@ -152,7 +158,7 @@ class Files:
     def _make(self, name: str) -> Body:
         mimetype = mimetypes.guess_type(name)[0] or "application/octet-stream"
         if name == SHEET:
-            return Body(b"".join(self._paths[sheet].read_bytes() for sheet in SHEETS), mimetype)
+            return Body("".join(plain(self._paths[sheet].read_text()) for sheet in SHEETS).encode(), mimetype)
         if name.startswith(OWN_SCRIPTS):
             script = joined(name, self._text) if self._is_joined else self._text(name)
             return Body(minified(script).encode(), mimetype)

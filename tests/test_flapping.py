@@ -1,11 +1,10 @@
 """Hours of unsteady networks in simulated time: few false switches on a 4G-like line, no flapping of cut sockets.
 
-The real client core against the product's store, rules and renderer (tests/simulation); only the line is scripted.
+The shipped core against the product's store, rules and renderer (tests/simulation); only the line is scripted.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -17,7 +16,6 @@ from simulation.server import Server, Traits
 from simulation.world import World
 
 from chatapp.bus import Bus
-from chatapp.client.core import Core
 from chatapp.conversation import Chat
 
 HOUR_MS = 3_600_000
@@ -53,32 +51,31 @@ class Hour:
         Chat(store, True).create(person.id, self.conversation)
         server = Server(self.world, disk, Traits(), person, True)
         self.link = line(self.world, server, "c0")
-        self.client = Client(self.world, self.link, "c0", person.uuid, Core, True)
-        machine: Any = {**self.client.settings.machine, "transports": ["websocket", "polling"], "max_attempts": 10}
-        self.client.settings = replace(self.client.settings, machine=machine, hold_ms=25_000)
-        self.client.page.is_over = True
-        for socket in self.client.page.sockets.values():
-            socket.hang_up()
-        self.client.page = self.client._load(())
-        self.client.follow(self.conversation)
+        self.client = Client(self.world, self.link, "c0", person.uuid, (), True)
+        self.client.config |= {"transports": ["websocket", "polling"], "max_attempts": 10, "poll_hold_ms": 25_000}
         self.moves: list[tuple[int, str, str]] = []
         self.suspicions: Counter[str] = Counter()
         self.leads: list[int] = []
-        self._seen: dict[str, Any] = dict(self.core.record)
-        self.core.on_change = self._note
+        self._seen: dict[str, Any] = {"status": "disconnected"}
+        self.client.tells, self.client.on_changed, self.client.on_foretold = True, self._note, self._note_foretold
+        self.client.reload(False, 0)
+        self.world.run(1)
+        self.client.follow(self.conversation)
 
     @property
-    def core(self) -> Core:
-        """The client."""
-        return self.client.page.core
+    def record(self) -> dict[str, Any]:
+        """What the client says of its connection."""
+        found: dict[str, Any] = self.client.page.state["record"]
+        return found
 
-    def _note(self, record: Any) -> None:
-        before, self._seen = self._seen, dict(record)
+    def _note(self, record: dict[str, Any]) -> None:
+        before, self._seen = self._seen, record
         if before["status"] != record["status"]:
             self.moves.append((self.world.now, before["status"], record["status"]))
-        if record["foretold"] is not before["foretold"]:
-            self.suspicions[record["foretold"]["outcome"]] += 1
-            self.leads += [record["foretold"]["lead"]] if record["foretold"]["lead"] else []
+
+    def _note_foretold(self, foretold: dict[str, Any]) -> None:
+        self.suspicions[foretold["outcome"]] += 1
+        self.leads += [foretold["lead"]] if foretold["lead"] else []
 
     def left_websocket(self) -> int:
         """How often it was given up."""
@@ -127,7 +124,7 @@ def test_most_suspicions_on_a_mobile_line_prove_true() -> None:
         hour.run()
         found += hour.suspicions
         leads += hour.leads
-        assert hour.core.record["killGap"] == 0, "our own verdict was taken for a proxy's time-out"
+        assert hour.record["killGap"] == 0, "our own verdict was taken for a proxy's time-out"
     precision = found["confirmed"] / (found["confirmed"] + found["averted"])
     print(f"precision {precision:.0%} of {found.total()}, lead {median(leads):.0f} ms before certain death (median)")
     assert found["confirmed"] >= 3 * 13
@@ -151,15 +148,15 @@ def test_sockets_that_are_cut_after_300_ms_for_ever_are_left_alone() -> None:
     for socket in hour.link.sockets:
         socket.cut(True, True)
     hour.run()
-    assert hour.core.record["status"] == "polling" and hour.core.record["reason"] == "unstable"
+    assert hour.record["status"] == "polling" and hour.record["reason"] == "unstable"
     assert hour.left_websocket() <= 1, hour.moves
     assert len(opened) <= 12, opened
     assert len(hour.client.acks) >= len(hour.client.typed) - 1
 
     hour.link.open = open_line  # type: ignore[method-assign]
-    hour.client.page.do(lambda: hour.core.hint(hour.world.now, {"type": "retry"}))
+    hour.client.page.do("hint", "retry")
     hour.run(HOUR_MS + 12_000)
-    assert hour.core.record["status"] == "connected", "Try now ends it, once the network is better"
+    assert hour.record["status"] == "connected", "Try now ends it, once the network is better"
 
 
 def test_a_socket_that_breaks_every_twenty_seconds_is_left_alone_for_minutes() -> None:
@@ -176,7 +173,7 @@ def test_a_socket_that_breaks_every_twenty_seconds_is_left_alone_for_minutes() -
     hour.run()
     print(hour.left_websocket(), hour.moves)
     assert 3 <= hour.left_websocket() <= 14
-    assert "unstable" in {hour.core.record["reason"], hour.core.record["wsReason"]} or hour.core.record["penalty"] > 0
+    assert "unstable" in {hour.record["reason"], hour.record["wsReason"]} or hour.record["penalty"] > 0
 
 
 def test_a_proxys_idle_time_out_is_learned() -> None:
@@ -190,6 +187,6 @@ def test_a_proxys_idle_time_out_is_learned() -> None:
 
     hour.every(50, look)
     hour.run(10 * 60_000)
-    assert 3600 <= hour.core.record["killGap"] <= 4400
+    assert 3600 <= hour.record["killGap"] <= 4400
     assert hour.left_websocket() == 3, hour.moves
-    assert hour.core.record["status"] == "connected"
+    assert hour.record["status"] == "connected"

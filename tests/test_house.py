@@ -282,16 +282,32 @@ def test_htmx_is_unmodified() -> None:
     assert (HTMX.parent / "htmx-LICENSE.txt").exists()
 
 
+def test_the_core_knows_the_world_by_its_ports_only() -> None:
+    """static/js/connection/ names nothing of a browser and imports nothing of a page: any JavaScript runs it."""
+    browser = re.compile(
+        r"\b(document|window|globalThis|self|navigator|location|localStorage|sessionStorage|indexedDB|performance|htmx|"
+        r"fetch|setTimeout|setInterval|clearTimeout|addEventListener|AbortController|WebSocket|URL|URLSearchParams|"
+        r"DOMParser|TextEncoder|TextDecoder|crypto|Date\.now|new Date|Math\.random)\b(?!:)"
+    )
+    wrong = []
+    for path in (ROOT / "static/js/connection").glob("*.js"):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            code = re.sub(r'"[^"]*"', '""', line.split("//")[0])
+            if browser.search(code) or ("import" in code and "../" in line):
+                wrong.append(f"{path.relative_to(ROOT)}:{number} {line.strip()}")
+    assert not wrong, listed(wrong)
+
+
 def test_nothing_above_the_transports_asks_which_one_it_is() -> None:
     """connected and polling are the same to everything but the status (shown) and the record (counted).
 
     probes.js opens a WebSocket of its own to test the network with; it knows nothing of the chat's connection.
     """
-    may = {"connection.js", "states.js", "status.js", "app.js", "surroundings.js", "probes.js"}
+    may = {"world.js", "status.js", "app.js", "probes.js"}
     asks = re.compile(r"[\"'](websocket|polling)[\"']|connectionType|\.transport\b|\bWebSocket\b")
     wrong = []
     for path in SCRIPTS:
-        if path.name in may or path.parent.name == "transports":
+        if path.name in may or path.parent.name == "connection":
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if asks.search(line.split("//")[0]):

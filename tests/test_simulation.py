@@ -35,7 +35,8 @@ def test_all_promises_hold_in_many_schedules(part: int) -> None:
 def test_a_planted_bug_is_found(bug: str) -> None:
     """A seed at which the broken copy fails is found soon, and the real code holds at the same seed."""
     lab = Lab(BUGS[bug]())
-    found = next((seed for seed in range(FOUND_WITHIN) if lab.run(seed).problems), None)
+    every = 3 if "cut" in bug else 1  # in every third schedule parts of changes are short
+    found = next((seed for seed in range(0, every * FOUND_WITHIN, every) if lab.run(seed).problems), None)
     assert found is not None, f"not within {FOUND_WITHIN} schedules"
     print(f"{bug}: seed {found}, {lab.run(found).problems[0][:300]}")
     assert not Lab().run(found).problems

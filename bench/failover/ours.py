@@ -1,80 +1,60 @@
-"""Many of our own Python clients in one process: `python -m failover.ours`.
+"""Many of our own clients in one process, each the shipped core without a page: `python -m failover.ours`.
 
 A system's name may add what is to go wrong: `ours-ws-only` has no fallback; `ours-lossy` reports every fifth message
 not at all, every seventh twice and every ninth after the next: with these two the rig must find something.
 """
 
 import sys
-import threading
-from collections import Counter
-from collections.abc import Iterable
+import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from typing import Any
 
 from failover.lines import orders, say
+from failover.twin import Twin
+from headless.client import Client, Loop
 from lab.server import PASSWORD
 
-from chatapp.client import Client
-from chatapp.connection.record import Record
-
 SIGN_INS_AT_ONCE = 8
-IS_UP = ("connected", "polling")
+TRANSPORTS = {"connected": "websocket", "polling": "polling"}
 
 
 class Subject:
     """One client of a trial, and what it shows."""
 
-    def __init__(self, name: str, system: str, url: str, email: str, conversation: str) -> None:
+    def __init__(self, loop: Loop, name: str, system: str, url: str, email: str, conversation: str) -> None:
         self.name = name
         self.is_lossy = system == "ours-lossy"
         self.conversation = conversation
         transports = ("websocket",) if system == "ours-ws-only" else ("websocket", "polling")
-        self.client = Client(url, email, PASSWORD, transports, self._on_change)
-        self._said = ("", "")
-        self._shown: Counter[str] = Counter()
+        self.client = Client(loop, url, email, PASSWORD, transports, self._on_status, self._on_shown)
+        self._said = ""
         self._late: list[str] = []
-        self._stopped = False
 
     def start(self) -> None:
         """Sign in, connect, and tell of everything."""
         self.client.start()
-        if self.conversation:
-            self.client.unfollow("list")
-            self.client.follow(self.conversation)
-            threading.Thread(target=self._watch, daemon=True).start()
+        self.client.follow(self.conversation or "list")
         say("started", client=self.name)
 
     def send(self, body: str) -> None:
         """A message of its own."""
         say("sent", client=self.name, id=body)
-        self.client.send(self.conversation, body)
+        self.client.send(str(uuid.uuid4()), self.conversation, body)
 
     def stop(self) -> None:
         """The end."""
-        self._stopped = True
-        with suppress(RuntimeError):  # it never started
-            self.client.close()
+        self.client.close()
 
-    def _on_change(self, record: Record) -> None:
-        is_up = record["status"] in IS_UP
-        transport = {"connected": "websocket", "polling": "polling"}.get(record["status"], "")
-        if self._said != (record["status"], transport):
-            self._said = (record["status"], transport)
-            state, why = "up" if is_up else "down", record["reason"]
-            say("state", client=self.name, state=state, transport=transport, status=record["status"], why=why)
+    def _on_status(self, status: str, reason: str | None) -> None:
+        if status == self._said:
+            return
+        self._said = status
+        state, transport = "up" if status in TRANSPORTS else "down", TRANSPORTS.get(status, "")
+        say("state", client=self.name, state=state, transport=transport, status=status, why=reason)
 
-    def _watch(self) -> None:
-        while not self._stopped:
-            with suppress(TimeoutError):
-                new = self.client.wait(self._news, 5)
-                for body in new:
-                    self._tell(body)
-
-    def _news(self) -> Iterable[str]:
-        found = Counter(one.body for one in self.client.messages(self.conversation) if one.author == "user")
-        more = found - self._shown
-        self._shown |= found
-        return list(more.elements())
+    def _on_shown(self, _feed: str, row: dict[str, Any]) -> None:
+        if row.get("author") == "user":
+            self._tell(row["body"])
 
     def _tell(self, body: str) -> None:
         number = int(body.partition("-")[2])
@@ -92,25 +72,27 @@ class Subject:
 def main() -> None:
     """Obey until told to stop."""
     sys.setswitchinterval(0.001)
-    subjects: dict[str, Subject] = {}
+    subjects: dict[str, Subject | Twin] = {}
+    loop = Loop()
     with ThreadPoolExecutor(SIGN_INS_AT_ONCE) as pool:
         for order in orders():
             name = order["client"]
             if order["do"] == "ping":
                 say("pong")
             elif order["do"] == "start":
-                names = ("system", "url", "email", "conversation")
-                subjects[name] = Subject(name, *(order[field] for field in names))
+                given = [order[field] for field in ("url", "email", "conversation")]
+                is_twin = order["system"] == "ours-twin"
+                subjects[name] = Twin(name, *given) if is_twin else Subject(loop, name, order["system"], *given)
                 pool.submit(_start, subjects[name])
             elif order["do"] == "send" and name in subjects:
-                with suppress(RuntimeError):  # not signed in yet: it cannot say anything
-                    subjects[name].send(order["id"])
+                subjects[name].send(order["id"])
         for subject in subjects.values():
             subject.stop()
+        loop.stop()
         say("stopped")
 
 
-def _start(subject: Subject) -> None:
+def _start(subject: Subject | Twin) -> None:
     try:
         subject.start()
     except Exception as problem:  # whatever it is, the rig must see that this client never came

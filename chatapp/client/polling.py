@@ -1,6 +1,6 @@
 """The polling transport without its HTTP: held polls where they work, plain ones elsewhere, a heartbeat beside them.
 
-The rules are those of static/js/transports/polling.js. An answer without the product's mark is never applied.
+The rules are those of static/js/connection/polling.js. An answer without the product's mark is never applied.
 """
 
 from __future__ import annotations

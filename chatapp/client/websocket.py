@@ -1,6 +1,6 @@
 """The WebSocket transport without its socket: proof (hello, feeds, echoes) and failure detector.
 
-The rules are those of static/js/transports/websocket.js: any byte is life, echoes are asked for only to have
+The rules are those of static/js/connection/websocket.js: any byte is life, echoes are asked for only to have
 something to wait for.
 """
 

@@ -1,4 +1,4 @@
-"""The connection's delays and its time-out: pure functions of their numbers, the same in static/js/states.js.
+"""The connection's delays and its time-out: pure functions of their numbers, as in static/js/connection/delays.js.
 
 Milliseconds throughout. Chance is a function that returns a value in [0, 1), so that tests and replays choose it.
 """

@@ -1,7 +1,7 @@
 """What is remembered of networks: where WebSocket failed before, a page begins by polling and probes later.
 
 The key of a network is a keyed hash of its address prefix: it tells networks apart and names none. The rules are also
-in static/js/surroundings.js; `tests/vectors/memory.json` runs in both. Times are milliseconds.
+in static/js/connection/memory.js; `tests/vectors/memory.json` runs in both. Times are milliseconds.
 """
 
 from __future__ import annotations

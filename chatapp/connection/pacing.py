@@ -1,6 +1,6 @@
 """How polls are paced: held open where the network lets them, shorter where a proxy cuts them, plain where it buffers.
 
-Pure, without a clock; the same rules are in static/js/transports/pacing.js, and `tests/vectors/pacing.json` runs in
+Pure, without a clock; the same rules are in static/js/connection/pacing.js, and `tests/vectors/pacing.json` runs in
 both. Milliseconds.
 """
 

@@ -1,6 +1,6 @@
 """How good a connection is: a score from 0 to 100, a level that does not flicker, and what limits it most.
 
-Pure, without a clock; the same rules are in static/js/quality.js, and `tests/vectors/quality.json` runs in both.
+Pure, without a clock; also in static/js/connection/quality.js, and `tests/vectors/quality.json` runs in both.
 Milliseconds. Unknown is not good: with too few measurements there is no score and no level.
 """
 

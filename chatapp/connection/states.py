@@ -1,6 +1,6 @@
 """The connection's state machine: one table of plain data, and a small pure interpreter of it.
 
-The page carries `table_json()` and `static/js/states.js` interprets the same table; `tests/vectors/states.json` runs in
+The page carries `table_json()` and static/js/connection/states.js interprets it; `tests/vectors/states.json` runs in
 both languages. Nothing here does I/O or reads a clock: `step` takes what happened and when, and returns the new record
 and the names of the actions to do. Times and delays are milliseconds.
 """

@@ -1,21 +1,26 @@
 // Starts the page's parts and joins them; each also works where another is missing.
 
 import { states } from "./brought.js"
+import { isWhole, opened } from "./browser/integrity.js"
+import { Reports } from "./browser/reports.js"
+import { uuid } from "./browser/uuid.js"
+import { pageWorld } from "./browser/world.js"
 import { copy } from "./clipboard.js"
 import { Composer, focusComposer } from "./composer.js"
+import { Outbox } from "./connection/outbox.js"
+import { Posts, advice } from "./connection/posts.js"
+import { isConnected } from "./connection/states.js"
 import { ConversationView } from "./conversation.js"
 import { readOffline } from "./offline/offline.js"
-import { Outbox, Reports, uuid } from "./outbox.js"
 import { guardOlderEntries } from "./reading/older-entries.js"
 import { announce } from "./reading/announcer.js"
 import { words } from "./reading/words.js"
 import { connectionFor } from "./sharing/sharing.js"
-import { isConnected } from "./states.js"
 import { StatusView } from "./status.js"
 import { Drafts, NEW } from "./storage/drafts.js"
+import { forgetOlder, movedEntries } from "./storage/older.js"
 import { Storage } from "./storage/storage.js"
-import { isWhole, opened } from "./transports/integrity.js"
-import { Posts, advice } from "./transports/posts.js"
+import { noteUnkept } from "./storage/unkept.js"
 
 const OLDER_WAIT = 300 // ms between pages of older messages; longer and longer where none comes
 const LONGEST_OLDER_WAIT = 60000
@@ -28,10 +33,13 @@ async function start(made) {
   const config = JSON.parse(meta("chat-config"))
   const { instance, person } = body.dataset
   const prefix = `${instance}:${person}`
-  const connection = connectionFor(prefix, config, states)
+  const world = pageWorld(prefix, config)
+  const connection = connectionFor(prefix, config, states, world)
   connection.reports = new Reports(prefix, uuid(), config.events_url, () => connection.mayAsk)
   const storage = new Storage(`chatapp:${prefix}`)
-  const outbox = new Outbox(storage, prefix, (entry) => connection.deliver(entry))
+  const older = { take: () => movedEntries(storage, prefix), forget: (id) => forgetOlder(prefix, id) }
+  const outbox = new Outbox(world, storage, older, (entry) => connection.deliver(entry))
+  outbox.onUnkept = noteUnkept
   const composer = made.composer = guard(() => new Composer(new Drafts(storage, prefix), (text, beside) => send(outbox, text, beside)))
   await outbox.load()
   if ("unsaved" in body.dataset) body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
@@ -59,7 +67,7 @@ async function start(made) {
     outbox.setOpen(isConnected(detail.status))
     composer?.setEnabled(!["disconnected"].includes(detail.status) && detail.reason !== "refused")
   })
-  const posts = new Posts(config, (event) => connection.dispatch(event))
+  const posts = new Posts(config, world, (event) => connection.dispatch(event))
   const act = actor(posts, config)
   view.onGone = (feed) => onGone(feed, outbox, composer, posts, config)
 
@@ -70,7 +78,7 @@ async function start(made) {
   guard(() => outbox.show())
   guard(() => listenToButtons(outbox, act, composer))
   guard(() => loadOlder(view, config, connection.rewriters))
-  view.onListCut = guard(() => guardOlderEntries(connection.rewriters)) ?? view.onListCut
+  view.onListCut = guard(() => guardOlderEntries(connection.rewriters, () => view.know("list"))) ?? view.onListCut
   guard(() => listenToDialogs(act))
   guard(() => readOffline(config, () => view.isAwaiting(), connection.rewriters))
   connection.start()
@@ -96,7 +104,7 @@ async function openDraft(composer, outbox, conversation) {
 function send(outbox, text, beside) {
   const { conversation, gone } = body.dataset
   if (gone !== undefined) return document.querySelector("#gone [data-action=go-on]")?.click()
-  return outbox.add(conversation, text, { create: "unsaved" in body.dataset, beside })
+  return outbox.add(uuid(), conversation, text, { create: "unsaved" in body.dataset, beside })
 }
 
 // The first message made the conversation: from now on this page is its page.
@@ -231,7 +239,7 @@ function loadOlder(view, config, rewriters) {
     if (status === 200 && whole.startsWith("<chat-older") && whole.endsWith("</chat-older>")) return
     event.preventDefault()
     if (status === 200 && !isArmoured && /<chat-older.*<\/chat-older>/s.test(text)) return distrust()
-    wait = Math.max(wait, advice(headers, text))
+    wait = Math.max(wait, advice({ header: (name) => headers.get(name), text }, Date.now()))
   })
   holder.addEventListener("htmx:after:swap", () => {
     const answer = holder.querySelector("chat-older")

@@ -1,20 +1,20 @@
-// The open conversation and the list of conversations in the DOM: applies what the server sends by revision, shows what
-// waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
+// The open conversation and the list of conversations in the DOM: does what connection/feeds.js says of what the server
+// sends, shows what waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
 
+import { isWhole } from "./browser/integrity.js"
 import { focusComposer } from "./composer.js"
+import { Items, itemOf } from "./connection/feeds.js"
 import { announce } from "./reading/announcer.js"
 import { morph, morphInto } from "./reading/morph.js"
 import { Scroll } from "./reading/scroll.js"
 import { words } from "./reading/words.js"
 import { daySeparator, wordTime, wordTimes } from "./status.js"
-import { isWhole } from "./transports/integrity.js"
 
 export class ConversationView {
   #messages = document.getElementById("messages")
   #list = document.getElementById("conversations")
   #older = document.getElementById("older")
-  #sources = new WeakMap() // block → the HTML source that its tails append to
-  #byPosition = new Map()
+  #items = { messages: new Items(() => this.#older?.hidden ? 0 : this.oldest), list: new Items() }
   #scroll
   onGone = () => {}
   onListCut = () => {} // the list came whole, and what had been loaded beyond it went
@@ -23,6 +23,7 @@ export class ConversationView {
   constructor(conversation, placeKey) {
     this.conversation = conversation
     this.isAltered = [this.#messages, this.#list].map(forgetAltered).includes(true)
+    for (const feed of ["list", conversation]) this.know(feed)
     const log = document.getElementById("log")
     const jump = document.getElementById("jump")
     this.#scroll = log && new Scroll(log, this.#messages, jump, placeKey)
@@ -37,66 +38,71 @@ export class ConversationView {
     return Boolean(this.#messages?.querySelector(busy))
   }
 
+  // What the page came with, or loaded by itself.
+  know(feed) {
+    const { holder, items } = this.#shownOf(feed)
+    for (const element of holder?.querySelectorAll(":scope > [data-revision]") ?? []) {
+      const item = itemOf(element)
+      if (!items.has(item.key)) items.know(item)
+    }
+  }
+
   // False: what is shown does not fit; start this feed over.
   apply(feed, element) {
-    const container = feed === "list" ? this.#list : feed === this.conversation ? this.#messages : null
-    if (!container) return true
-    const children = [...element.children]
+    const { holder, items } = this.#shownOf(feed)
+    if (!holder) return true
     const focused = document.activeElement
-    const isCut = element.hasAttribute("reset") && keepOnly(container, new Set(children.map((child) => child.dataset.id)))
-    let fits = true
-    for (const child of children) {
-      try {
-        if (this.#applyOne(child) === false) fits = false
-      } catch (error) { console.error(error) }
+    const { orders, fits, isCut } = items.apply(element)
+    for (const order of orders) {
+      try { this.#obey(order, holder) } catch (error) { console.error(error) }
     }
     if (focused !== document.activeElement) giveFocusBack(focused)
-    if (fits) container.dataset.cursor = element.getAttribute("to")
-    if (isCut && container === this.#list) this.onListCut()
-    if (container !== this.#messages) return fits
+    if (fits) holder.dataset.cursor = element.getAttribute("to")
+    if (isCut && holder === this.#list) this.onListCut()
+    if (holder !== this.#messages) return fits
     if (isCut && this.#older) this.#older.hidden = false // what went can be loaded again
     this.#afterChange()
     return fits
   }
 
-  #applyOne(child) {
-    if (child.localName === "chat-patch") return this.#patch(child)
-    if (child.matches("article.waiting")) this.#placeWaiting(child)
-    else if (child.matches("article.message")) this.#place(child)
-    else if (child.matches("li.conversation")) this.#placeEntry(child)
-    return true
+  #shownOf(feed) {
+    if (feed === "list") return { holder: this.#list, items: this.#items.list }
+    return feed === this.conversation ? { holder: this.#messages, items: this.#items.messages } : {}
+  }
+
+  #obey(order, holder) {
+    const { verb, key, element, isLast } = order
+    const shown = this.#find(key, holder)
+    if (verb === "remove") shown && take(shown)
+    else if (verb === "append") this.#append(shown, order)
+    else if (holder === this.#list) this.#placeEntry(shown, element)
+    else if (isLast) this.#placeLast(shown, element)
+    else this.#place(shown, element)
   }
 
   forget(feed) {
-    const container = feed === "list" ? this.#list : feed === this.conversation ? this.#messages : null
-    if (container) container.dataset.cursor = "0"
-    for (const element of container?.querySelectorAll("[data-revision]") ?? []) element.dataset.revision = "-1"
+    const { holder, items } = this.#shownOf(feed)
+    if (holder) holder.dataset.cursor = "0"
+    items?.forget()
   }
 
   gone(feed) { if (feed === this.conversation) this.onGone(feed) }
 
   // By their ids: a selector would walk through every element of every message.
-  #find({ dataset: { id, clientId } }) {
-    const shown = document.getElementById(`m-${clientId || id}`)
-    return this.#messages.contains(shown) ? shown : null
+  #find(key, holder) {
+    if (holder === this.#list) return holder.querySelector(`li[data-id="${CSS.escape(key)}"]`)
+    const shown = document.getElementById(`m-${key}`)
+    return holder.contains(shown) ? shown : null
   }
 
-  #place(article, isOlder = false) {
-    const shown = this.#find(article)
-    // A change of a message that is still to be loaded by scrolling up comes with its page.
-    if (!shown && !isOlder && !this.#older?.hidden && Number(article.dataset.position) < this.oldest) return
-    if (shown?.dataset.id && Number(shown.dataset.revision) >= Number(article.dataset.revision)) return
+  #place(shown, article, isOlder = false) {
     if (!isOlder) this.#announce(shown?.dataset.state, article)
     if (!shown) this.#insert(article)
-    else this.#become(shown, article)
+    else { // what is equal in both keeps its nodes
+      morph(shown, article)
+      this.#stand(shown)
+    }
     this.#dress(shown ?? article)
-  }
-
-  // What is shown becomes the newer one; what is equal in both keeps its nodes.
-  #become(shown, article) {
-    for (const block of shown.querySelectorAll(":scope > .body > .block")) this.#sources.delete(block)
-    morph(shown, article)
-    this.#stand(shown)
   }
 
   // Where its position wants it. It is not moved where it stands there already: it may have the focus, or be pressed.
@@ -110,10 +116,7 @@ export class ConversationView {
   }
 
   // An answer that has not begun stands last, until the article of its start, or of its end, comes in its place.
-  #placeWaiting(article) {
-    const shown = this.#find(article)
-    if (shown && Number(shown.dataset.revision) >= Number(article.dataset.revision)) return
-    if (article.dataset.state !== "queued") return shown?.remove()
+  #placeLast(shown, article) {
     if (shown) morph(shown, article) // a press of Stop may be under way
     if (!shown || this.#messages.lastElementChild !== shown) this.#messages.append(shown ?? article)
   }
@@ -129,49 +132,22 @@ export class ConversationView {
     this.#messages.insertBefore(article, before)
   }
 
-  #patch(patch) {
-    const article = this.#byPosition.get(patch.getAttribute("position"))
-    const revision = Number(patch.getAttribute("revision"))
-    if (!article?.isConnected || Number(article.dataset.revision) >= revision) return true
-    for (const piece of patch.querySelectorAll(":scope > chat-block")) {
-      if (this.#patchBlock(article, piece) === false) return false
-    }
+  #append(article, { pieces, patch }) {
+    if (!article) return
+    const body = article.querySelector(":scope > .body")
+    for (const { index, source } of pieces) morphInto(blockOf(body, index), source)
     const footer = patch.querySelector(":scope > footer")
     if (footer) {
       article.querySelector(":scope > footer")?.replaceWith(footer)
       wordTime(footer.querySelector("time[datetime]"))
     }
     const before = article.dataset.state
-    article.dataset.revision = revision
+    article.dataset.revision = patch.getAttribute("revision")
     article.dataset.state = patch.getAttribute("state") ?? before
     this.#announce(before, article)
-    return true
   }
 
-  #patchBlock(article, piece) {
-    const index = Number(piece.getAttribute("index"))
-    const offset = Number(piece.getAttribute("offset"))
-    const body = article.querySelector(":scope > .body")
-    let block = body.querySelector(`:scope > .block[data-index="${index}"]`)
-    const old = block ? this.#sources.get(block) ?? block.dataset.source ?? "" : ""
-    if (offset > old.length) return false
-    const source = old.slice(0, offset) + piece.textContent
-    if (!block) {
-      block = Object.assign(document.createElement("div"), { className: "block", dir: "auto" })
-      block.dataset.index = index
-      const next = [...body.querySelectorAll(":scope > .block")].find((one) => Number(one.dataset.index) > index)
-      body.insertBefore(block, next ?? null)
-    }
-    delete block.dataset.source
-    this.#sources.set(block, source)
-    morphInto(block, source)
-    return true
-  }
-
-  #placeEntry(item) {
-    const shown = this.#list.querySelector(`li[data-id="${CSS.escape(item.dataset.id)}"]`)
-    if (shown && Number(shown.dataset.revision) >= Number(item.dataset.revision)) return
-    if (item.hasAttribute("data-deleted")) return shown?.remove()
+  #placeEntry(shown, item) {
     if (item.dataset.id === this.conversation) this.#onOwnEntry(item)
     const hadFocus = shown?.contains(document.activeElement)
     shown?.remove()
@@ -229,6 +205,7 @@ export class ConversationView {
   #markSent(article, ack) {
     if (!article || article.dataset.id || !ack) return
     Object.assign(article.dataset, { id: ack.id, position: ack.position, revision: "0", state: "sent" })
+    this.#items.messages.know(itemOf(article))
     article.querySelector(".failure")?.remove()
     const state = article.querySelector(".state")
     if (state) state.textContent = words("sent")
@@ -247,7 +224,6 @@ export class ConversationView {
 
   // Word its time, and set or take away the day's separator before it and before the next one.
   #dress(article) {
-    this.#byPosition.set(article.dataset.position, article)
     wordTime(article.querySelector("time[datetime]"))
     const after = article.nextElementSibling
     separate(article)
@@ -258,7 +234,10 @@ export class ConversationView {
   prepend(articles) {
     this.#scroll.keeping(() => {
       for (const article of articles) {
-        try { this.#place(article, true) } catch (error) { console.error(error) }
+        try {
+          const order = this.#items.messages.take(article, true)
+          if (order) this.#place(this.#find(order.key, this.#messages), article, true)
+        } catch (error) { console.error(error) }
       }
     })
   }
@@ -275,6 +254,20 @@ export class ConversationView {
     const text = words(state === "running" ? "answer-started" : `answer-${state}`)
     if (text) announce(text)
   }
+}
+
+// The block of an answer that has this index, made where there is none.
+function blockOf(body, index) {
+  const known = body.querySelector(`:scope > .block[data-index="${index}"]`)
+  if (known) {
+    delete known.dataset.source // it is older than what comes now
+    return known
+  }
+  const block = Object.assign(document.createElement("div"), { className: "block", dir: "auto" })
+  block.dataset.index = index
+  const next = [...body.querySelectorAll(":scope > .block")].find((one) => Number(one.dataset.index) > index)
+  body.insertBefore(block, next ?? null)
+  return block
 }
 
 // What was moved or taken away has lost the focus. A button that came in its place does another thing, so it gets none.
@@ -310,12 +303,6 @@ function forgetAltered(container) {
     dataset.revision = "-1"
   }
   return altered.length > 0
-}
-
-// → whether anything had to go
-function keepOnly(container, ids) {
-  const shown = [...container.querySelectorAll("article.message[data-id], li.conversation")]
-  return shown.filter((element) => !ids.has(element.dataset.id)).map(take).length > 0
 }
 
 function separate(article) {

@@ -1,11 +1,11 @@
 // The status in the header, the banner and the page /connection: clones the state's template and fills its slots. The
 // templates came with the page, so that every state shows with the server out of reach.
 
+import { steadyClock } from "./browser/clock.js"
 import { focusComposer } from "./composer.js"
+import { isConnected } from "./connection/states.js"
 import { announce } from "./reading/announcer.js"
 import { words } from "./reading/words.js"
-import { isConnected } from "./states.js"
-import { steadyClock } from "./surroundings.js"
 
 const GRACE = 2500 // a trouble shorter than this needs no banner
 const GRACE_AFTER_WAKE = 8000

@@ -3,12 +3,12 @@
 import { proxyOf, outcome, verdict } from "../../static/js/check/verdicts.js"
 import {
   dampedFor, decayed, headStart, penaltyOf, pollRetryDelay, probeDelay, proofMs, retryDelay, rttEstimate, slowRetryDelay,
-} from "../../static/js/delays.js"
-import { Quality } from "../../static/js/quality.js"
-import { isConnected, newRecord, step } from "../../static/js/states.js"
-import { noteNetwork, trust } from "../../static/js/surroundings.js"
-import { Detector } from "../../static/js/transports/detector.js"
-import { Pacing } from "../../static/js/transports/pacing.js"
+} from "../../static/js/connection/delays.js"
+import { Quality } from "../../static/js/connection/quality.js"
+import { isConnected, newRecord, step } from "../../static/js/connection/states.js"
+import { noteNetwork, trust } from "../../static/js/connection/memory.js"
+import { Detector } from "../../static/js/connection/detector.js"
+import { Pacing } from "../../static/js/connection/pacing.js"
 
 const camel = (name) => name.replace(/_(\w)/g, (_, letter) => letter.toUpperCase())
 const DELAYS = {

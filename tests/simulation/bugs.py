@@ -1,4 +1,5 @@
-"""Seven deliberate bugs, each in a copy of the module that would have it; the real modules stay as they are."""
+"""Ten deliberate bugs, each in a copy of the module that would have it: five of the server's, five of the shipped
+core's. The real modules stay as they are."""
 
 import importlib.util
 import re
@@ -65,22 +66,43 @@ def knows_no_repetition() -> Plant:
     return Plant("no dedup", traits=Traits(conversations=copy.Conversations, schema=schema))
 
 
+FEEDS = "static/js/connection/feeds.js"
+OUTBOX = "static/js/connection/outbox.js"
+
+
 def applies_what_is_late() -> Plant:
     """The client applies every frame, however old."""
-    changes = {
-        "if end <= self.cursor:": "if False:",
-        "elif start > self.cursor:": "elif False:",
-        "return revision > shown": "return True",
-    }
-    feeds = copy_with("late", "chatapp.client.feeds", changes)
-    line = "from chatapp.client.feeds import"
-    core = copy_with("late", "chatapp.client.core", {line: f"from {feeds.__name__} import"})
-    return Plant("late frame applied", core=core.Core)
+    changes = (
+        (FEEDS, "if (cursor === undefined || to <= cursor)", "if (cursor === undefined)"),
+        (FEEDS, 'number(element, "from") > cursor', "false"),
+        (FEEDS, "if (known && known.revision >= item.revision) return undefined", ""),
+        (FEEDS, "if (!item || item.revision >= revision)", "if (!item)"),
+    )
+    return Plant("late frame applied", core=changes)
+
+
+def appends_anywhere() -> Plant:
+    """A patch is applied to a block that is shorter than it takes for granted."""
+    return Plant("patch out of place", core=((FEEDS, "if (offset > old.length) return null", ""),))
+
+
+def forgets_what_is_in_flight() -> Plant:
+    """What went by a socket that is given up is not sent again."""
+    before = "this.#websocket.close()\n      this.#repost()"
+    change = ("static/js/connection/connection.js", before, "this.#websocket.close()")
+    return Plant("flight forgotten", core=(change,))
+
+
+def renames_at_each_try() -> Plant:
+    """A message that is repeated goes by another name each time: the server cannot know it."""
+    name = "client_id: `${entry.id.slice(0, -2)}${Math.floor(90 * this.#world.random()) + 10}`,"
+    return Plant("another name", core=(("static/js/connection/posts.js", "client_id: entry.id,", name),))
 
 
 def drops_the_outbox() -> Plant:
-    """A page that is reloaded forgets what was not sent yet."""
-    return Plant("outbox dropped at reload", keeps_outbox=False)
+    """A page that is reloaded does not look for what was not sent yet."""
+    change = (OUTBOX, 'this.#takeUp(await this.#storage.rows("outbox"))', "this.#takeUp([])")
+    return Plant("outbox dropped at reload", core=(change,))
 
 
 BUGS = {
@@ -90,5 +112,8 @@ BUGS = {
     "answer torn at a cut": forgets_what_was_known_before_a_cut,
     "no dedup": knows_no_repetition,
     "late frame applied": applies_what_is_late,
+    "patch out of place": appends_anywhere,
+    "flight forgotten": forgets_what_is_in_flight,
+    "another name": renames_at_each_try,
     "outbox dropped at reload": drops_the_outbox,
 }

@@ -1,16 +1,21 @@
 """A simulated client: the real core, a person who types, a page that is reloaded, a machine that sleeps."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from chatapp.client.actions import Answer, Ask, Drop, Hang, Open, Say
 from chatapp.client.core import LIST, Core, Settings
 from chatapp.client.feeds import Message, parse
 from chatapp.client.outbox import Ack, Outgoing
 from chatapp.client.polling import Urls
+from simulation import shipped
 from simulation.network import Link, Socket
 from simulation.server import EPOCH
+from simulation.shipped import PREDICTS, Browser
 from simulation.world import World
+
+Changes = tuple[tuple[str, str, str], ...]  # of the shipped core's text: a module, before, after
 
 
 class Page:
@@ -22,6 +27,43 @@ class Page:
         self.sockets: dict[int, Socket] = {}
         self._dropped: set[int] = set()
         self._wanted: float | None = None
+
+    def follow(self, feed: str) -> None:
+        """Show a feed."""
+        self.do(lambda: self.core.follow(self.client.world.now, feed))
+
+    def send(self, client_id: str, conversation: str, body: str, create: bool) -> None:
+        """Send a message."""
+        entry = Outgoing(client_id, conversation, body, create)
+        self.do(lambda: self.core.send(self.client.world.now, entry))
+
+    @property
+    def status(self) -> str:
+        """The connection's state."""
+        return self.core.record["status"]
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be sent."""
+        return len(self.core.outbox.entries)
+
+    @property
+    def cursors(self) -> dict[str, int]:
+        """Where each feed is."""
+        return {name: feed.cursor for name, feed in self.core.feeds.items()}
+
+    def messages(self, conversation: str) -> list[Message]:
+        """What is shown of a conversation, in order."""
+        return self.core.messages(conversation)
+
+    def titles(self) -> dict[str, str]:
+        """What is listed."""
+        return {entry.id: entry.title for entry in self.core.conversations()}
+
+    def end(self, is_crash: bool) -> None:
+        """The page goes."""
+        self.is_over = True
+        self.client.saved = [replace(entry, tries=0) for entry in self.core.outbox.entries.values()]
 
     def do(self, happen: Callable[[], None]) -> None:
         """Let something happen, unless the page is gone; do what the core wants; see to its clock."""
@@ -88,76 +130,102 @@ class Page:
 
 
 class Client:
-    """A person at one browser."""
+    """A person at one browser. `core`: a class of the Python twin, or what is changed of the shipped core's text."""
 
-    def __init__(self, world: World, link: Link, name: str, person: str, core: type[Core], keeps_outbox: bool) -> None:
-        self.world, self.link, self.name = world, link, name
+    def __init__(
+        self, world: World, link: Link, name: str, person: str, core: type[Core] | Changes, keeps_outbox: bool
+    ) -> None:
+        self.world, self.link, self.name, self.person = world, link, name, person
         self._core, self._keeps_outbox = core, keeps_outbox
-        self.settings = Settings(
-            machine={
-                "transports": world.random.choice([["websocket", "polling"]] * 4 + [["polling"], ["websocket"]]),
-                "reconnect_ms": 5000,
-                "max_attempts": world.random.choice([10, 10, 2]),
-                "poll_ms": 3000,
-                "poll_retries": 3,
-                "poll_backoff": 1.5,
-                "latency_ms": 0,
-            },
-            urls=Urls("/changes", "/c", "/c/{id}/messages"),
-            person=person,
-            hold_ms=world.random.choice([25_000, 25_000, 25_000, 0]),
-        )
+        self.config = {
+            "transports": world.random.choice([["websocket", "polling"]] * 4 + [["polling"], ["websocket"]]),
+            "reconnect_ms": 5000,
+            "max_attempts": world.random.choice([10, 10, 2]),
+            "poll_ms": 3000,
+            "poll_retries": 3,
+            "poll_backoff": 1.5,
+            "poll_hold_ms": world.random.choice([25_000, 25_000, 25_000, 0]),
+            "ws_max_message": 512,
+            "heartbeat_ms": 30_000,
+            "predict": PREDICTS,
+            "network": "here",
+            "changes_url": "/changes",
+            "create_url": "/c",
+            "messages_url": "/c/{id}/messages",
+            "mark_url": "/mark",
+        }
+        self.tells = False
+        self.on_changed: Callable[[dict[str, Any]], None] = lambda record: None  # of one that tells
+        self.on_foretold: Callable[[dict[str, Any]], None] = lambda foretold: None
         self.takes_late = world.chance(0.7)
         self.asleep_until = 0
+        self.disk_free_at = 0
         self.follows: dict[str, None] = {}
         self.looks_for: list[str] = []  # followed as soon as the list shows them
         self.typed: list[Outgoing] = []
-        self.acks: dict[str, Ack] = {}
+        self.acks: dict[str, tuple[str, int]] = {}
         self.refused: dict[str, str] = {}
-        self.page = self._load(())
+        self.unsaved: set[str] = set()  # typed on a page that crashed before it was on the disk
+        self.saved: list[Outgoing] = []  # the twin's disk
+        self.browser = Browser()
+        self.page = self._load()
 
     def follow_list(self) -> None:
         """Show the list of conversations, too."""
         self.follow(LIST)
 
-    def _load(self, outbox: Iterable[Outgoing]) -> Page:
-        settings = replace(self.settings, epoch=EPOCH)
-        core = self._core(settings, self.world.random.random, outbox)
-        core.acks, core.refusals = self.acks, self.refused  # type: ignore[assignment]
+    def _load(self) -> Page | shipped.Page:
+        page = self._twin() if isinstance(self._core, type) else shipped.Page(self, self._core)
+        for feed in self.follows:
+            page.follow(feed)
+        return page
+
+    def _twin(self) -> Page:
+        assert isinstance(self._core, type)
+        names = ("transports", "reconnect_ms", "max_attempts", "poll_ms", "poll_retries", "poll_backoff")
+        machine: Any = {name: self.config[name] for name in names} | {"latency_ms": 0}
+        settings = Settings(
+            machine=machine,
+            urls=Urls("/changes", "/c", "/c/{id}/messages"),
+            person=self.person,
+            epoch=EPOCH,
+            hold_ms=int(str(self.config["poll_hold_ms"])),
+        )
+        core = self._core(settings, self.world.random.random, self.saved)
+        core.acks, core.refusals = Acks(self.acks), self.refused  # type: ignore[assignment]
         core.on_change = lambda record: self.world.note(f"{self.name} {record['status']} {record['reason']}")
         page = Page(self, core)
         page.do(lambda: core.start(self.world.now))
-        for feed in self.follows:
-            page.do(lambda feed=feed: core.follow(self.world.now, feed))  # type: ignore[misc]
         return page
 
     def reload(self, is_crash: bool, after: float) -> None:
-        """The page goes, and comes back with what was stored: the outbox. Crashed ones do not say goodbye."""
+        """The page goes, and comes back with what was stored. Crashed ones do not say goodbye."""
         page = self.page
         if page.is_over:
             return
         self.world.note(f"{self.name} reload")
-        page.is_over = True
         for socket in page.sockets.values():
             if is_crash:
                 socket.cut(False, self.world.chance(0.3))
             else:
                 socket.hang_up()
-        saved = [replace(entry, tries=0) for entry in page.core.outbox.entries.values()]
+        page.end(is_crash)
+        if not self._keeps_outbox:
+            self.saved, self.browser = [], Browser()
 
         def back() -> None:
-            self.page = self._load(saved if self._keeps_outbox else [])
+            self.page = self._load()
 
         self.world.later(after, back)
 
     def follow(self, conversation: str) -> None:
         """Show a conversation from now on."""
         self.follows[conversation] = None
-        self.page.do(lambda: self.page.core.follow(self.world.now, conversation))
+        self.page.follow(conversation)
 
     def look(self) -> None:
         """Follow what the list shows by now."""
-        shown = {entry.id for entry in self.page.core.conversations()}
+        shown = set(self.page.titles())
         found = [conversation for conversation in self.looks_for if conversation in shown]
         self.looks_for = [conversation for conversation in self.looks_for if conversation not in shown]
         for conversation in found:
@@ -172,8 +240,20 @@ class Client:
         entry = Outgoing(str(self.world.uuid()), conversation, body, create)
         self.typed.append(replace(entry))
         self.world.note(f"{self.name} types {entry}")
-        self.page.do(lambda: self.page.core.send(self.world.now, entry))
+        self.page.send(entry.id, conversation, body, create)
 
     def messages(self, conversation: str) -> list[Message]:
         """What is shown."""
-        return self.page.core.messages(conversation)
+        return self.page.messages(conversation)
+
+
+class Acks(dict[str, Ack]):
+    """Keeps the twin's acknowledgements as the schedule wants them."""
+
+    def __init__(self, kept: dict[str, tuple[str, int]]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __setitem__(self, client_id: str, ack: Ack) -> None:
+        super().__setitem__(client_id, ack)
+        self._kept[client_id] = (ack.id, ack.position)

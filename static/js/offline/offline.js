@@ -1,7 +1,7 @@
 // Reading offline, the page's side: installs the service worker, has it keep this conversation as it is now, says what a
 // kept page is, and empties the store when nobody is signed in any more.
 
-import { isConnected } from "../states.js"
+import { isConnected } from "../connection/states.js"
 import { words } from "../reading/words.js"
 
 const INSTALL_AFTER = 2000 // once connected: what the page needs itself comes first

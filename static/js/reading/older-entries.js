@@ -1,14 +1,14 @@
 // The rest of the list of conversations, by htmx (conversation/_older_conversations.html): only entries of ours are taken
 // over, and where they were rewritten on the way, the same answer comes again in an armour. Where none comes, it is said.
 
-import { isWhole, opened } from "../transports/integrity.js"
+import { isWhole, opened } from "../browser/integrity.js"
 import { announce } from "./announcer.js"
 import { words } from "./words.js"
 
 const way = () => document.getElementById("older-conversations")
 
-// → onCut(): the list is its first page again
-export function guardOlderEntries(rewriters) {
+// onMore(): there are more entries. → onCut(): the list is its first page again
+export function guardOlderEntries(rewriters, onMore) {
   const list = document.getElementById("conversations")?.parentElement
   if (!list) return () => {}
   const first = way()?.cloneNode(true)
@@ -38,7 +38,9 @@ export function guardOlderEntries(rewriters) {
     setTimeout(() => way()?.querySelector("a")?.click())
   })
   list.addEventListener("htmx:error", () => tell(words("not-done")))
-  list.addEventListener("htmx:after:swap", () => { // the link that had the focus is another one
+  list.addEventListener("htmx:after:swap", () => {
+    onMore()
+    // The link that had the focus is another one.
     if (document.activeElement === document.body) last?.nextElementSibling?.querySelector("a")?.focus()
   })
   return () => putBack(first, list)

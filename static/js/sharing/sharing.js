@@ -2,10 +2,11 @@
 // serves the others. Each tab keeps its own feeds and cursors, so what gets lost, doubled or late between tabs is put
 // right as it is between transports. Same interface as Connection.
 
-import { Connection, noteMark } from "../connection.js"
-import { isConnected, newRecord } from "../states.js"
+import { steadyClock } from "../browser/clock.js"
+import { Connection } from "../connection/connection.js"
+import { Feeds } from "../connection/feeds.js"
+import { isConnected, newRecord } from "../connection/states.js"
 import { publish } from "../status.js"
-import { steadyClock } from "../surroundings.js"
 import { Tabs } from "./tabs.js"
 
 const GRACE = 1000 // a take-over that ends within this is not shown
@@ -14,20 +15,23 @@ const SAME_TIME = 1000 // clocks that differ by less are the same
 const CANDIDATE = 3000 // and so long the next one has to connect before it takes over anyway
 
 // Plain http hosts and old browsers have no Web Locks: there each tab has a connection of its own.
-export function connectionFor(prefix, config, states) {
-  const connection = new Connection(config, states, prefix)
-  return navigator.locks && window.BroadcastChannel ? new SharedConnection(prefix, connection, config) : connection
+export function connectionFor(prefix, config, states, world) {
+  const connection = new Connection(config, states, world)
+  connection.onChange = publish
+  return navigator.locks && window.BroadcastChannel ? new SharedConnection(prefix, connection, config, world) : connection
 }
 
 class SharedConnection {
-  #prefix; #own; #tabs; #record; #pace = null; #queued = 0
-  #feeds = new Map(); #resyncs = new Map(); #pending = new Map(); #n = 0; #awaiting = false
+  #prefix; #world; #own; #tabs; #record; #pace = null; #queued = 0
+  #feeds; #pending = new Map(); #n = 0; #awaiting = false
   #reign = 0; #socket = ""; #isFresh = true; #isCandidate = false; #hasStarted = false; #graceUntil = 0; #timer = null
   #served = new Map(); #heads = new Map(); #flights = new Map(); #watching = null // while this tab holds
-  view = null; outbox = null
+  outbox = null
 
-  constructor(prefix, connection, config) {
+  constructor(prefix, connection, config, world) {
     this.#prefix = prefix
+    this.#world = world
+    this.#feeds = new Feeds(world, (feed, cursor) => this.#subscribe(feed, cursor))
     this.#own = connection
     this.#record = newRecord(config)
     this.#tabs = new Tabs(prefix, {
@@ -36,19 +40,22 @@ class SharedConnection {
       onQuestion: (message) => this.#answer(message),
       onHold: () => this.#onHold(),
       onLost: () => this.#onLost(),
-      isWaiting: () => this.#pending.size > 0 || Boolean(this.view?.isAwaiting()),
+      isWaiting: () => this.#pending.size > 0 || this.#isAwaiting,
     })
     const both = (message) => [this.#tabs.tell(message), this.#on(message)]
     connection.onChange = (record) => this.#onOwn(record)
     connection.outbox = { settled: (id, outcome) => both({ type: "settled", id, outcome }) }
     connection.view = {
       apply: (feed, element) => this.#spread(feed, element),
-      forget: (feed) => both({ type: "forget", feed, ...past() }),
+      forget: (feed) => both({ type: "forget", feed, ...this.#past }),
       gone: (feed) => both({ type: "gone", feed }),
-      isAwaiting: () => Boolean(this.view?.isAwaiting()) || [...this.#served.values()].some((tab) => tab.awaiting),
+      isAwaiting: () => this.#isAwaiting || [...this.#served.values()].some((tab) => tab.awaiting),
     }
   }
 
+  set view(view) { this.#feeds.view = view }
+  get #isAwaiting() { return Boolean(this.#feeds.view?.isAwaiting()) }
+  get #past() { return { epoch: this.#world.page.epoch, mark: this.#world.page.mark ?? "" } }
   set reports(reports) { this.#own.reports = reports }
   get rewriters() { return this.#own.rewriters }
   get record() { return { ...this.#record, queued: this.#queued } }
@@ -57,7 +64,7 @@ class SharedConnection {
 
   start() {
     document.addEventListener("visibilitychange", () => {
-      if (!this.#tabs.isHolder) this.#greet(new Map())
+      if (!this.#tabs.isHolder) this.#greet({})
       else if (document.hidden) this.#offer()
     })
     this.#tabs.join()
@@ -75,8 +82,8 @@ class SharedConnection {
   }
 
   follow(feed, cursor) {
-    this.#feeds.set(feed, cursor)
-    this.#subscribe(feed)
+    this.#feeds.follow(feed, cursor)
+    this.#subscribe(feed, cursor)
   }
 
   // Kept until an outcome is there, and sent again to each new holder: the server knows a message by its id.
@@ -125,7 +132,7 @@ class SharedConnection {
   // replaced: the name of a socket that nobody minds any more, for the server to close
   #run(replaced) {
     if (replaced) this.#own.replaces = replaced
-    for (const [feed, cursor] of this.#feeds) this.#pursue(feed, cursor)
+    for (const [feed, cursor] of Object.entries(this.#feeds.cursors)) this.#pursue(feed, cursor)
     if (this.#hasStarted) return this.#own.dispatch({ type: "start" })
     this.#hasStarted = true
     this.#own.start()
@@ -165,7 +172,7 @@ class SharedConnection {
       this.#tabs.whenGone(from, this.#watching.signal, () => this.#forgetTab(from))
     }
     const tab = Object.assign(this.#served.get(from), { visible, awaiting })
-    const own = past()
+    const own = this.#past
     const isOurs = epoch === own.epoch && historyOf(mark) === historyOf(own.mark) // else its cursors may mean nothing
     for (const [feed, cursor] of Object.entries(feeds)) {
       tab.feeds.add(feed)
@@ -219,10 +226,10 @@ class SharedConnection {
 
   // --- between tabs ---
 
-  #greet(feeds = this.#feeds) {
-    this.#awaiting = Boolean(this.view?.isAwaiting())
-    const state = { ...past(), visible: !document.hidden, awaiting: this.#awaiting, isFresh: this.#isFresh }
-    this.#tabs.ask({ type: "tab", feeds: Object.fromEntries(feeds), ...state })
+  #greet(feeds = this.#feeds.cursors) {
+    this.#awaiting = this.#isAwaiting
+    const state = { ...this.#past, visible: !document.hidden, awaiting: this.#awaiting, isFresh: this.#isFresh }
+    this.#tabs.ask({ type: "tab", feeds, ...state })
   }
 
   #answer({ type, n, entry, ...message }) {
@@ -234,7 +241,7 @@ class SharedConnection {
   #on(message) {
     const { type, feed } = message
     if (type === "record") this.#onRecord(message)
-    else if (type === "feed" && !this.#tabs.isHolder) this.#apply(feed, parsed(message.html))
+    else if (type === "feed" && !this.#tabs.isHolder) this.#apply(feed, this.#world.parse(message.html)[0])
     else if (type === "outcome") this.#land(message.n, message.outcome)
     else if (type === "settled") this.outbox?.settled(message.id, message.outcome)
     else if (type === "yours") this.#accept()
@@ -245,13 +252,13 @@ class SharedConnection {
   #onForget({ feed, epoch, mark }) {
     if (this.#heads.has(feed)) this.#heads.set(feed, 0)
     if (!this.#feeds.has(feed)) return
-    Object.assign(document.body.dataset, { epoch, mark })
-    this.#forget(feed)
+    Object.assign(this.#world.page, { epoch, mark })
+    this.#feeds.forget(feed)
   }
 
   #onGone(feed) {
     this.#heads.delete(feed)
-    if (this.#feeds.delete(feed)) this.view?.gone(feed)
+    this.#feeds.gone(feed)
   }
 
   #onRecord({ reign, at, record, pace, socket }) {
@@ -267,37 +274,14 @@ class SharedConnection {
 
   // --- this tab's feeds ---
 
-  #subscribe(feed) {
-    const cursor = this.#feeds.get(feed)
+  #subscribe(feed, cursor) {
     if (this.#tabs.isHolder || this.#isCandidate) this.#pursue(feed, cursor)
-    if (!this.#tabs.isHolder && this.#tabs.isThere) this.#greet([[feed, cursor]])
+    if (!this.#tabs.isHolder && this.#tabs.isThere) this.#greet({ [feed]: cursor })
   }
 
-  #forget(feed) { this.#feeds.set(feed, 0) && this.view?.forget(feed) }
-
-  // As Connection does it; but a reset that another tab asked for is a gap to one that has more.
   #apply(feed, element) {
-    const cursor = this.#feeds.get(feed)
-    const to = Number(element.getAttribute("to"))
-    const isGap = element.hasAttribute("reset") ? cursor > 0 : Number(element.getAttribute("from")) > cursor
-    if (cursor === undefined || to <= cursor) return
-    if (isGap) return this.#resync(feed)
-    const fits = this.view?.apply(feed, element) !== false
-    if (!fits) this.#forget(feed)
-    if (!fits) return this.#resync(feed)
-    this.#feeds.set(feed, to)
-    noteMark(element)
-    if (!this.#tabs.isHolder && this.#awaiting !== Boolean(this.view?.isAwaiting())) this.#greet(new Map())
-  }
-
-  // Ask again from the cursor: at once, but never more than once a second for a feed.
-  #resync(feed) {
-    const now = performance.now()
-    const last = this.#resyncs.get(feed) ?? -1000
-    if (last > now) return
-    const wait = Math.max(0, last + 1000 - now)
-    this.#resyncs.set(feed, now + wait)
-    setTimeout(() => { if (this.#feeds.has(feed)) this.#subscribe(feed) }, wait)
+    const taken = this.#feeds.take(feed, element, { isOthers: true })
+    if (taken === "applied" && !this.#tabs.isHolder && this.#awaiting !== this.#isAwaiting) this.#greet({})
   }
 }
 
@@ -321,6 +305,4 @@ function moved(record, by) {
   return { ...record, nextRetryAt: shift(nextRetryAt), lastConnected: shift(lastConnected), notBefore: shift(notBefore) }
 }
 
-const past = () => ({ epoch: document.body.dataset.epoch, mark: document.body.dataset.mark ?? "" })
 const historyOf = (mark) => (mark ?? "").split(".")[0]
-const parsed = (html) => Object.assign(document.createElement("template"), { innerHTML: html }).content.firstElementChild

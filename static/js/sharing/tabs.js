@@ -1,7 +1,7 @@
 // The tabs of one person in one browser: which of them holds (a Web Lock says), and what they tell each other (over a
 // BroadcastChannel). Knows nothing of connections.
 
-import { uuid } from "../outbox.js"
+import { uuid } from "../browser/uuid.js"
 
 const PATIENCE = 1000 // a holder that is silent for so long is robbed; twice as long after each robbery of a minute
 const LONGEST_PATIENCE = 8000

@@ -1,9 +1,9 @@
 // The draft of the open conversation. Each tab writes a row of its own, so none overwrites what another one holds. A tab
 // in which nothing was typed shows what was written last in any of them, and takes that over with its first change.
 
-import { uuid } from "../outbox.js"
+import { uuid } from "../browser/uuid.js"
+import { problemOf } from "../connection/outbox.js"
 import { movedDrafts } from "./older.js"
-import { problemOf } from "./storage.js"
 import { noteUnkept } from "./unkept.js"
 
 const PATIENCE = 1000 // ms until a write that does not end is called unkept

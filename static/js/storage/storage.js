@@ -135,6 +135,3 @@ function attempted(transaction, work) {
 export const tooLate = (words) => new Promise((_, reject) => {
   setTimeout(() => reject(new DOMException(words, "TimeoutError")), LIMIT)
 })
-
-// Why a write failed, as the page words it.
-export const problemOf = (error) => error?.name === "QuotaExceededError" ? "full" : "refused"

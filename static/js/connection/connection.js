@@ -1,59 +1,59 @@
 // The connection: holds the record, feeds events to the state machine, and does what it answers. It knows both
-// transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless.
+// transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless. It knows the
+// world through ports only (docs/architecture.md lists them; browser/world.js has those of a page).
 
+import { Cause } from "./cause.js"
 import { proof } from "./delays.js"
+import { Feeds } from "./feeds.js"
+import { NetworkMemory, Rewriters } from "./memory.js"
+import { PollingTransport } from "./polling.js"
+import { ackOf, refusalOf } from "./posts.js"
+import { Presence } from "./presence.js"
 import { QualityWatch } from "./quality.js"
 import { isConnected, newRecord, step } from "./states.js"
-import { publish } from "./status.js"
-import { NetworkMemory, Presence, delivery, latency, listen, steadyClock } from "./surroundings.js"
-import { Cause } from "./transports/cause.js"
-import { Rewriters, isWhole } from "./transports/integrity.js"
-import { PollingTransport } from "./transports/polling.js"
-import { ackOf, refusalOf } from "./transports/posts.js"
-import { WebSocketTransport } from "./transports/websocket.js"
+import { WebSocketTransport } from "./websocket.js"
 
 const SLEPT = 3000
 
 export class Connection {
-  #config; #states; #record; #websocket; #polling
+  #config; #states; #world; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
-  #feeds = new Map(); #resyncs = new Map(); #resyncedAt = 0; #flights = new Map(); #presence; #memory; #quality; #cause
-  view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
+  #feeds; #flights = new Map(); #presence; #memory; #quality; #cause
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
-  onChange = publish // (record)
-  rewriters = null // which networks rewrite HTML (transports/integrity.js)
+  onChange = () => {} // (record)
+  rewriters = null // which networks rewrite HTML
   replaces = "" // the name of the socket that the next one takes the place of: the server closes it
 
-  // prefix: of what is kept in localStorage
-  constructor(config, states, prefix) {
-    this.#memory = new NetworkMemory(prefix, config, (data) => this.#report("network", { data }))
-    this.rewriters = new Rewriters(prefix, config)
+  constructor(config, states, world) {
+    this.#world = world
+    this.#feeds = new Feeds(world, (feed, cursor) => this.#subscribe({ [feed]: cursor }))
+    this.#memory = new NetworkMemory(world, config, (data) => this.#report("network", { data }))
+    this.rewriters = new Rewriters(world, config)
     const { is_doubtful, killGap } = this.#memory.lesson
-    this.#config = { latency_ms: latency(), is_doubtful, ...config }
+    this.#config = { latency_ms: world.latency, is_doubtful, ...config }
     this.#states = states
     this.#record = { ...newRecord(config), killGap }
-    this.#presence = new Presence(() => this.#hasten())
-    this.#cause = new Cause(config, (event) => this.dispatch(event))
-    const world = {
+    this.#presence = new Presence(world, () => this.#hasten())
+    this.#cause = new Cause(config, world, (event) => this.dispatch(event))
+    let maxMessage = config.ws_max_message
+    const core = {
       on: (event) => this.dispatch(this.#cause.excuse(event)),
-      receive: (element, transport, isArmoured) => this.#receive(element, transport, isArmoured),
-      resync: () => this.#subscribe(Object.fromEntries(this.#feeds)),
+      receive: (element, transport, isArmoured) => this.receive(element, transport, isArmoured),
+      resync: () => this.#subscribe(this.#feeds.cursors),
       rewriters: this.rewriters,
-      plan: () => ({ epoch: document.body.dataset.epoch ?? "", mark: document.body.dataset.mark ?? "", feeds: Object.fromEntries(this.#feeds) }),
+      plan: () => ({ epoch: world.page.epoch ?? "", mark: world.page.mark ?? "", feeds: this.#feeds.cursors }),
       activity: (awaiting) => this.#activity(awaiting),
       heartbeat: config.heartbeat_ms,
       triggers: config.predict,
       paced: () => this.#publish(),
+      maxMessage: () => maxMessage,
+      replaces: () => this.replaces,
     }
-    let maxMessage = config.ws_max_message
-    const socketUrl = new URL(config.ws_url, location.href)
-    socketUrl.protocol = socketUrl.protocol.replace("http", "ws")
-    const address = () => socketUrl.href + (this.replaces && `?replaces=${this.replaces}`)
-    this.#websocket = new WebSocketTransport(address, { ...world, maxMessage: () => maxMessage })
-    this.#polling = new PollingTransport(config, world)
-    this.#quality = new QualityWatch({
-      on: world.on, read: () => delivery(this.#record, this.pace), report: (type, facts) => this.#report(type, facts),
+    this.#websocket = new WebSocketTransport(world, core)
+    this.#polling = new PollingTransport(config, world, core)
+    this.#quality = new QualityWatch(world, {
+      on: core.on, read: () => this.#delivery(), report: (type, facts) => this.#report(type, facts),
     })
     this.onHello = (element) => {
       maxMessage = Number(element.getAttribute("max-message")) || maxMessage
@@ -62,30 +62,39 @@ export class Connection {
     }
   }
 
+  // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
+  set view(view) { this.#feeds.view = view }
+
   get record() { return { ...this.#record } }
 
+  // From where each feed is followed.
+  get cursors() { return this.#feeds.cursors }
+
   // Messages flow, and the server has asked for no pause.
-  get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= steadyClock() }
+  get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= this.#now }
+
+  get #now() { return Math.round(this.#world.now()) }
 
   // To show only: how polls are paced now.
   get pace() { return this.#polling.pace }
 
   start() {
-    listen((type) => this.dispatch({ type }), () => this.#reborn(), this.#config.predict.includes("network"))
-    if (!navigator.onLine) this.dispatch({ type: "offline" })
-    this.dispatch({ type: document.hidden ? "hidden" : "wake" })
+    const watchesNetwork = this.#config.predict.includes("network")
+    this.#world.listen((type) => this.dispatch({ type }), () => this.#reborn(), watchesNetwork)
+    if (!this.#world.isOnline()) this.dispatch({ type: "offline" })
+    this.dispatch({ type: this.#world.isHidden() ? "hidden" : "wake" })
     this.dispatch({ type: "start" })
   }
 
   retry() { this.dispatch({ type: "retry" }) }
 
   follow(feed, cursor) {
-    this.#feeds.set(feed, cursor)
+    this.#feeds.follow(feed, cursor)
     if (this.#record.status !== "disconnected") this.#subscribe({ [feed]: cursor })
   }
 
   unfollow(feed) {
-    if (!this.#feeds.delete(feed) || this.#record.status === "disconnected") return
+    if (!this.#feeds.unfollow(feed) || this.#record.status === "disconnected") return
     this.#websocket.unsubscribe(feed)
     this.#polling.subscribe()
   }
@@ -125,7 +134,7 @@ export class Connection {
 
   #take(event) {
     const before = this.#record
-    const [after, actions] = step(this.#states, before, event, steadyClock(), this.#config, Math.random)
+    const [after, actions] = step(this.#states, before, event, this.#now, this.#config, this.#world.random)
     this.#record = after
     this.#quality.note(event, before, after)
     if (event.type === "ws_ready" || event.type === "online" || event.type === "retry") this.#cause.forget()
@@ -145,7 +154,7 @@ export class Connection {
   }
 
   #do(action) {
-    if (action === "open_websocket") this.#websocket.open(proof(this.#record, steadyClock()), this.#record.killGap)
+    if (action === "open_websocket") this.#websocket.open(proof(this.#record, this.#now), this.#record.killGap)
     else if (action === "close_websocket") {
       this.#websocket.close()
       this.#repost()
@@ -162,7 +171,7 @@ export class Connection {
   #post(flight) {
     flight.byWebSocket = false
     const { entry } = flight
-    const left = this.#record.notBefore - steadyClock()
+    const left = this.#record.notBefore - this.#now
     if (left > 0) return this.#land(entry.id, { retry: "rate-limited", advice_ms: left })
     const sent = this.#polling.send(entry).catch((error) => console.error(error) ?? { retry: "error" })
     sent.then((outcome) => this.#land(entry.id, outcome))
@@ -176,86 +185,40 @@ export class Connection {
     else if (!outcome.retry) this.outbox?.settled(id, outcome)
   }
 
-  // An element from the server. True if it moved a cursor.
-  #receive(element, transport, isArmoured = false) {
+  // An element from the server, by whatever way and however late. True if it moved a cursor.
+  receive(element, transport, isArmoured = false) {
     const feed = element.getAttribute("feed")
     switch (element.localName) {
       case "chat-hello":
-        if (!isMine(element)) return this.dispatch({ type: "signed_out", reason: "signed-out" })
+        // Somebody else may have signed in from another tab.
+        if ((element.getAttribute("person") ?? "") !== (this.#world.page.person ?? "")) return this.dispatch({ type: "signed_out", reason: "signed-out" })
         this.onHello(element)
-        return this.#adoptEpoch(element.getAttribute("epoch"))
-      case "chat-feed": return this.#applyFeed(feed, element, transport, isArmoured)
+        return this.#feeds.adoptEpoch(element.getAttribute("epoch"))
+      case "chat-feed": return this.#takeFeed(feed, element, transport, isArmoured)
       case "chat-ack": return this.#land(element.getAttribute("client-id"), { ok: true, ack: ackOf(element) })
       case "chat-refused": return this.#land(element.getAttribute("client-id"), refusalOf(element))
       case "chat-reload":
-        this.#adoptEpoch(element.getAttribute("epoch"))
-        this.#adoptHistory(element)
-        return this.#restart(feed)
+        this.#feeds.adoptEpoch(element.getAttribute("epoch"))
+        this.#feeds.adoptHistory(element)
+        this.#feeds.forget(feed)
+        return this.#feeds.resync(feed)
       case "chat-drill": return this.#cause.noteDrill(element.getAttribute("ms"))
       case "chat-gone":
-        this.#feeds.delete(feed)
-        this.view?.gone(feed)
+        this.#feeds.gone(feed)
         return true
       default: console.error(element.localName, element.getAttribute("code"), element.textContent)
     }
   }
 
-  // Another epoch is another database: what is shown is of no use as a starting point.
-  #adoptEpoch(epoch) {
-    if (!epoch || epoch === document.body.dataset.epoch) return
-    document.body.dataset.epoch = epoch
-    for (const feed of this.#feeds.keys()) this.#forget(feed)
-  }
-
-  // What is shown has a future that the server lost: an older copy of its database was put back.
-  #adoptHistory(element) {
-    if (!element.hasAttribute("mark")) return
-    document.body.dataset.mark = element.getAttribute("mark")
-    if (element.getAttribute("reason") === "history") for (const feed of this.#feeds.keys()) this.#forget(feed)
-  }
-
-  #forget(feed) {
-    this.#feeds.set(feed, 0)
-    this.view?.forget(feed)
-  }
-
-  #restart(feed) {
-    if (!this.#feeds.has(feed)) return false
-    this.#forget(feed)
-    this.#resync(feed)
-    return false
-  }
-
-  #applyFeed(feed, element, transport, isArmoured) {
-    const cursor = this.#feeds.get(feed)
-    const from = Number(element.getAttribute("from"))
-    const to = Number(element.getAttribute("to"))
-    const reset = element.hasAttribute("reset")
-    if (cursor === undefined) return false
-    if (from > cursor && !reset) return this.#resync(feed)
-    if (to <= cursor) return false // also a late reset: it knows less than what is shown
-    if (!isArmoured && ![...element.children].every(isWhole)) {
+  #takeFeed(feed, element, transport, isArmoured) {
+    const isWhole = () => isArmoured || [...element.children].every((child) => this.#world.isWhole(child))
+    const taken = this.#feeds.take(feed, element, { isWhole })
+    if (taken === "altered") {
       this.rewriters.note()
       this.#polling.mend(transport)
-      return false
     }
-    if (this.view?.apply(feed, element) === false) return this.#restart(feed)
-    this.#feeds.set(feed, to)
-    noteMark(element)
-    if (transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect()
-    return to > cursor
-  }
-
-  // Ask again from the cursor; at once, but never more than once a second for a feed.
-  #resync(feed) {
-    if (this.#resyncs.has(feed)) return false
-    const wait = steadyClock() - this.#resyncedAt > 1000 ? 0 : 1000
-    this.#resyncedAt = steadyClock() + wait
-    this.#resyncs.set(feed, setTimeout(() => {
-      this.#resyncs.delete(feed)
-      if (this.#feeds.has(feed)) this.#subscribe({ [feed]: this.#feeds.get(feed) })
-    }, wait))
-    return false
+    if (taken === "applied" && transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect()
+    return taken === "applied"
   }
 
   #subscribe(feeds) {
@@ -268,7 +231,7 @@ export class Connection {
     const { level } = this.#presence
     if (level === "hidden") return level
     if (this.#record.offline) return "offline"
-    const isAwaiting = awaiting || this.#flights.size > 0 || this.view?.isAwaiting()
+    const isAwaiting = awaiting || this.#flights.size > 0 || this.#feeds.view?.isAwaiting()
     this.#noteLevel(isAwaiting ? "active" : level)
     return isAwaiting ? "awaiting" : level
   }
@@ -294,19 +257,27 @@ export class Connection {
   }
 
   #schedule() {
-    clearTimeout(this.#timer)
+    this.#world.cancel(this.#timer)
     const due = Math.min(...Object.values(this.#record.timers))
     if (!Number.isFinite(due)) return
-    const delay = Math.max(0, due - steadyClock())
-    const wanted = Date.now() + delay // only this clock goes on while a machine sleeps
-    this.#timer = setTimeout(() => {
+    const delay = Math.max(0, due - this.#now)
+    const wanted = this.#world.wall() + delay // only this clock goes on while a machine sleeps
+    this.#timer = this.#world.later(() => {
       // Far too late: this machine slept or was throttled. Nothing that "timed out" meanwhile says anything.
-      const slept = Date.now() - wanted > SLEPT && !isConnected(this.#record.status)
+      const slept = this.#world.wall() - wanted > SLEPT && !isConnected(this.#record.status)
       if (!slept) return this.dispatch({ type: "tick" })
       this.dispatch({ type: "wake" })
-      if (document.hidden) this.dispatch({ type: "hidden" })
+      if (this.#world.isHidden()) this.dispatch({ type: "hidden" })
       this.dispatch({ type: "tick" })
     }, delay)
+  }
+
+  // What the quality is judged by: does anything get through, and how much later than the round trip says?
+  #delivery() {
+    const { status } = this.#record
+    const { held, every } = this.pace
+    const isLive = status !== "reconnecting" && status !== "error"
+    return { isLive, isHidden: this.#world.isHidden(), extra: status === "polling" && !held ? every / 2 : 0 }
   }
 
   #publish() { this.onChange(this.record) }
@@ -320,14 +291,3 @@ export class Connection {
     })
   }
 }
-
-// Up to which change everything here is shown: the page's mark, which only grows within one history.
-export function noteMark(element) {
-  const [history, change] = (element.getAttribute("mark") ?? "").split(".")
-  if (!history) return
-  const [own, shown] = (document.body.dataset.mark ?? "").split(".")
-  if (history !== own || Number(change) > Number(shown)) document.body.dataset.mark = `${history}.${change}`
-}
-
-// Somebody else may have signed in from another tab.
-const isMine = (element) => (element.getAttribute("person") ?? "") === (document.body.dataset.person ?? "")

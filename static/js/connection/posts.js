@@ -1,17 +1,16 @@
 // Messages by POST, whatever transport reads, and what buttons ask for: what the answer means, also where somebody else
 // gave it.
 
-const token = () => document.querySelector('meta[name="csrf-token"]')?.content ?? ""
-
 const LONGEST_PAUSE = 600000 // asked for by the server
+const WITHIN = 10000 // ms for an answer
 const LONGEST_FOREIGN_PAUSE = 60000 // and by whoever answers in its place
 
-// How long to wait by a Retry-After header (seconds or a date), or 0.
-export function advice(headers, text) {
-  const value = headers?.get("Retry-After")
+// How long to wait by a Retry-After header (seconds or a date), or 0. wall: what this machine's clock says
+export function advice({ header, text }, wall) {
+  const value = header("Retry-After")
   if (!value) return 0
   const seconds = Number(value)
-  const now = Date.parse(headers.get("Date")) || Date.now() // by the clock that named the date
+  const now = Date.parse(header("Date")) || wall // by the clock that named the date
   const asked = Number.isFinite(seconds) ? seconds * 1000 : Date.parse(value) - now || 0
   return within(asked, codeOf(text) ? LONGEST_PAUSE : LONGEST_FOREIGN_PAUSE)
 }
@@ -28,17 +27,6 @@ function parsed(text) {
   try { return JSON.parse(text) } catch { return null }
 }
 
-export async function fetchWithin(ms, url, options = {}) {
-  const abort = new AbortController()
-  const timer = setTimeout(() => abort.abort(), ms)
-  try {
-    const response = await fetch(url, { credentials: "same-origin", cache: "no-store", ...options, signal: abort.signal })
-    return { response, text: await response.text() }
-  } finally {
-    clearTimeout(timer)
-  }
-}
-
 // The same two answers as elements, from a WebSocket.
 export const ackOf = (element) => Object.fromEntries(
   ["id", "position", "revision", "conversation"].map((name) => [name, element.getAttribute(name)]),
@@ -52,10 +40,11 @@ export function refusalOf(element) {
 }
 
 export class Posts {
-  #config; #on
+  #config; #world; #on
 
-  constructor(config, on) {
+  constructor(config, world, on) {
     this.#config = config
+    this.#world = world
     this.#on = on
   }
 
@@ -64,7 +53,7 @@ export class Posts {
     const fields = { client_id: entry.id, body: entry.body, ...(entry.create && { id: entry.conversation }) }
     const { create_url: createUrl, messages_url: messagesUrl } = this.#config
     const url = entry.create ? createUrl : messagesUrl.replace("{id}", entry.conversation)
-    return this.#post(url, fields, (response, data) => response.ok && Boolean(data?.id))
+    return this.#post(url, fields, ({ status }, data) => status >= 200 && status < 300 && Boolean(data?.id))
   }
 
   // What a button asks for, at once or not at all; with a fresh token where the page's is too old. Outcomes as above.
@@ -75,28 +64,24 @@ export class Posts {
   }
 
   async #post(url, fields, isDone) {
-    const body = new URLSearchParams({ ...fields, csrf_token: token() })
     try {
-      const headers = { Accept: "application/json" }
-      const { response, text } = await fetchWithin(10000, url, { method: "POST", body, headers, redirect: "manual" })
-      return await this.#outcome(response, text, isDone)
+      const all = [...Object.entries(fields), ["csrf_token", this.#world.session.token]]
+      return await this.#outcome(await this.#world.ask("POST", url, all, { within: WITHIN }), isDone)
     } catch {
       return { retry: "server-unreachable" }
     }
   }
 
-  async #outcome(response, text, isDone) {
+  async #outcome(answer, isDone) {
+    const { status, text } = answer
     const data = parsed(text)
     const code = codeOf(text)
-    const { status, headers } = response
-    if (isDone(response, data)) return { ok: true, ack: data }
-    if (response.type === "opaqueredirect") return { retry: "redirected" }
-    if (status === 401) {
-      this.#on({ type: "signed_out", reason: "signed-out" })
-      return { retry: "signed-out" }
-    }
-    if (code === "storage") return { retry: "server-storage", advice_ms: advice(headers, text), words: data.error.message }
-    if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: advice(headers, text) }
+    const pause = advice(answer, this.#world.wall())
+    if (isDone(answer, data)) return { ok: true, ack: data }
+    if (answer.isRedirect) return { retry: "redirected" }
+    if (status === 401) return this.#signedOut()
+    if (code === "storage") return { retry: "server-storage", advice_ms: pause, words: data.error.message }
+    if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: pause }
     if (code === "csrf") return this.#renew()
     if (status === 413) return { refused: "too-long" }
     if (code) return { refused: code, words: data.error.message }
@@ -106,17 +91,12 @@ export class Posts {
 
   // Signed in again from another tab: the page's token is the old session's. Another person's session is not for us.
   async #renew() {
-    const { response, text } = await fetchWithin(10000, location.href) // the one request that follows a redirect
-    const isSignIn = response.redirected && new URL(response.url).pathname === this.#config.sign_in_url
-    const page = new DOMParser().parseFromString(text, "text/html")
-    const fresh = page.querySelector('meta[name="csrf-token"]')?.content
-    if (isSignIn || (fresh && page.body.dataset.person !== document.body.dataset.person)) {
-      this.#on({ type: "signed_out", reason: "signed-out" })
-      return { retry: "signed-out" }
-    }
-    if (!fresh) return { retry: "foreign-page" }
-    document.querySelector('meta[name="csrf-token"]').content = fresh
-    for (const field of document.querySelectorAll("input[name=csrf_token]")) field.value = fresh
-    return { retry: "renewed" }
+    const outcome = await this.#world.session.renew()
+    return outcome === "signed-out" ? this.#signedOut() : { retry: outcome }
+  }
+
+  #signedOut() {
+    this.#on({ type: "signed_out", reason: "signed-out" })
+    return { retry: "signed-out" }
   }
 }

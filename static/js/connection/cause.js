@@ -1,9 +1,6 @@
 // Why WebSocket does not open. A browser does not tell with which status an upgrade was refused, so the server is asked
 // over HTTP: does it answer itself, did it refuse, and what did it expect? Only then is the network blamed.
 
-import { steadyClock } from "../surroundings.js"
-import { fetchWithin } from "./posts.js"
-
 const WITHIN = 5000
 const VALID = 60000 // an explanation is believed so long, then the server is asked again
 const PAUSE = 10000 // where none could be had it is asked so much later, then twice as much, up to VALID
@@ -13,19 +10,20 @@ const DRILL_ENDS = 3000 // sockets are cut until so much later
 const UNEXPLAINED = ["upgrade-failed", "upgrade-hung", "mute"]
 
 export class Cause {
-  #url; #on; #found = null; #foundAt = 0; #isAsking = false; #notBefore = 0; #pause = PAUSE; #drillUntil = 0
+  #url; #world; #on; #found = null; #foundAt = 0; #isAsking = false; #notBefore = 0; #pause = PAUSE; #drillUntil = 0
 
   // url: of the server's mark; on(event): {type: "cause", of: the reason so far, reason}
-  constructor({ mark_url: url, drill_ms: drill }, on) {
+  constructor({ mark_url: url, drill_ms: drill }, world, on) {
     this.#url = url
+    this.#world = world
     this.#on = on
     this.noteDrill(drill)
   }
 
   // The server fails on purpose for so long (ms): nothing is learned from it.
-  noteDrill(ms) { if (ms > 0) this.#drillUntil = steadyClock() + Number(ms) + DRILL_ENDS }
+  noteDrill(ms) { if (ms > 0) this.#drillUntil = this.#world.now() + Number(ms) + DRILL_ENDS }
 
-  get isDrill() { return steadyClock() < this.#drillUntil }
+  get isDrill() { return this.#world.now() < this.#drillUntil }
 
   forget() {
     this.#found = null
@@ -50,7 +48,7 @@ export class Cause {
     if (status !== "polling" || ws !== "none" || (!isOpen && wsReason !== this.#found)) return
     const tell = (reason) => this.#on({ type: "cause", of: wsReason, reason })
     if (this.isDrill) return isOpen && tell("drill")
-    if (this.#isAsking || this.#isFresh || steadyClock() < this.#notBefore) return
+    if (this.#isAsking || this.#isFresh || this.#world.now() < this.#notBefore) return
     this.#isAsking = true
     const found = await this.#ask()
     this.#isAsking = false
@@ -58,25 +56,25 @@ export class Cause {
     if (!found) return this.#askLater()
     this.#pause = PAUSE
     this.#found = found
-    this.#foundAt = steadyClock()
+    this.#foundAt = this.#world.now()
     // That it hung, or was mute, says more than that it was not the server who refused.
     tell(found === "upgrade-refused" && isOpen && wsReason !== "upgrade-failed" ? wsReason : found)
   }
 
   #askLater() {
-    this.#notBefore = steadyClock() + this.#pause
+    this.#notBefore = this.#world.now() + this.#pause
     this.#pause = Math.min(VALID, 2 * this.#pause)
   }
 
-  get #isFresh() { return this.#found !== null && steadyClock() - this.#foundAt < VALID }
+  get #isFresh() { return this.#found !== null && this.#world.now() - this.#foundAt < VALID }
 
   // "upgrade-refused", by the network, where the server would have taken it; null where it could not be asked.
   async #ask() {
-    const nonce = String(Math.random()).slice(2)
-    const query = new URLSearchParams({ nonce, origin: location.origin })
+    const nonce = String(this.#world.random()).slice(2)
     try {
-      const { text } = await fetchWithin(WITHIN, `${this.#url}?${query}`, { redirect: "manual" })
-      const mark = new DOMParser().parseFromString(text, "text/html").querySelector("chat-test")
+      const fields = [["nonce", nonce], ["origin", this.#world.origin]]
+      const { text } = await this.#world.ask("GET", this.#url, fields, { within: WITHIN })
+      const mark = find(this.#world.parse(text), "chat-test")
       const says = (name) => mark?.getAttribute(name)
       if (says("nonce") !== nonce) return null
       if (says("drill")) {
@@ -87,4 +85,13 @@ export class Cause {
       return says("room") === "no" ? "server-full" : "upgrade-refused"
     } catch { return null }
   }
+}
+
+// Something on the way may have put its own around it.
+function find(elements, name) {
+  for (const element of elements) {
+    const found = element.localName === name ? element : find(element.children, name)
+    if (found) return found
+  }
+  return null
 }

@@ -1,8 +1,6 @@
 // How good the connection is: a score, a level that does not flicker, what limits it most. The rules are those of
 // chatapp/connection/quality.py, and tests/vectors/quality.json runs in both. Unknown is not good. Milliseconds.
 
-import { steadyClock } from "./surroundings.js"
-
 const TICK = 5000
 const WINDOW = 60000
 const HALF_LIFE = 300000
@@ -83,17 +81,25 @@ export class Quality {
 
 // Judges every five seconds and tells: `on` the events, `report` samples for the server's statistics.
 export class QualityWatch {
-  #quality = new Quality(); #world; #reportedAt = -Infinity; #reported = "unknown"
+  #quality = new Quality(); #world; #core; #reportedAt = -Infinity; #reported = "unknown"
 
-  // world: {read() → {isLive, isHidden, extra}, on(event), report(type, {data})}
-  constructor(world) {
+  // core: {read() → {isLive, isHidden, extra}, on(event), report(type, {data})}
+  constructor(world, core) {
     this.#world = world
-    setInterval(() => this.#tick(), TICK)
+    this.#core = core
+    this.#schedule()
+  }
+
+  #schedule() {
+    this.#world.later(() => {
+      this.#schedule()
+      this.#tick()
+    }, TICK)
   }
 
   // Every event of the connection, with the record before and after it.
   note(event, before, after) {
-    const now = steadyClock()
+    const now = this.#world.now()
     if (event.type === "measured") this.#quality.answered(now, event.rtt, event.jitter ?? 0)
     else if (event.type === "ws_suspect" || event.type === "poll_failed") this.#quality.lost(now)
     const isCut = event.type === "ws_closed" && before.status === "connected" && !after.offline
@@ -101,14 +107,14 @@ export class QualityWatch {
   }
 
   #tick() {
-    const now = steadyClock()
-    const { isLive, isHidden, extra } = this.#world.read()
+    const now = this.#world.now()
+    const { isLive, isHidden, extra } = this.#core.read()
     const verdict = this.#quality.tick(now, isLive, isHidden, extra)
-    this.#world.on({ type: "quality", ...verdict })
+    this.#core.on({ type: "quality", ...verdict })
     const isNews = verdict.level !== this.#reported || now - this.#reportedAt >= REPORT_EVERY
     if (!isNews || (verdict.level === "unknown" && this.#reported === "unknown")) return
     this.#reported = verdict.level
     this.#reportedAt = now
-    this.#world.report("quality", { data: verdict })
+    this.#core.report("quality", { data: verdict })
   }
 }

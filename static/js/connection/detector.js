@@ -1,7 +1,7 @@
 // The failure detector of one WebSocket: pure, without a clock; the rules of chatapp/connection/detector.py, and
 // tests/vectors/detector.json runs in both. Any byte is life; echoes only give something to wait for. Milliseconds.
 
-import { rttEstimate } from "../delays.js"
+import { rttEstimate } from "./delays.js"
 
 const ECHO = { proving: 500, awaiting: 2000, active: 5000, visible: 5000, offline: 5000, idle: 15000 }
 const VERDICT = 2000

@@ -1,9 +1,8 @@
 // Is what arrived what was sent? Boxes on the way rewrite HTML (addresses, scripts, white space). Every element with
-// content has a check of it; where one fails, answers come in an armour from then on, and the network is remembered.
+// content has a check of it; where one fails, answers come in an armour from then on, and the network is remembered
+// (connection/memory.js).
 
 const ARMOUR = /<chat-armour>([A-Za-z0-9+/=\s]*)<\/chat-armour>/
-const REMEMBERED = 7 * 24 * 3600000 // ms; afterwards the network is given another chance
-const MOST_NETWORKS = 20
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let bit = 0; bit < 8; bit += 1) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1
@@ -44,30 +43,4 @@ export function opened(text) {
     const bytes = Uint8Array.from(atob(letters.replace(/\s/g, "")), (letter) => letter.charCodeAt(0))
     return new TextDecoder().decode(bytes)
   } catch { return text } // cut or altered: what has no mark is refused where it is asked for
-}
-
-// Which networks rewrite what we get; kept in localStorage under this instance's and person's name.
-export class Rewriters {
-  #key; #network; #isHere = false
-
-  constructor(prefix, { network }) {
-    this.#key = `${prefix}:rewriters`
-    this.#network = network
-  }
-
-  get isHere() { return this.#isHere || this.#read()[this.#network] > Date.now() - REMEMBERED }
-
-  note() {
-    this.#isHere = true
-    if (!this.#network) return
-    const networks = { ...this.#read(), [this.#network]: Date.now() }
-    const newest = Object.entries(networks).sort(([, one], [, other]) => other - one).slice(0, MOST_NETWORKS)
-    try {
-      localStorage.setItem(this.#key, JSON.stringify(Object.fromEntries(newest)))
-    } catch (error) { console.error("rewriters: not remembered", error) }
-  }
-
-  #read() {
-    try { return JSON.parse(localStorage.getItem(this.#key)) ?? {} } catch { return {} }
-  }
 }

@@ -2,39 +2,29 @@
 // where that fails it is kept in memory, and the page says so. One entry of a conversation is in flight at a time, so order
 // is kept; the server knows each by its id, so sending one twice is harmless.
 
-import { forgetOlder, movedEntries, storedKeys } from "./storage/older.js"
-import { problemOf } from "./storage/storage.js"
-import { noteUnkept } from "./storage/unkept.js"
-
 const RETRIES = [500, 1000, 2000, 4000, 5000]
 const PATIENCE = 1000 // ms for the storage: a message does not wait longer for it
-const MOST_REPORTS = 200 // of one page, kept while the server is out of reach
-const MOST_AT_ONCE = 50
-const LONGEST_PAUSE = 600000 // of reports, asked for by the server
 
-// crypto.randomUUID is missing on plain http hosts.
-export function uuid() {
-  if (crypto.randomUUID) return crypto.randomUUID()
-  const bytes = crypto.getRandomValues(new Uint8Array(16))
-  bytes[6] = (bytes[6] & 0x0f) | 0x40
-  bytes[8] = (bytes[8] & 0x3f) | 0x80
-  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")
-  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-")
-}
+// Why a write failed, as the page words it.
+export const problemOf = (error) => error?.name === "QuotaExceededError" ? "full" : "refused"
 
 // An entry: {id, conversation, body, create, at, seq, failed, storage}. seq is given by the storage and says the order;
 // storage says whether it is kept: "storing", "stored", or why it is not ("full", "refused", "slow").
 export class Outbox {
-  #storage; #prefix; #deliver; #entries = new Map(); #writes = new Map(); #settled = new Set()
+  #world; #storage; #older; #deliver; #entries = new Map(); #writes = new Map(); #settled = new Set()
   #busy = new Set(); #waits = new Map(); #isOpen = false; #isLoaded = false; #isShown = false
   // (entry, what): added, stored (or why not), sending, waiting, sent (with entry.ack), failed, removed. → a promise:
   // what is to be done before the entry's row goes; where it rejects the row stays
   onChange = () => {}
 
-  // prefix: of what older versions kept in localStorage; deliver(entry) → outcome (see connection.js)
-  constructor(storage, prefix, deliver) {
+  onUnkept = () => {} // (what, why): cannot be stored ("full", "refused", "slow"), or is stored or needed no more (null)
+
+  // storage: {rows, write, tell, listen} (storage/storage.js); older: {take() → {entries, moved}, forget(id)}, what
+  // older versions kept elsewhere; deliver(entry) → outcome (see connection.js)
+  constructor(world, storage, older, deliver) {
+    this.#world = world
     this.#storage = storage
-    this.#prefix = prefix
+    this.#older = older
     this.#deliver = deliver
     storage.listen((message) => this.#onMessage(message))
   }
@@ -61,8 +51,8 @@ export class Outbox {
   get(id) { return this.#entries.get(id) }
 
   // beside: operations that are written with it, all or none (the draft goes as the message comes)
-  add(conversation, body, { create = false, id = uuid(), beside = [] } = {}) {
-    const entry = { id, conversation, body, create, at: Date.now(), tries: 0, storage: "storing" }
+  add(id, conversation, body, { create = false, beside = [] } = {}) {
+    const entry = { id, conversation, body, create, at: this.#world.wall(), tries: 0, storage: "storing" }
     this.#entries.set(entry.id, entry)
     this.#tell(entry, "added")
     this.#store(entry, beside)
@@ -80,7 +70,7 @@ export class Outbox {
   }
 
   flush() {
-    for (const timer of this.#waits.values()) clearTimeout(timer)
+    for (const timer of this.#waits.values()) this.#world.cancel(timer)
     this.#waits.clear()
     for (const { conversation } of this.#entries.values()) this.pump(conversation)
   }
@@ -163,10 +153,10 @@ export class Outbox {
   #wait(entry, advice) {
     const base = RETRIES[entry.tries] ?? RETRIES.at(-1)
     entry.tries += 1
-    this.#waits.set(entry.conversation, setTimeout(() => {
+    this.#waits.set(entry.conversation, this.#world.later(() => {
       this.#waits.delete(entry.conversation)
       this.pump(entry.conversation)
-    }, Math.max(advice, base * (0.75 + 0.5 * Math.random()))))
+    }, Math.max(advice, base * (0.75 + 0.5 * this.#world.random()))))
   }
 
   #fail(entry, outcome) {
@@ -182,7 +172,7 @@ export class Outbox {
   // --- the storage ---
 
   async #read() {
-    const older = movedEntries(this.#storage, this.#prefix)
+    const older = this.#older.take()
     try {
       await older.moved
       this.#takeUp(await this.#storage.rows("outbox"))
@@ -233,7 +223,7 @@ export class Outbox {
     if (entry.seq || to < 0) return {}
     const from = all.findLastIndex((one, index) => index < here && one.seq)
     const low = Math.max(all[to].seq - 1, all[from]?.seq ?? 0)
-    return { seq: low + (all[to].seq - low) * (here - from - 0.75 + 0.5 * Math.random()) / (to - from - 1) }
+    return { seq: low + (all[to].seq - low) * (here - from - 0.75 + 0.5 * this.#world.random()) / (to - from - 1) }
   }
 
   // At once where nothing is being written of it: the page may be about to close.
@@ -246,7 +236,7 @@ export class Outbox {
   async #write(entry, beside) {
     if (!this.#entries.has(entry.id)) return
     const { storage, tries, ack, ...row } = entry
-    const late = setTimeout(() => this.#onStored(entry, "slow"), PATIENCE)
+    const late = this.#world.later(() => this.#onStored(entry, "slow"), PATIENCE)
     try {
       const [seq] = await this.#storage.write([["outbox", "put", { ...row, ...this.#gapOf(entry) }], ...beside])
       entry.seq = seq
@@ -254,13 +244,13 @@ export class Outbox {
     } catch (error) {
       console.error("outbox: kept in memory only", error)
       if (!entry.seq) this.#onStored(entry, problemOf(error)) // else what is stored has its text
-    } finally { clearTimeout(late) }
+    } finally { this.#world.cancel(late) }
   }
 
   #onStored(entry, storage) {
     if (!this.#entries.has(entry.id) || entry.seq && storage === "slow") return
     entry.storage = storage
-    noteUnkept(entry.id, storage === "stored" ? null : storage)
+    this.onUnkept(entry.id, storage === "stored" ? null : storage)
     this.#tell(entry, "stored")
     this.pump(entry.conversation)
   }
@@ -268,13 +258,13 @@ export class Outbox {
   #remove(entry, what) {
     this.#entries.delete(entry.id)
     this.#settled.add(entry.id)
-    noteUnkept(entry.id, null)
+    this.onUnkept(entry.id, null)
     this.#erase(entry, this.#tell(entry, what))
   }
 
   // Where that fails, the next page sends it once more, and the server knows it.
   async #erase(entry, before) {
-    forgetOlder(this.#prefix, entry.id)
+    this.#older.forget(entry.id)
     try {
       await before
       await this.#writes.get(entry.id)
@@ -293,74 +283,7 @@ export class Outbox {
     if (!entry || this.#busy.has(entry.conversation)) return
     this.#entries.delete(id)
     this.#settled.add(id)
-    noteUnkept(id, null)
+    this.onUnkept(id, null)
     this.#tell(entry, "removed")
-  }
-}
-
-// Reports of what the page's connection went through: numbered by the page, kept until the server has them, so that
-// none is lost and a repeated one changes nothing. Those of closed pages go along with the next page's.
-export class Reports {
-  #key; #prefix; #client; #url; #canSend; #kept = []; #number = 0; #timer = null; #until = 0
-
-  constructor(prefix, client, url, canSend) {
-    this.#prefix = `${prefix}:reports:`
-    this.#key = this.#prefix + client
-    this.#client = client
-    this.#url = url
-    this.#canSend = canSend
-    addEventListener("pagehide", () => navigator.sendBeacon?.(this.#url, this.#body(this.#kept.slice(-MOST_AT_ONCE))))
-  }
-
-  add(report) {
-    this.#number += 1
-    this.#kept.push({ client: this.#client, number: this.#number, at: Date.now(), ...report })
-    this.#kept.splice(0, this.#kept.length - MOST_REPORTS)
-    this.#store(this.#key, this.#kept)
-    this.#timer ??= setTimeout(() => this.#send(), 2000)
-  }
-
-  async #send() {
-    this.#timer = null
-    const pause = this.#until - Date.now()
-    if (pause > 0) this.#timer = setTimeout(() => this.#send(), Math.min(pause, LONGEST_PAUSE))
-    if (pause > 0 || !this.#canSend()) return // the next transition brings them along
-    for (const key of storedKeys(this.#prefix)) {
-      const kept = key === this.#key ? this.#kept : this.#read(key)
-      const batch = kept.slice(0, MOST_AT_ONCE)
-      if (!await this.#post(batch)) return
-      const left = (key === this.#key ? this.#kept : kept).filter((report) => !batch.includes(report))
-      if (key === this.#key) this.#kept = left
-      this.#store(key, left)
-    }
-    if (this.#kept.length) this.#timer ??= setTimeout(() => this.#send(), 2000)
-  }
-
-  // True where the server has them, or will never want them.
-  async #post(batch) {
-    if (!batch.length) return true
-    try {
-      const headers = { Accept: "application/json" }
-      const response = await fetch(this.#url, { method: "POST", body: this.#body(batch), headers })
-      if (response.ok || response.status === 413) return true
-      if (response.status === 429) this.#until = Date.now() + 1000 * (Number(response.headers.get("Retry-After")) || 60)
-      return response.status === 400 && (await response.json()).error?.code === "bad-events"
-    } catch { return false }
-  }
-
-  #body(batch) {
-    const token = document.querySelector('meta[name="csrf-token"]')?.content ?? ""
-    return new URLSearchParams({ csrf_token: token, events: JSON.stringify(batch) })
-  }
-
-  #read(key) {
-    try { return JSON.parse(localStorage.getItem(key)) ?? [] } catch { return [] }
-  }
-
-  #store(key, reports) {
-    try {
-      if (reports.length) localStorage.setItem(key, JSON.stringify(reports))
-      else localStorage.removeItem(key)
-    } catch { /* full: they are kept in memory only */ }
   }
 }

@@ -1,0 +1,196 @@
+// What is followed, from where, and what is shown of it, as data: it decides what is newer, where a patch fits and when
+// the whole is needed, and tells the view what to do. Elements are read through localName, getAttribute, hasAttribute,
+// children and textContent: what a page's DOM and any parser can give.
+
+const RESYNC = 1000 // a feed is asked for again at once, but never more often than this
+
+const number = (element, name) => Number(element.getAttribute(name))
+
+// The feeds that somebody follows, each with its cursor.
+export class Feeds {
+  #world; #ask; #cursors = new Map(); #resyncs = new Map()
+  view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
+
+  // ask(feed, cursor): what came after that is wanted
+  constructor(world, ask) {
+    this.#world = world
+    this.#ask = ask
+  }
+
+  get cursors() { return Object.fromEntries(this.#cursors) }
+
+  has(feed) { return this.#cursors.has(feed) }
+
+  cursor(feed) { return this.#cursors.get(feed) }
+
+  follow(feed, cursor) { this.#cursors.set(feed, cursor) }
+
+  unfollow(feed) { return this.#cursors.delete(feed) }
+
+  clear() { this.#cursors.clear() }
+
+  // A "chat-feed". isWhole(element) → false where it was altered on the way; isOthers: another tab asked for it, so a
+  // reset is a gap to one that has something.
+  // → "applied", "known" (also a late reset: it knows less than what is shown), "altered", "again" (it was asked for)
+  take(feed, element, { isWhole = () => true, isOthers = false } = {}) {
+    const cursor = this.#cursors.get(feed)
+    const to = number(element, "to")
+    if (cursor === undefined || to <= cursor) return "known"
+    const isGap = element.hasAttribute("reset") ? isOthers && cursor > 0 : number(element, "from") > cursor
+    if (!isGap && !isWhole(element)) return "altered"
+    const fits = isGap || this.view?.apply(feed, element) !== false
+    if (!fits) this.forget(feed)
+    if (isGap || !fits) {
+      this.resync(feed)
+      return "again"
+    }
+    this.#cursors.set(feed, to)
+    noteMark(this.#world.page, element)
+    return "applied"
+  }
+
+  // Ask again from the cursor.
+  resync(feed) {
+    const now = this.#world.now()
+    const last = this.#resyncs.get(feed) ?? -Infinity
+    if (last > now) return // it is about to be
+    const at = Math.max(now, last + RESYNC)
+    this.#resyncs.set(feed, at)
+    this.#world.later(() => { if (this.has(feed)) this.#ask(feed, this.#cursors.get(feed)) }, at - now)
+  }
+
+  // What is shown is of no use as a starting point.
+  forget(feed) {
+    if (!this.has(feed)) return
+    this.#cursors.set(feed, 0)
+    this.view?.forget(feed)
+  }
+
+  gone(feed) { if (this.#cursors.delete(feed)) this.view?.gone(feed) }
+
+  // Another epoch is another database.
+  adoptEpoch(epoch) {
+    const { page } = this.#world
+    if (!epoch || epoch === page.epoch) return
+    page.epoch = epoch
+    for (const feed of this.#cursors.keys()) this.forget(feed)
+  }
+
+  // What is shown has a future that the server lost: an older copy of its database was put back.
+  adoptHistory(element) {
+    if (!element.hasAttribute("mark")) return
+    this.#world.page.mark = element.getAttribute("mark")
+    if (element.getAttribute("reason") === "history") for (const feed of this.#cursors.keys()) this.forget(feed)
+  }
+}
+
+// Up to which change everything here is shown: the page's mark, which only grows within one history.
+function noteMark(page, element) {
+  const [history, change] = (element.getAttribute("mark") ?? "").split(".")
+  if (!history) return
+  const [own, shown] = (page.mark ?? "").split(".")
+  if (history !== own || Number(change) > Number(shown)) page.mark = `${history}.${change}`
+}
+
+// What is shown of one feed. `apply` and `take` give orders to the view: {verb, key, …}, to be done one after the other.
+//   insert, replace: element (an article, an entry of the list), item; `isLast` of an answer that has not begun
+//   append: pieces [{index, source: of the whole block}], patch (its element)
+//   remove
+export class Items {
+  #known = new Map(); #keys = new Map() // key → item; position → key
+  #floor
+
+  // floor() → the first position that is loaded while there are older ones still to be loaded, or 0
+  constructor(floor = () => 0) { this.#floor = floor }
+
+  // What the page came with, or what is known of a message that the server acknowledged.
+  know(item) {
+    this.#known.set(item.key, item)
+    if (item.position) this.#keys.set(item.position, item.key)
+  }
+
+  has(key) { return this.#known.has(key) }
+
+  forget() { for (const item of this.#known.values()) item.revision = -1 }
+
+  // A "chat-feed". → {orders, fits: false where it is to be asked for from the beginning, isCut: whether a reset removed any}
+  apply(element) {
+    const children = [...element.children]
+    const orders = element.hasAttribute("reset") ? this.#keepOnly(children) : []
+    const isCut = orders.length > 0
+    let fits = true
+    for (const child of children) {
+      const found = this.take(child)
+      if (found) orders.push(found)
+      else if (found === null) fits = false
+    }
+    return { orders, fits, isCut }
+  }
+
+  // One article, entry or patch. → an order, undefined (known already), or null (it does not fit). isOlder: it was
+  // loaded by scrolling up.
+  take(child, isOlder = false) {
+    if (child.localName === "chat-patch") return this.#patch(child)
+    const item = itemOf(child)
+    const known = this.#known.get(item.key)
+    // A change of a message that is still to be loaded by scrolling up comes with its page.
+    if (!known && !isOlder && item.position && item.position < this.#floor()) return undefined
+    if (known && known.revision >= item.revision) return undefined
+    if (item.isGone) return known && this.#remove(item.key)
+    this.know(item)
+    return { verb: known ? "replace" : "insert", key: item.key, element: child, item, isLast: item.isLast }
+  }
+
+  #remove(key) {
+    const item = this.#known.get(key)
+    this.#known.delete(key)
+    if (this.#keys.get(item.position) === key) this.#keys.delete(item.position)
+    return { verb: "remove", key }
+  }
+
+  #keepOnly(children) {
+    const ids = new Set(children.map((child) => child.getAttribute("data-id")))
+    const over = [...this.#known.values()].filter(({ id }) => id && !ids.has(id))
+    return over.map(({ key }) => this.#remove(key))
+  }
+
+  #patch(patch) {
+    const item = this.#known.get(this.#keys.get(number(patch, "position")))
+    const revision = number(patch, "revision")
+    if (!item || item.revision >= revision) return undefined
+    const pieces = []
+    for (const piece of patch.children) {
+      if (piece.localName !== "chat-block") continue
+      const [index, offset] = [number(piece, "index"), number(piece, "offset")]
+      const old = item.sources.get(index) ?? ""
+      if (offset > old.length) return null
+      pieces.push({ index, source: old.slice(0, offset) + piece.textContent })
+    }
+    for (const { index, source } of pieces) item.sources.set(index, source)
+    item.revision = revision
+    return { verb: "append", key: item.key, pieces, patch, item }
+  }
+}
+
+const classed = (element, name) => [...element.children].filter((one) => (
+  (one.getAttribute("class") ?? "").split(" ").includes(name)
+))
+
+// Of an article or an entry of the list, as the server renders it. key: what a person's message is called before it has
+// an id; sources: of the blocks that patches may append to.
+export function itemOf(element) {
+  const id = element.getAttribute("data-id")
+  const isAnswerToCome = element.localName === "article" && !element.hasAttribute("data-position")
+  return {
+    key: element.getAttribute("data-client-id") || id, id, sources: sourcesOf(element),
+    position: number(element, "data-position"), revision: number(element, "data-revision"),
+    isLast: isAnswerToCome,
+    isGone: isAnswerToCome ? element.getAttribute("data-state") !== "queued" : element.localName === "li" && element.hasAttribute("data-deleted"),
+  }
+}
+
+function sourcesOf(article) {
+  const blocks = classed(article, "body").flatMap((body) => classed(body, "block"))
+  const known = blocks.filter((block) => block.hasAttribute("data-source"))
+  return new Map(known.map((block) => [number(block, "data-index"), block.getAttribute("data-source")]))
+}

@@ -1,0 +1,280 @@
+// The polling transport: asks for what is new, again and again, and holds the question open where the network allows it;
+// sends go by POST. Same interface as websocket.js: open, close, send, subscribe, verify. An answer without the product's
+// mark is never taken in: it is a named failure. Beside a held poll, a small heartbeat notices that its socket hangs.
+
+import { rttEstimate } from "./delays.js"
+import { Pacing } from "./pacing.js"
+import { Posts, advice, codeOf } from "./posts.js"
+
+const MARK = "<chat-answer"
+const END = "</chat-answer>"
+const ARMOUR = "<chat-armour"
+const GAP = 20
+const EARLY = 1000
+const BEATS = { awaiting: 2000, active: 5000, visible: 5000, idle: 15000 } // not while hidden or offline
+const BEAT_LATER = 5000
+const ALLOWANCE = 6000 // beyond what was asked for
+const MEND_AGAIN = 3000
+
+// The answer without white space around it; false where it is not ours, or not all of it.
+function whole(text) {
+  const answer = text.trim()
+  return answer.startsWith(MARK) && answer.endsWith(END) && answer
+}
+
+// Whether an answer speaks of nothing but what was asked for: else a name in it was altered on the way.
+function isAbout(elements, fields) {
+  const cursors = fields.filter(([name]) => name === "c").map(([, cursor]) => cursor.split(":")[0])
+  return elements.every((element) => [null, ...cursors].includes(element.getAttribute("feed"))) // null: about no feed
+}
+
+export class PollingTransport {
+  #config; #world; #core
+  #running = false; #request = null; #timer = null; #heartbeat = null; #beating = false
+  #estimate = null; #pacing; #posts; #due = null
+
+  #mending = false; #mendsAgain = false
+  // core: {on, receive, resync, plan() → {epoch, mark, feeds}, activity() → see detector.js, rewriters, paced}
+  constructor(config, world, core) {
+    this.#config = config
+    this.#world = world
+    this.#core = core
+    this.#pacing = new Pacing(config.poll_ms, config.poll_hold_ms)
+    this.#posts = new Posts(config, world, core.on)
+  }
+
+  get #now() { return this.#world.now() }
+
+  get rto() { return this.#estimate?.rto ?? 1500 }
+
+  // What people are shown: are polls held open (ms), or how far apart are they (ms), and why?
+  get pace() {
+    const held = this.#pacing.hold(this.#now)
+    return { held, every: this.#pacing.interval(this.#core.activity()), why: this.#pacing.why }
+  }
+
+  send(entry) { return this.#posts.send(entry) }
+
+  open() {
+    if (this.#running) return
+    this.#running = true
+    this.#next(0, 0)
+  }
+
+  close() {
+    this.#running = false
+    this.#due = null
+    this.#world.cancel(this.#timer)
+    this.#abort()
+  }
+
+  // Drop what hangs or waits, and ask at once.
+  verify() {
+    this.#running = true
+    this.#world.cancel(this.#timer)
+    if (this.#request) {
+      this.#request.again = true
+      this.#abort()
+    } else this.#next(0, 0)
+  }
+
+  subscribe() { if (this.#running) this.verify() }
+
+  // Something that arrived is not what was sent: ask for it again, in an armour. What came by a socket is asked for
+  // beside it; a poll simply asks on.
+  mend(transport) {
+    if (transport !== "polling") return this.#mend()
+    if (this.#request) this.#request.rewritten = true
+  }
+
+  async #mend() {
+    if (this.#mending) return this.#mendsAgain = true // it came after what is being asked for
+    this.#mending = true
+    this.#mendsAgain = false
+    const ended = await this.#ask(this.#inputs(0), 10000).then(({ status, text }) => {
+      const answer = status === 200 ? whole(this.#world.opened(text)) : null
+      if (answer) this.#receive(this.#world.parse(answer)[0].children, true)
+      return answer || status === 204
+    }).catch(() => false)
+    this.#mending = false
+    if (ended && this.#mendsAgain) this.#mend()
+    if (!ended) this.#world.later(() => this.#core.resync(), MEND_AGAIN)
+  }
+
+  #ask(fields, within) { return this.#world.ask("GET", this.#config.changes_url, fields, { within }) }
+
+  // The person did something: a plain poll that is far off comes sooner.
+  hasten() {
+    if (this.#due === null || !this.#running || this.#request) return
+    const left = Math.min(this.#due.at - this.#now, this.#pacing.interval(this.#core.activity()))
+    this.#next(Math.max(0, left), this.#due.wait)
+  }
+
+  #next(delay, wait) {
+    this.#world.cancel(this.#timer)
+    this.#due = { at: this.#now + delay, wait }
+    this.#timer = this.#world.later(() => this.#poll(wait), delay)
+  }
+
+  #poll(wait) {
+    this.#due = null
+    if (!this.#running || this.#request) return
+    const fields = this.#inputs(wait)
+    const request = { wait, fields, armour: this.#core.rewriters.isHere, startedAt: this.#now }
+    this.#request = request
+    request.abort = this.#world.poll(fields, 1000 * wait + ALLOWANCE, {
+      accept: (answer) => this.#accept(request, answer), take: (elements) => this.#takeIn(request, elements),
+      end: () => this.#end(request),
+    })
+    if (!request.abort) return this.#end(request)
+    if (wait > 0) this.#scheduleHeartbeat(request)
+  }
+
+  #inputs(wait) {
+    const { epoch, mark, feeds } = this.#core.plan()
+    const { person } = this.#world.page // another person's session must not answer this page
+    const armour = this.#core.rewriters.isHere ? [["armour", 1]] : []
+    const cursors = Object.entries(feeds).map(([feed, cursor]) => ["c", `${feed}:${cursor}`])
+    const history = mark ? [["mark", mark]] : []
+    return [["epoch", epoch], ...history, ["person", person], ["wait", wait], ...armour, ...cursors]
+  }
+
+  #abort() {
+    this.#world.cancel(this.#heartbeat)
+    if (this.#request && !this.#request.ended) this.#request.abort()
+  }
+
+  // What is taken in: only a 200 that carries the mark, whole. Whatever else came gets a name.
+  #accept(request, answer) {
+    const { status } = answer
+    const text = status === 200 ? this.#world.opened(answer.text) : answer.text
+    const begun = status === 200 && [MARK, ARMOUR].some((mark) => text.includes(mark))
+    const ours = status === 200 && whole(text)
+    if (ours && this.#running) return text
+    if (ours || status === 204) request.outcome = { ok: true, news: false }
+    else if (status === 401) request.outcome = { signedOut: true }
+    else if (answer.isRedirect) request.outcome = { reason: "redirected" }
+    else if (status === 429) request.outcome = { reason: reasonOf(text, "rate-limited"), advice_ms: this.#advice(answer) }
+    else if (begun && text.includes(END) && !request.armour) this.#noteRewriter(request) // with something around it
+    else if (begun) request.outcome = { reason: "server-unreachable" } // cut off on the way
+    else if (status >= 500) request.outcome = { reason: reasonOf(text, "server-unreachable"), advice_ms: this.#advice(answer) }
+    else request.outcome = { reason: "foreign-page" }
+    return null
+  }
+
+  #advice(answer) { return advice(answer, this.#world.wall()) }
+
+  #noteRewriter(request) {
+    this.#core.rewriters.note()
+    request.outcome = { ok: true, news: true }
+    request.rewritten = true
+  }
+
+  #takeIn(request, elements) {
+    if (!request.armour && !isAbout(elements, request.fields)) this.#noteRewriter(request)
+    else request.outcome = { ok: true, news: true, ...this.#receive(elements, request.armour) }
+  }
+
+  #receive(elements, isArmoured) {
+    const taken = { advanced: false, more: false }
+    for (const element of [...elements]) {
+      if (element.hasAttribute("more")) taken.more = true
+      try {
+        if (this.#core.receive(element, "polling", isArmoured)) taken.advanced = true
+      } catch (error) { console.error(error) }
+    }
+    return taken
+  }
+
+  #end(request) {
+    request.ended = true
+    this.#world.cancel(this.#heartbeat)
+    this.#request = null
+    if (!this.#running) return
+    if (request.again) return this.#next(0, 0)
+    this.#conclude(request, request.outcome ?? { reason: "server-unreachable" })
+  }
+
+  #conclude(request, outcome) {
+    const took = this.#now - request.startedAt
+    if (outcome.signedOut) return this.#stopFor({ type: "signed_out", reason: "signed-out" })
+    if (!outcome.ok) {
+      const cut = request.wait > 0 && took > EARLY && !outcome.advice_ms
+      if (cut && !outcome.quick) this.#pacing.cut(this.#now, took)
+      return this.#fail({ ...outcome, quick: (cut || outcome.quick) && !outcome.advice_ms })
+    }
+    const early = request.wait > 0 && !outcome.news && took < EARLY
+    if (request.wait === 0) this.#measure(took)
+    else if (early) this.#pacing.endedEarly(this.#now)
+    else this.#pacing.held(took, outcome.news)
+    this.#core.on({ type: "poll_answered" })
+    if (!this.#running) return
+    if (request.rewritten) return this.#next(0, 0)
+    const unmoved = outcome.news && !outcome.advanced // something is wrong: never ask in a tight loop
+    const gap = this.#pacing.gap(this.#now, this.#core.activity(), outcome.news, !unmoved && !early)
+    const wait = outcome.more ? 0 : Math.round(this.#pacing.hold(this.#now) / 1000)
+    this.#next(outcome.more && !unmoved ? GAP : gap, wait)
+    this.#core.paced()
+  }
+
+  #fail(outcome) { this.#stopFor({ type: "poll_failed", ...outcome }) }
+
+  // The machine decides when to ask again.
+  #stopFor(event) {
+    this.#running = false
+    this.#core.on(event)
+  }
+
+  #measure(sample) {
+    this.#estimate = rttEstimate(this.#estimate, sample)
+    const { srtt, rttvar } = this.#estimate
+    this.#core.on({ type: "measured", rtt: Math.round(srtt), jitter: Math.round(rttvar) })
+  }
+
+  #scheduleHeartbeat(request) {
+    const activity = this.#core.activity()
+    this.#world.cancel(this.#heartbeat)
+    this.#heartbeat = this.#world.later(() => this.#beat(request), BEATS[activity] ?? BEAT_LATER)
+  }
+
+  async #beat(request) {
+    if (request.ended || request !== this.#request) return
+    if (!(this.#core.activity() in BEATS) || this.#beating) return this.#scheduleHeartbeat(request)
+    const fields = request.fields.map(([name, value]) => [name, name === "wait" ? 0 : value])
+    const startedAt = this.#now
+    this.#beating = true
+    try {
+      const answer = await this.#ask(fields, this.rto)
+      const pause = [429, 503].includes(answer.status) ? this.#advice(answer) : 0
+      if ((answer.status === 401 || pause) && request === this.#request) {
+        request.outcome = pause ? { reason: "rate-limited", advice_ms: pause } : { signedOut: true }
+        this.#abort()
+      }
+      if ([200, 204].includes(answer.status)) this.#measure(this.#now - startedAt)
+      if (answer.status === 200) this.#world.later(() => this.#suspectBuffering(request), this.rto)
+    } catch {
+      // A timer that came far too late says that this machine slept, not that the network failed.
+      const slept = this.#now - startedAt > this.rto + 3000
+      if (!slept && !request.ended && request === this.#request) this.#suspect(request)
+    } finally {
+      this.#beating = false
+    }
+    if (!request.ended && request === this.#request) this.#scheduleHeartbeat(request)
+  }
+
+  #suspect(request) {
+    request.outcome = { reason: "mute", quick: true }
+    this.#abort()
+  }
+
+  // A plain request saw news that the held one still has not brought: something on the way keeps held answers back.
+  #suspectBuffering(request) {
+    if (request.ended || request !== this.#request) return
+    this.#pacing.buffered(this.#now)
+    this.verify()
+  }
+}
+
+// What our own refusals say of themselves; everything else is as it looks.
+const REASONS = { drill: "drill", storage: "server-storage" }
+const reasonOf = (text, otherwise) => REASONS[codeOf(text)] ?? otherwise

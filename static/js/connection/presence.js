@@ -1,0 +1,22 @@
+// How closely to watch the connection: by what the person does. Milliseconds.
+
+const ACTIVE = 120000 // since the person last did something: active until, idle from
+const IDLE = 600000
+
+export class Presence {
+  #world; #usedAt
+
+  constructor(world, onUse) {
+    this.#world = world
+    this.use()
+    world.onUse(() => { this.use(); onUse() })
+  }
+
+  use() { this.#usedAt = this.#world.now() }
+
+  get level() {
+    if (this.#world.isHidden()) return "hidden"
+    const unused = this.#world.now() - this.#usedAt
+    return unused < ACTIVE ? "active" : unused < IDLE ? "visible" : "idle"
+  }
+}

@@ -1,0 +1,211 @@
+// The WebSocket transport: one socket, its proof (hello, feeds, echoes), and what its failure detector says.
+// Same interface as polling.js: open, close, send, subscribe, verify. What happens goes to `on(event)`; elements from the
+// server go to `receive(element)`.
+
+import { Detector } from "./detector.js"
+import { within } from "./posts.js"
+
+const SLEPT = 3000 // a timer that comes so late says that this machine slept, not that the network failed
+const ECHOES_OF_PROOF = 3
+
+export class WebSocketTransport {
+  #world; #core; #socket = null; #facts = null; #timer = null
+  #detector = null // of the newest socket
+
+  // core: {on, receive, plan() → {epoch, mark, feeds}, activity(awaiting) (see detector.js), maxMessage(), replaces(),
+  // heartbeat, triggers}
+  constructor(world, core) {
+    this.#world = world
+    this.#core = core
+  }
+
+  // proof: how long (ms) this socket must live, beyond its echoes, before it may carry; killGap: see detector.js.
+  open(proof = 0, killGap = 0) {
+    this.close(1000)
+    const { heartbeat, triggers } = this.#core
+    const detector = new Detector(this.#now, { heartbeat, triggers, before: this.#detector, killGap })
+    const facts = { detector, hello: false, waiting: null, readyAt: 0, proved: false, echoes: 0, proof }
+    try {
+      this.#socket = this.#world.openSocket(this.#core.replaces(), {
+        onText: (text) => this.#onText(facts, text), onClose: (code, reason) => this.#onClose(facts, code, reason),
+      })
+    } catch (error) {
+      console.error(error)
+      this.#world.later(() => this.#core.on({ type: "ws_closed", reason: "upgrade-failed" }), 50)
+      return
+    }
+    this.#detector = detector
+    this.#facts = facts
+  }
+
+  close(code = 1000) {
+    const socket = this.#socket
+    if (!socket) return
+    this.#forget()
+    socket.close(code)
+  }
+
+  // True if the entry went out; its ack or refusal comes as a frame.
+  send(entry) {
+    const text = JSON.stringify({
+      type: "send", conversation: entry.conversation, client_id: entry.id, body: entry.body,
+    })
+    if (!this.#fits(text) || !this.#write(text)) return false
+    const { detector } = this.#facts
+    detector.sent(entry.id, this.#now)
+    detector.buffer(this.#socket.buffered, this.#now)
+    this.#schedule()
+    return true
+  }
+
+  settled(id) { this.#facts?.detector.settled(id) }
+
+  // Whole plans are split so that each frame stays below the limit.
+  subscribe(feeds) {
+    const { epoch, mark } = this.#core.plan()
+    const frame = (part) => JSON.stringify({ type: "subscribe", epoch, ...(mark && { mark }), feeds: part })
+    let part = {}
+    for (const [feed, cursor] of Object.entries(feeds)) {
+      const more = { ...part, [feed]: cursor }
+      if (Object.keys(part).length && !this.#fits(frame(more))) {
+        this.#write(frame(part))
+        part = { [feed]: cursor }
+      } else part = more
+    }
+    if (Object.keys(part).length) this.#write(frame(part))
+  }
+
+  unsubscribe(feed) { this.#write(JSON.stringify({ type: "unsubscribe", feeds: [feed] })) }
+
+  // After sleep or on a hint: forget what was outstanding, ask once more, judge in 2 s.
+  verify() {
+    const facts = this.#facts
+    if (!facts?.readyAt) return
+    facts.detector.verify(this.#now)
+    this.#echo(facts)
+    this.#schedule()
+  }
+
+  // A poll brought what this silent socket should have.
+  expect() {
+    this.#facts?.detector.expect(this.#now)
+    this.#schedule()
+  }
+
+  // What the person does has changed.
+  pace() { this.#schedule() }
+
+  get #now() { return this.#world.now() }
+
+  #fits(text) { return sizeOf(text) <= this.#core.maxMessage() }
+
+  #write(text) { return this.#socket?.send(text) ?? false }
+
+  #echo(facts) { this.#write(JSON.stringify({ type: "echo", n: facts.detector.ask(this.#now) })) }
+
+  #onText(facts, text) {
+    if (facts !== this.#facts) return
+    const recovered = facts.detector.heard(this.#now)
+    const [element] = this.#world.parse(text)
+    if (!element) return
+    const kind = element.localName
+    if (kind === "chat-hello") this.#onHello(facts, element)
+    else if (kind === "chat-echo") this.#onEcho(facts, Number(element.getAttribute("n")), !recovered)
+    else this.#core.receive(element, "websocket")
+    if (kind === "chat-feed" || kind === "chat-gone") facts.waiting?.delete(element.getAttribute("feed"))
+    if (recovered) this.#core.on({ type: "ws_recovered" })
+    this.#advance(facts)
+  }
+
+  #onHello(facts, element) {
+    facts.hello = true
+    this.#core.receive(element, "websocket")
+    const { feeds } = this.#core.plan()
+    facts.waiting = new Set(Object.keys(feeds))
+    this.subscribe(feeds)
+    this.#echo(facts)
+    this.#schedule()
+  }
+
+  #onEcho(facts, n, isClean) {
+    facts.echoes += 1
+    const smoothed = facts.detector.echoed(n, this.#now, isClean)
+    if (smoothed === null) return
+    const { rttvar } = facts.detector.estimate
+    this.#core.on({ type: "measured", rtt: Math.round(smoothed), jitter: Math.round(rttvar) })
+  }
+
+  // From hello to ready (feeds resumed, one echo) to proved (three echoes, and old enough).
+  #advance(facts) {
+    if (!facts.hello || facts.proved || facts.waiting.size > 0 || facts.echoes === 0) return
+    if (!facts.readyAt) {
+      facts.readyAt = this.#now
+      this.#core.on({ type: "ws_ready" })
+    }
+    if (this.#facts !== facts) return
+    if (facts.echoes >= ECHOES_OF_PROOF && this.#now - facts.readyAt >= facts.proof) {
+      facts.proved = true
+      this.#core.on({ type: "ws_proved" })
+    } else if (facts.detector.probes.size === 0 && facts.echoes < ECHOES_OF_PROOF) this.#echo(facts)
+  }
+
+  #activity(facts) {
+    if (facts.readyAt && !facts.proved) return "proving"
+    return this.#core.activity(facts.detector.sends.size > 0)
+  }
+
+  #schedule() {
+    this.#world.cancel(this.#timer)
+    const facts = this.#facts
+    if (!facts?.hello) return
+    const delay = Math.max(0, Math.ceil(facts.detector.due(this.#activity(facts)) - this.#now))
+    const wanted = this.#world.wall() + delay
+    this.#timer = this.#world.later(() => {
+      if (facts !== this.#facts) return
+      if (this.#world.wall() - wanted > SLEPT) return this.verify()
+      this.#tick(facts)
+      this.#schedule()
+    }, delay)
+  }
+
+  #tick(facts) {
+    facts.detector.buffer(this.#socket.buffered, this.#now)
+    for (const what of facts.detector.tick(this.#now, this.#activity(facts))) {
+      if (facts !== this.#facts) return
+      if (what === "dead") this.#die()
+      else if (what === "suspect") this.#core.on({ type: "ws_suspect", trigger: facts.detector.suspicion })
+      else this.#echo(facts)
+    }
+  }
+
+  #die() {
+    this.close(4000)
+    this.#core.on({ type: "ws_closed", reason: "socket-silent" })
+  }
+
+  #onClose(facts, code, said = "") {
+    if (facts !== this.#facts) return
+    this.#forget()
+    if (code === 4401) return this.#core.on({ type: "signed_out", reason: "signed-out" })
+    const seconds = Number(/retry=([\d.]+)/.exec(said)?.[1])
+    const reason = facts.hello ? "socket-closed" : "upgrade-failed"
+    const closed = { type: "ws_closed", reason, silent_ms: Math.round(this.#now - facts.detector.lastIn) }
+    if (code === 1012) closed.reason = "server-restart"
+    // The server's own fault says nothing about the network: no blame.
+    if (code === 1011) Object.assign(closed, { reason: said.startsWith("storage") ? "server-storage" : "server-error", advice_ms: 0 })
+    if (seconds >= 0) closed.advice_ms = within(Math.round(seconds * 1000))
+    this.#core.on(closed)
+  }
+
+  #forget() {
+    this.#world.cancel(this.#timer)
+    this.#socket = this.#facts = null
+  }
+}
+
+// In UTF-8.
+function sizeOf(text) {
+  let size = 0
+  for (const letter of text) size += letter < "\u0080" ? 1 : letter < "\u0800" ? 2 : letter.length + 2
+  return size
+}

@@ -1,0 +1,391 @@
+"""Headless pages on real sockets and plain HTTP: the shipped core as a client of a running server.
+
+One thread runs all pages of a process, because a JavaScript context is one thread's; each request and each socket has
+a thread of its own, which only waits and says what came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import queue
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.sync.client import ClientConnection, connect
+
+from headless.core import Page
+from headless.elements import Tree, trees
+
+CONNECT_S = 10.0
+TIMEOUT_S = 40.0  # of a request; the core's own deadlines are shorter
+FORM = "application/x-www-form-urlencoded"
+PAGE_MS = 100  # of a page load that took a second, so much counts as the line's latency
+
+
+class NotSignedIn(Exception):
+    """The server did not let us in; the message says why."""
+
+
+class Session:
+    """Cookies and the CSRF token of one sign-in at `url`, and single requests with them."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.origin = f"{parts.scheme}://{parts.netloc}"
+        self.address = (parts.hostname or "", parts.port or 80)
+        self.prefix = parts.path.rstrip("/")
+        self.cookies: dict[str, str] = {}
+        self.token = ""
+
+    @property
+    def cookie(self) -> str:
+        """The Cookie header."""
+        return "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        fields: Iterable[tuple[str, str]] = (),
+        accept: str = "application/json",
+        opened: Callable[[http.client.HTTPConnection], None] = lambda _: None,
+    ) -> tuple[int, str, dict[str, str]]:
+        """Status, text, headers (names in small letters). OSError where the network fails."""
+        form = urlencode([(name, self.token if name == "csrf_token" else value) for name, value in fields])
+        body, target = (form, path) if method == "POST" else (None, f"{path}?{form}" if form else path)
+        headers = {"Connection": "close", "Cookie": self.cookie, "Origin": self.origin}
+        headers |= {"Content-Type": FORM, "Accept": accept} if method == "POST" else {}
+        connection = http.client.HTTPConnection(*self.address, timeout=TIMEOUT_S)
+        try:
+            opened(connection)
+            connection.request(method, target, body, headers)
+            response = connection.getresponse()
+            text = response.read().decode("utf-8", "replace")
+        except http.client.HTTPException as problem:
+            raise ConnectionError(repr(problem)) from problem
+        finally:
+            connection.close()
+        for line in response.msg.get_all("Set-Cookie") or []:
+            name, _, value = line.partition(";")[0].strip().partition("=")
+            self.cookies[name] = value
+        return response.status, text, {name.lower(): value for name, value in response.getheaders()}
+
+    def sign_in(self, email: str, password: str) -> None:
+        """By the form. Raises NotSignedIn."""
+        path = f"{self.prefix}/sign-in"
+        status, text, _ = self.request("GET", path)
+        if status != 200:
+            raise NotSignedIn(f"{path} answered {status}")
+        self.token = next(one["a"]["value"] for one in every(text, "input") if one["a"].get("name") == "csrf_token")
+        fields = [("email", email), ("password", password), ("csrf_token", "")]
+        status, _, _ = self.request("POST", path, fields, accept="text/html")
+        if status != 303:
+            raise NotSignedIn(f"signing in as {email} was answered {status}")
+
+    def home(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The chat-config of a fresh page, and the attributes of its body; learns its token. Raises NotSignedIn."""
+        path = f"{self.prefix}/"
+        for _ in range(5):
+            status, text, headers = self.request("GET", path)
+            if "location" not in headers:
+                break
+            path = urlsplit(headers["location"]).path
+        metas = {meta["a"].get("name", ""): meta["a"].get("content", "") for meta in every(text, "meta")}
+        if "chat-config" not in metas:
+            raise NotSignedIn(f"{path} answered {status} without a chat")
+        self.token = metas["csrf-token"]
+        return json.loads(metas["chat-config"]), every(text, "body")[0]["a"]
+
+
+def every(markup: str, tag: str) -> list[Tree]:
+    """All elements of that name, in the document's order."""
+
+    def walk(tree: Tree) -> Iterable[Tree]:
+        if tree["t"] == tag:
+            yield tree
+        for child in tree.get("c", ()):
+            yield from walk(child)
+
+    return [found for top in trees(markup) for found in walk(top)]
+
+
+class Loop:
+    """The thread of all pages of this process."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._clients: set[Client] = set()
+        self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
+        self._thread.start()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Soon, in the pages' thread."""
+        self._work.put(work)
+
+    def add(self, client: Client) -> None:
+        """See to its clock from now on."""
+        self._clients.add(client)
+
+    def remove(self, client: Client) -> None:
+        """It has ended."""
+        self._clients.discard(client)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._work.put(None)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while True:
+            due = min((client.due for client in self._clients), default=float("inf"))
+            try:
+                work = self._work.get(timeout=min(5.0, max(0.0, due - now_ms()) / 1000))
+            except queue.Empty:
+                for client in [client for client in self._clients if client.due <= now_ms()]:
+                    client.happen("tick")
+                continue
+            if work is None:
+                return
+            work()
+
+
+class Client:
+    """One page of a person. Its callbacks run in the pages' thread and must not block."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        url: str,
+        email: str,
+        password: str,
+        transports: Iterable[str] = ("websocket", "polling"),
+        on_status: Callable[[str, str | None], None] = lambda status, reason: None,
+        on_shown: Callable[[str, dict[str, Any]], None] = lambda feed, row: None,
+    ) -> None:
+        self._loop, self._session = loop, Session(url)
+        self._email, self._password, self._transports = email, password, tuple(transports)
+        self._on_status, self._on_shown = on_status, on_shown
+        self._page: Page | None = None
+        self._sockets: dict[int, Line] = {}
+        self._requests: dict[int, http.client.HTTPConnection | None] = {}
+        self._seq = 0
+        self._ws_path = ""
+
+    @property
+    def due(self) -> float:
+        """When its clock wants to be looked at, in ms of `now_ms`."""
+        due = self._page.due if self._page else None
+        return float("inf") if due is None else due
+
+    def start(self) -> None:
+        """Sign in, load a page, connect. Raises OSError, NotSignedIn."""
+        began = time.monotonic()
+        self._session.sign_in(self._email, self._password)
+        config, body = self._session.home()
+        latency = min(500, int((time.monotonic() - began) * PAGE_MS))
+        offered = [name for name in config["transports"] if name in self._transports]
+        config |= {"latency_ms": latency, "transports": offered}
+        self._ws_path = config["ws_url"]
+        page = {name: body.get(f"data-{name}", "") for name in ("epoch", "mark", "person")}
+
+        def begin() -> None:
+            seed = random.getrandbits(31)
+            self._page = Page(config, page, seed, now_ms(), tells=True)
+            self._loop.add(self)
+            self.happen("start")
+
+        self._loop.do(begin)
+
+    def follow(self, feed: str) -> None:
+        """Show a feed, from nothing."""
+        self._loop.do(lambda: self.happen("follow", feed))
+
+    def send(self, client_id: str, conversation: str, body: str) -> None:
+        """Take a message; it is repeated until the server has it."""
+        self._loop.do(lambda: self.happen("send", client_id, conversation, body, False))
+
+    def close(self) -> None:
+        """The page goes."""
+        self._loop.do(self._end)
+
+    def _end(self) -> None:
+        if self._page is None:
+            return
+        self.happen("hint", "stop")
+        self._loop.remove(self)
+        self._page.close()
+        self._page = None
+
+    def happen(self, what: str, *given: Any) -> None:
+        """In the pages' thread: let something happen, and do what the core wants."""
+        if self._page is None:
+            return
+        self._page.happen(now_ms(), what, *given, wall=time.time() * 1000)
+        for name, *order in self._page.take():
+            getattr(self, f"_{name}")(*order)
+
+    def later(self, what: str, *given: Any) -> None:
+        """From any thread."""
+        self._loop.do(lambda: self.happen(what, *given))
+
+    # What the core wants
+
+    def _ask(self, number: int, method: str, url: str, fields: list[tuple[str, str]]) -> None:
+        self._requests[number] = None
+        _begin(self._request, number, method, url, fields)
+
+    def _drop(self, number: int) -> None:
+        _abort(self._requests.pop(number, None))
+
+    def _open(self, number: int, replaces: str) -> None:
+        path = self._ws_path + (f"?replaces={replaces}" if replaces else "")
+        self._sockets[number] = Line(self, self._session, number, path)
+
+    def _say(self, number: int, text: str) -> None:
+        self._sockets[number].say(text)
+
+    def _hang(self, number: int, code: int) -> None:
+        if line := self._sockets.pop(number, None):
+            _begin(line.close, code)
+
+    def _status(self, status: str, reason: str | None, *_more: str | None) -> None:
+        self._on_status(status, reason)
+
+    def _changed(self, _record: dict[str, Any]) -> None:
+        pass
+
+    def _foretold(self, _foretold: dict[str, Any]) -> None:
+        pass
+
+    def _shown(self, feed: str, row: dict[str, Any]) -> None:
+        self._on_shown(feed, row)
+
+    def _sent(self, *_: object) -> None:
+        pass
+
+    def _failed(self, *_: object) -> None:
+        pass
+
+    def _read(self, number: int) -> None:
+        self.later("done", number, [])
+
+    def _write(self, number: int, operations: list[list[Any]]) -> None:
+        self._seq += len(operations)
+        keys = range(self._seq - len(operations) + 1, self._seq + 1)
+        self.later("done", number, [key for key, _ in zip(keys, operations, strict=True)])
+
+    def _renew(self, number: int) -> None:
+        def ask() -> None:
+            outcome = "foreign-page"
+            with contextlib.suppress(OSError, NotSignedIn):
+                self._session.home()
+                outcome = "renewed"
+            self.later("done", number, outcome)
+
+        _begin(ask)
+
+    # In threads
+
+    def _request(self, number: int, method: str, url: str, fields: list[tuple[str, str]]) -> None:
+        answer: dict[str, Any] | None = None
+        with contextlib.suppress(OSError):
+            status, text, headers = self._session.request(
+                method, url, fields, opened=lambda connection: self._opened(number, connection)
+            )
+            is_redirect = 300 <= status < 400
+            status = 0 if is_redirect else status
+            answer = {"status": status, "text": text, "headers": headers, "isRedirect": is_redirect}
+
+        def answered() -> None:
+            if number in self._requests:
+                del self._requests[number]
+                self.happen("answered", number, answer)
+
+        self._loop.do(answered)
+
+    def _opened(self, number: int, connection: http.client.HTTPConnection) -> None:
+        if number not in self._requests:
+            raise ConnectionError("given up")
+        self._requests[number] = connection
+
+
+class Line:
+    """One WebSocket, in a thread that reads."""
+
+    def __init__(self, client: Client, session: Session, number: int, path: str) -> None:
+        self._client, self._session, self._number, self._path = client, session, number, path
+        self._socket: socket.socket | None = None
+        self._connection: ClientConnection | None = None
+        self._is_over = False
+        _begin(self._run)
+
+    def _run(self) -> None:
+        code, reason = 1006, ""
+        try:
+            self._socket = socket.create_connection(self._session.address, timeout=CONNECT_S)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._is_over:
+                return
+            headers = {"Cookie": self._session.cookie, "Origin": self._session.origin}
+            url = f"ws://{urlsplit(self._session.origin).netloc}{self._path}"
+            self._connection = connect(
+                url,
+                sock=self._socket,
+                additional_headers=headers,
+                open_timeout=TIMEOUT_S,
+                ping_interval=None,
+                close_timeout=1,
+            )
+            self._client.later("opened", self._number)
+            for text in self._connection:
+                self._client.later("frame", self._number, text)
+            code, reason = self._connection.close_code or 1006, self._connection.close_reason or ""
+        except ConnectionClosed as end:
+            code, reason = (end.rcvd.code, end.rcvd.reason) if end.rcvd else (1006, "")
+        except (OSError, TimeoutError, InvalidHandshake, EOFError):
+            pass
+        finally:
+            if self._socket:
+                self._socket.close()
+        self._client.later("closed", self._number, code, reason)
+
+    def say(self, text: str) -> None:
+        """Write a frame; a socket that fails ends its reader, which tells."""
+        if self._connection:
+            with contextlib.suppress(ConnectionClosed, OSError):
+                self._connection.send(text)
+
+    def close(self, code: int) -> None:
+        """Say goodbye and end it."""
+        self._is_over = True
+        with contextlib.suppress(ConnectionClosed, OSError):
+            if self._connection:
+                self._connection.close(code)
+        _shut(self._socket)
+
+
+def now_ms() -> float:
+    """The clock of the pages."""
+    return time.monotonic() * 1000
+
+
+def _begin(work: Callable[..., object], *arguments: object) -> None:
+    threading.Thread(target=work, args=arguments, daemon=True).start()
+
+
+def _abort(connection: http.client.HTTPConnection | None) -> None:
+    _shut(connection.sock if connection else None)
+
+
+def _shut(sock: socket.socket | None) -> None:
+    if sock:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
