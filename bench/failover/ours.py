@@ -5,7 +5,6 @@ not at all, every seventh twice and every ninth after the next: with these two t
 """
 
 import sys
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,7 +25,8 @@ class Subject:
         self.is_lossy = system == "ours-lossy"
         self.conversation = conversation
         transports = ("websocket",) if system == "ours-ws-only" else ("websocket", "polling")
-        self.client = Client(loop, url, email, PASSWORD, transports, self._on_status, self._on_shown)
+        hear = {"on_record": self._on_record, "on_shown": self._on_shown}
+        self.client = Client(loop, url, email, PASSWORD, transports, **hear)
         self._said = ""
         self._late: list[str] = []
 
@@ -39,13 +39,14 @@ class Subject:
     def send(self, body: str) -> None:
         """A message of its own."""
         say("sent", client=self.name, id=body)
-        self.client.send(str(uuid.uuid4()), self.conversation, body)
+        self.client.send(self.conversation, body)
 
     def stop(self) -> None:
         """The end."""
         self.client.close()
 
-    def _on_status(self, status: str, reason: str | None) -> None:
+    def _on_record(self, record: dict[str, Any]) -> None:
+        status, reason = record["status"], record["reason"]
         if status == self._said:
             return
         self._said = status

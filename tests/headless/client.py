@@ -1,4 +1,4 @@
-"""Headless pages on real sockets and plain HTTP: the shipped core as a client of a running server.
+"""Headless pages on real sockets and plain HTTP: the shipped core as a client of a running server, for tests and bench.
 
 One thread runs all pages of a process, because a JavaScript context is one thread's; each request and each socket has
 a thread of its own, which only waits and says what came.
@@ -15,18 +15,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
+from uuid import uuid4
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
-from headless.core import Page
+from headless.core import Message, Page
 from headless.elements import Tree, trees
 
 CONNECT_S = 10.0
 TIMEOUT_S = 40.0  # of a request; the core's own deadlines are shorter
 FORM = "application/x-www-form-urlencoded"
+TOKEN = ("csrf_token", "")  # the session puts its own
+Found = TypeVar("Found")
 PAGE_MS = 100  # of a page load that took a second, so much counts as the line's latency
 
 
@@ -138,6 +142,19 @@ class Loop:
         """It has ended."""
         self._clients.discard(client)
 
+    def found(self, question: Callable[[], Found], timeout: float = 10.0) -> Found:
+        """The answer to a question that is asked in the pages' thread. Raises what it raises, and TimeoutError."""
+        answer: Future[Found] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(question())
+            except Exception as error:  # whatever it is, it belongs to who asked
+                answer.set_exception(error)
+
+        self.do(ask)
+        return answer.result(timeout)
+
     def stop(self) -> None:
         """End the thread."""
         self._work.put(None)
@@ -158,7 +175,9 @@ class Loop:
 
 
 class Client:
-    """One page of a person. Its callbacks run in the pages' thread and must not block."""
+    """One page of a person. Methods may be called from any thread; the callbacks run in the pages' thread and must not
+    block. `transports` narrows what the server offers; `notes` is what earlier pages noted of networks (kept true).
+    """
 
     def __init__(
         self,
@@ -167,12 +186,15 @@ class Client:
         email: str,
         password: str,
         transports: Iterable[str] = ("websocket", "polling"),
-        on_status: Callable[[str, str | None], None] = lambda status, reason: None,
+        *,
+        on_record: Callable[[dict[str, Any]], None] = lambda record: None,
         on_shown: Callable[[str, dict[str, Any]], None] = lambda feed, row: None,
+        notes: dict[str, Any] | None = None,
     ) -> None:
         self._loop, self._session = loop, Session(url)
         self._email, self._password, self._transports = email, password, tuple(transports)
-        self._on_status, self._on_shown = on_status, on_shown
+        self._on_record, self._on_shown = on_record, on_shown
+        self._notes = {} if notes is None else notes
         self._page: Page | None = None
         self._sockets: dict[int, Line] = {}
         self._requests: dict[int, http.client.HTTPConnection | None] = {}
@@ -185,8 +207,8 @@ class Client:
         due = self._page.due if self._page else None
         return float("inf") if due is None else due
 
-    def start(self) -> None:
-        """Sign in, load a page, connect. Raises OSError, NotSignedIn."""
+    def start(self) -> Client:
+        """Sign in, load a page, connect. Raises OSError, NotSignedIn. Returns itself."""
         began = time.monotonic()
         self._session.sign_in(self._email, self._password)
         config, body = self._session.home()
@@ -197,29 +219,112 @@ class Client:
         page = {name: body.get(f"data-{name}", "") for name in ("epoch", "mark", "person")}
 
         def begin() -> None:
-            seed = random.getrandbits(31)
-            self._page = Page(config, page, seed, now_ms(), tells=True)
+            self._page = Page(config, page, random.getrandbits(31), now_ms(), tells=True, notes=self._notes)
             self._loop.add(self)
             self.happen("start")
 
-        self._loop.do(begin)
+        self._loop.found(begin)
+        return self
+
+    def __enter__(self) -> Client:
+        return self if self._page else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What people do
+
+    def create(self, body: str = "") -> str:
+        """A new conversation, followed, with its first message where there is one; its id. Raises ValueError where that
+        was refused, OSError where it was not made."""
+        conversation = str(uuid4())
+        if body:
+            self.wait_sent(self.send(conversation, body, create=True))
+        else:
+            status, text, _ = self._session.request("POST", f"{self._session.prefix}/c", [("id", conversation), TOKEN])
+            if status not in (200, 201):
+                raise ConnectionError(f"{conversation} was not made: {status} {text[:200]}")
+        self.follow(conversation)
+        return conversation
 
     def follow(self, feed: str) -> None:
-        """Show a feed, from nothing."""
+        """Show a feed (a conversation, or `list`), from nothing."""
         self._loop.do(lambda: self.happen("follow", feed))
 
-    def send(self, client_id: str, conversation: str, body: str) -> None:
-        """Take a message; it is repeated until the server has it."""
-        self._loop.do(lambda: self.happen("send", client_id, conversation, body, False))
+    def unfollow(self, feed: str) -> None:
+        """Show it no longer."""
+        self._loop.do(lambda: self.happen("unfollow", feed))
+
+    def send(self, conversation: str, body: str, client_id: str = "", *, create: bool = False) -> str:
+        """Take a message and return its client id at once; it is repeated until the server has it."""
+        client_id = client_id or str(uuid4())
+        self._loop.do(lambda: self.happen("send", client_id, conversation, body, create))
+        return client_id
+
+    def hint(self, what: str) -> None:
+        """What the browser would say: wake, hidden, online, offline; or the person: retry."""
+        self._loop.do(lambda: self.happen("hint", what))
 
     def close(self) -> None:
         """The page goes."""
-        self._loop.do(self._end)
+        self._loop.found(self._end)
+
+    # What can be seen
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """record, cursors, waiting, acks, refusals, notes: see core.Page.seen. Raises RuntimeError before the start."""
+        return self._loop.found(lambda: self._running().seen())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The observable record: status, connectionType, reason, reconnectAttempts, rtt, …"""
+        found: dict[str, Any] = self.state["record"]
+        return found
+
+    def messages(self, conversation: str) -> list[Message]:
+        """What is shown of a conversation, in order."""
+        rows = self._loop.found(lambda: self._running().rows(conversation))
+        return [Message.of(row) for row in rows if row["position"]]
+
+    def titles(self) -> dict[str, str]:
+        """The list of conversations, where it is followed: id → title."""
+        return {row["id"]: row["title"] for row in self._loop.found(lambda: self._running().rows("list"))}
+
+    def wait(self, condition: Callable[[], Found], timeout: float = 10.0, what: str = "") -> Found:
+        """Wait until the condition holds; its value. Raises TimeoutError."""
+        end = time.monotonic() + timeout
+        while not (found := condition()):
+            if time.monotonic() > end:
+                raise TimeoutError(f"not within {timeout:g} s: {what or condition}; {self.record}")
+            time.sleep(0.01)
+        return found
+
+    def wait_sent(self, client_id: str, timeout: float = 10.0) -> dict[str, Any]:
+        """The acknowledgement of a message (id, position, revision). Raises TimeoutError, ValueError where refused."""
+
+        def settled() -> tuple[dict[str, Any] | None, str | None] | None:
+            state = self.state
+            found = state["acks"].get(client_id), state["refusals"].get(client_id)
+            return found if any(found) else None
+
+        ack, refusal = self.wait(settled, timeout, f"{client_id} is sent")
+        if ack is None:
+            raise ValueError(f"{client_id} was refused: {refusal}")
+        return ack
+
+    # Inside
+
+    def _running(self) -> Page:
+        if self._page is None:
+            raise RuntimeError("start() the client first, and ask before it is closed")
+        return self._page
 
     def _end(self) -> None:
         if self._page is None:
             return
         self.happen("hint", "stop")
+        self._notes.update(self._page.seen()["notes"])
         self._loop.remove(self)
         self._page.close()
         self._page = None
@@ -256,11 +361,11 @@ class Client:
         if line := self._sockets.pop(number, None):
             _begin(line.close, code)
 
-    def _status(self, status: str, reason: str | None, *_more: str | None) -> None:
-        self._on_status(status, reason)
-
-    def _changed(self, _record: dict[str, Any]) -> None:
+    def _status(self, *_: object) -> None:
         pass
+
+    def _changed(self, record: dict[str, Any]) -> None:
+        self._on_record(record)
 
     def _foretold(self, _foretold: dict[str, Any]) -> None:
         pass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,38 @@ class Script:
 def pages(changes: tuple[tuple[str, str, str], ...] = ()) -> Script:
     """The driver of headless pages: one context for all of a process."""
     return Script("tests/headless/page.js", changes)
+
+
+@dataclass
+class Message:
+    """One message as a reader sees it: a person's has a `body`, an answer has `blocks` of HTML source."""
+
+    id: str
+    client_id: str
+    position: int
+    revision: int
+    author: str
+    state: str
+    deleted: bool
+    body: str
+    blocks: dict[int, str]
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Message:
+        """From a row of `Page.rows`."""
+        return cls(**{**row, "blocks": {int(index): source for index, source in row["blocks"].items()}})
+
+    @property
+    def text(self) -> str:
+        """What it says, without markup."""
+        if self.author == "user":
+            return self.body
+        return "\n".join(html.unescape(re.sub(r"<[^>]*>", "", self.blocks[index])) for index in sorted(self.blocks))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether more is to come."""
+        return self.state in ("queued", "running")
 
 
 class Page:

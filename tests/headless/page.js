@@ -253,7 +253,14 @@ class Page {
 
   unfollow(feed) { if (this.shown.delete(feed)) this.connection.unfollow(feed) }
   send(id, conversation, body, create) { this.outbox.add(id, conversation, body, { create }) }
-  hint(type) { type === "use" ? this.#use() : this.#tell(type) }
+  // use, and retry: the person; else what the browser says.
+  hint(type) {
+    if (type === "hidden" || type === "wake") this.isHidden = type === "hidden"
+    if (type === "use") this.#use()
+    else if (type === "retry") this.connection.retry()
+    else this.#tell(type)
+  }
+
   opened(n) { const socket = this.#sockets.get(n); if (socket) socket.isOpen = true }
 
   frame(n, text) {
