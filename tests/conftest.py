@@ -55,6 +55,7 @@ LONGEST = [
     "test_detector",
     "test_poll_pace",
     "test_example_client",
+    "test_example_python",
     "test_first_run",
     "test_websocket",
     "test_damping",

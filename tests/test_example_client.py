@@ -1,4 +1,4 @@
-"""The example client (docs/examples/client.mjs), written from docs/protocol.md alone, against the real server."""
+"""The JavaScript example (docs/examples/client.mjs), written from docs/protocol.md alone, against the real server."""
 
 import json
 import os
@@ -16,25 +16,13 @@ from lab.faultproxy import FaultProxy
 from lab.http import Client
 from lab.processes import kill_group, marked_environment, wait_for
 from lab.server import EMAIL, PASSWORD, ROOT, Server
+from lab.whales import PACE, QUESTION, teach
 
 EXAMPLE = ROOT / "docs/examples/client.mjs"
 NODE = shutil.which("node")
 LONGEST = 200  # lines, as docs/protocol.md says
 PATIENCE = 60
 CONNECTED = {"websocket": "connected", "polling": "polling"}
-# Characters beyond U+FFFF in several blocks, so that every offset after them tells UTF-16 units from code points.
-KNOWLEDGE = """# Astral whales
-
-## What astral whales eat 🐋🐋
-
-🐋🐋 Astral whales 𝒆𝒂𝒕 plankton 🦐🦐 and starlight ✨, all of it & more < than you think: 𝔞𝔟𝔠 "quoted" 'too'.
-
-- 🦐 shrimps, at 🕐 one o'clock
-- ✨ starlight, from 🌒 to 🌘
-
-🐋 In winter the astral whales eat 🦑 squids instead, which are 𝟏𝟐 times as heavy as 🦐 shrimps.
-"""
-QUESTION = "What do astral whales eat?"
 
 pytestmark = pytest.mark.skipif(NODE is None and not os.environ.get("CI"), reason="node is not installed")
 
@@ -42,10 +30,8 @@ pytestmark = pytest.mark.skipif(NODE is None and not os.environ.get("CI"), reaso
 @pytest.fixture
 def whales(start_server: Callable[..., Server], tmp_path: Path) -> Server:
     """A server whose assistant knows characters beyond U+FFFF and writes slowly enough to be disturbed."""
-    folder = tmp_path / "server1/data/knowledge"
-    folder.mkdir(parents=True)
-    (folder / "whales.md").write_text(KNOWLEDGE)
-    return start_server(assistant_pace=200)
+    teach(tmp_path / "server1")
+    return start_server(assistant_pace=PACE)
 
 
 @contextmanager
