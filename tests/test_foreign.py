@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from lab.shipped import Shipped
+from headless.core import Script
 
 PAGE = "<html>Blocked by policy</html>"
 
@@ -13,8 +13,8 @@ def refusal(code: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def page() -> Shipped:
-    return Shipped("foreign")
+def page() -> Script:
+    return Script("tests/js/foreign.js")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def page() -> Shipped:
         (407, PAGE, ""),
     ],
 )
-def test_only_ours_and_a_filter_refuse_a_message_for_good(page: Shipped, status: int, text: str, is_final: str) -> None:
+def test_only_ours_and_a_filter_refuse_a_message_for_good(page: Script, status: int, text: str, is_final: str) -> None:
     page.call("send", status, text)
     outcome = page.call("found")
     if is_final:
