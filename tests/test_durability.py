@@ -5,15 +5,14 @@ import re
 import sqlite3
 import threading
 import time
-import uuid
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from lab.elements import Element, parse
 from lab.http import Client
-from lab.peer import PEERS, Peer, Sent, Shown
+from lab.peer import PEERS, Shown, Steady
 from lab.server import Server
 from sqlalchemy import text
 
@@ -22,100 +21,42 @@ from chatapp.config import Settings
 
 KILLS = 10
 QUESTION = "How do I let WebSocket through nginx? ({})"
-BROKEN = (OSError, TimeoutError, AssertionError)  # what a peer meets when its server is killed; checked at the end
 
 
-@dataclass
 class Sender(threading.Thread):
-    """Sends one message after the other, each with an id of its own, and repeats it until it is acknowledged."""
+    """Has one message after the other sent, each as soon as the one before is acknowledged; the next one waits."""
 
-    client: Client
-    transport: str
-    conversation: str
-    stopping: threading.Event
-    wanted: list[tuple[str, str]] = field(default_factory=list)
-    acknowledged: dict[str, Sent] = field(default_factory=dict)
-    repeats: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, client: Client, transport: str, stopping: threading.Event) -> None:
         super().__init__(daemon=True)
-
-    __hash__ = threading.Thread.__hash__
+        self.steady = Steady(client, (transport,))
+        self.stopping = stopping
+        self.wanted: list[tuple[str, str]] = []
 
     def run(self) -> None:
-        peer: Peer | None = None
-        while not self.stopping.is_set():
-            client_id, body = str(uuid.uuid4()), QUESTION.format(len(self.wanted))
-            self.wanted.append((client_id, body))
-            end = time.monotonic() + 60
-            while client_id not in self.acknowledged and time.monotonic() < end:
-                try:
-                    peer = peer or connected(self.transport, self.client)
-                    sent = peer.send(self.conversation, body, client_id, timeout=5)
-                    if sent.refused:
-                        raise ConnectionError(f"refused: {sent}")
-                    self.acknowledged[client_id] = sent
-                except Exception:
-                    self.repeats += 1
-                    peer = hung_up(peer)
-                    time.sleep(0.05)
-            time.sleep(0.02)
-        hung_up(peer)
+        with self.steady as steady:
+            while not self.stopping.is_set():
+                if steady.unsent < 2:
+                    body = QUESTION.format(len(self.wanted))
+                    self.wanted.append((steady.send(body), body))
+                time.sleep(0.01)
+            steady.wait(lambda: not steady.unsent, 60, "all is acknowledged")
 
 
-class Watcher(threading.Thread):
-    """Reads a conversation from its cursor, over any number of connections, and keeps what it saw of each answer."""
+class Watcher(Steady):
+    """Reads a conversation, over any number of connections, and keeps what it saw of each answer."""
 
-    def __init__(self, client: Client, transport: str, conversation: str, stopping: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self.client, self.transport = client, transport
-        self.conversation, self.stopping = conversation, stopping
+    def __init__(self, client: Client, transport: str, conversation: str) -> None:
+        super().__init__(client, (transport,), conversation)
         self.seen: dict[str, list[str]] = {}
         self.last: dict[str, Shown] = {}
-        self.order: list[str] = []
 
-    def run(self) -> None:
-        peer: Peer | None = None
-        kept = None
-        while not self.stopping.is_set():
-            try:
-                if peer is None:
-                    peer = connected(self.transport, self.client)
-                    if kept is not None:
-                        peer.applied = kept
-                    peer.subscribe({self.conversation: peer.cursor(self.conversation)})
-                peer.next(0.5)
-                self._note(peer)
-            except Exception:
-                if peer is not None:
-                    kept = peer.applied
-                peer = hung_up(peer)
-                time.sleep(0.05)
-        if peer is not None:
-            self._note(peer)
-        hung_up(peer)
-
-    def _note(self, peer: Peer) -> None:
-        for message in peer.shown(self.conversation):
+    def heard(self) -> None:
+        for message in self.shown():
             if message.author == "assistant" and message.text:
                 texts = self.seen.setdefault(message.id, [])
                 if not texts or texts[-1] != flat(message.text):
                     texts.append(flat(message.text))
             self.last[message.id] = message
-
-
-def connected(transport: str, client: Client) -> Peer:
-    """A peer of its own that uses a session that exists already."""
-    return PEERS[transport](client.clone(timeout=5))
-
-
-def hung_up(peer: Peer | None) -> None:
-    """Close what may be broken already."""
-    if peer is not None:
-        try:
-            peer.close()
-        except BROKEN:
-            pass
 
 
 def flat(markup_text: str) -> str:
@@ -132,15 +73,15 @@ def text_of(article: Element) -> str:
 @pytest.mark.timeout(180)
 def test_kill_9_ten_times_loses_nothing_repeats_nothing_and_keeps_the_order(tmp_path: Path) -> None:
     chance = random.Random(5)
-    sending, watching = threading.Event(), threading.Event()
+    sending = threading.Event()
     with Server(tmp_path / "server", assistant_pace=2500) as server:
         me = Client(server.url).sign_in()
-        conversations = {name: me.create("hello").json["conversation"] for name in PEERS}
-        senders = [Sender(me, name, conversation, sending) for name, conversation in conversations.items()]
+        senders = {name: Sender(me, name, sending) for name in PEERS}
+        conversations = {name: sender.steady.conversation for name, sender in senders.items()}
         # Each transport is read over the other one.
         others = dict(zip(PEERS, reversed(PEERS), strict=True))
-        watchers = [Watcher(me, others[name], conversation, watching) for name, conversation in conversations.items()]
-        for thread in (*senders, *watchers):
+        watchers = [Watcher(me, others[name], conversation) for name, conversation in conversations.items()]
+        for thread in (*senders.values(), *watchers):
             thread.start()
         try:
             for _ in range(KILLS):
@@ -150,22 +91,21 @@ def test_kill_9_ten_times_loses_nothing_repeats_nothing_and_keeps_the_order(tmp_
             time.sleep(0.5)
         finally:
             sending.set()
-            for sender in senders:
+            for sender in senders.values():
                 sender.join(70)
         articles = {name: ended_history(me, conversation) for name, conversation in conversations.items()}
         time.sleep(1)  # what the watchers have not read yet
-        watching.set()
         for watcher in watchers:
-            watcher.join(30)
-    for sender in senders:
-        check_messages(sender, articles[sender.transport])
+            watcher.close()
+    for name, sender in senders.items():
+        check_messages(sender, articles[name])
     states = [
         state
         for watcher, history in zip(watchers, articles.values(), strict=True)
         for state in check_answers(watcher, history)
     ]
     assert states.count("interrupted") >= 3 and "completed" in states, f"the kills missed the answers: {states}"
-    assert sum(sender.repeats for sender in senders) >= KILLS
+    assert sum(sender.steady.broken for sender in senders.values()) >= KILLS
 
 
 def ended_history(client: Client, conversation: str) -> list[Element]:
@@ -184,11 +124,11 @@ def check_messages(sender: Sender, history: list[Element]) -> None:
     """Nothing that was acknowledged is missing or moved, nothing is there twice, all is in the order of sending."""
     shown = [article for article in history if article.get("data-author") == "user"][1:]  # the first made it
     assert len(sender.wanted) > 20
-    assert set(sender.acknowledged) == {client_id for client_id, _ in sender.wanted}
+    assert set(sender.steady.acknowledged) == {client_id for client_id, _ in sender.wanted}
     assert [article.get("data-client-id") for article in shown] == [client_id for client_id, _ in sender.wanted]
     assert [article.one("div", css_class="body").text.strip() for article in shown] == [b for _, b in sender.wanted]
     for article in shown:
-        sent = sender.acknowledged[article.get("data-client-id")]
+        sent = sender.steady.acknowledged[article.get("data-client-id")]
         assert (article.get("data-id"), article.number("data-position")) == (sent.id, sent.position)
     positions = [article.number("data-position") for article in history]
     assert positions == sorted(set(positions))

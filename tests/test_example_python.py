@@ -20,7 +20,7 @@ from lab.faultproxy import FaultProxy, Seen
 from lab.http import Client as Person
 from lab.processes import marked_environment, wait_for
 from lab.server import EMAIL, PASSWORD, ROOT, Server
-from lab.whales import PACE, QUESTION, teach
+from lab.whales import QUESTION, teach
 
 EXAMPLE = ROOT / "docs/examples/client.py"
 LONGEST = 250  # lines, as docs/protocol.md says
@@ -132,7 +132,7 @@ def whales(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose assistant knows characters beyond U+FFFF and writes slowly enough to be disturbed."""
     directory = tmp_path_factory.mktemp("whales")
     teach(directory)
-    with Server(directory, assistant_pace=PACE) as server:
+    with Server(directory, assistant_pace=600) as server:
         yield server
 
 

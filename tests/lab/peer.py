@@ -406,20 +406,21 @@ class Steady(threading.Thread):
     """Somebody who stays in touch while servers and networks fail, by the first of `ways` that works.
 
     Reads on from its cursors, whatever connection comes next; keeps one message under way, and repeats it until it is
-    acknowledged. All that happens in its thread, in a `conversation` that is created before.
+    acknowledged. All that happens in its thread, in one `conversation`: that which is given, or a new one.
     """
 
     PAUSE_S = 0.05  # between attempts
     BACK_S = 1.0  # from one attempt to get back to a better way to the next
 
-    def __init__(self, client: Client, ways: Sequence[str] = ("websocket", "polling")) -> None:
+    def __init__(self, client: Client, ways: Sequence[str] = ("websocket", "polling"), conversation: str = "") -> None:
         super().__init__(daemon=True)
         self.ways = ways
         self.way = ""  # by which it is connected now
         self.applied = Applied()
         self.acknowledged: dict[str, Sent] = {}
-        self.conversation = str(client.create("hello").json["conversation"])
-        self.repeats = 0
+        self.conversation = conversation or str(client.create("hello").json["conversation"])
+        self.repeats = 0  # of messages
+        self.broken = 0  # connections, and attempts to get one
         self._client = client.clone(timeout=5)
         self._outbox: deque[tuple[str, str]] = deque()
         self._back_at = 0.0
@@ -455,11 +456,16 @@ class Steady(threading.Thread):
                 if self._outbox:
                     self._send(peer, *self._outbox[0])
                 peer.next(0.01 if self._outbox else 0.1)
+                self.heard()
             except BROKEN:
                 _hang_up(peer)
                 peer, self.way = None, ""
+                self.broken += 1
                 time.sleep(self.PAUSE_S)
         _hang_up(peer)
+
+    def heard(self) -> None:
+        """What a test does whenever something may have come; nothing here."""
 
     def _connected(self, peer: Peer | None) -> Peer:
         """The peer, or one that takes its place: the first that works, of all ways or of those that are better."""

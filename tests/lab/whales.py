@@ -19,7 +19,7 @@ KNOWLEDGE = """# Astral whales
 
 
 def teach(directory: Path) -> None:
-    """Gives the server that will run in this directory its knowledge; `assistant_pace=PACE` is for its start."""
+    """Gives the server that will run in this directory its knowledge; `assistant_pace=PACE` has it write slowly."""
     folder = directory / "data/knowledge"
     folder.mkdir(parents=True)
     (folder / "whales.md").write_text(KNOWLEDGE)
