@@ -5,14 +5,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from headless.client import Client as Headless
+from headless.client import Loop
 from lab.faultproxy import FaultProxy
 from lab.http import Client
 from lab.nginx import Nginx
 from lab.processes import describe, kill_group, left_running, wait_for
-from lab.server import Server
+from lab.server import EMAIL, PASSWORD, Server
 
 if TYPE_CHECKING:
     from lab.asking import Play
@@ -130,6 +132,28 @@ def start_proxy() -> Iterator[Callable[[Server], FaultProxy]]:
     """Puts a fault proxy in front of a server."""
     with ExitStack() as stack:
         yield lambda server: stack.enter_context(FaultProxy(server.port))
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[Loop]:
+    """The thread of a module's headless pages."""
+    loop = Loop()
+    yield loop
+    loop.stop()
+
+
+@pytest.fixture
+def start_client(loop: Loop) -> Iterator[Callable[..., Headless]]:
+    """Starts clients of a server, the shipped core on real sockets, with what is offered of these transports (both,
+    where none is named) and the options of headless.client.Client; they end with the test."""
+    with ExitStack() as stack:
+
+        def start(url: str, *transports: str, **options: Any) -> Headless:
+            more = {"transports": transports} if transports else {}
+            client = Headless(loop, url, EMAIL, PASSWORD, follows=["list"], **more, **options)
+            return stack.enter_context(client)
+
+        yield start
 
 
 @pytest.fixture

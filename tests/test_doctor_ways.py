@@ -323,6 +323,6 @@ def test_only_the_doctor_loads_its_libraries() -> None:
     code = "import sys, chatapp.cli; print([m for m in ('chatapp.doctor', 'httpx', 'websockets') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert found.stdout.strip() == "[]"
-    code = "import sys, chatapp.doctor; print([m for m in ('chatapp.client', 'flask', 'gevent') if m in sys.modules])"
+    code = "import sys, chatapp.doctor; print([m for m in ('flask', 'gevent') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert found.stdout.strip() == "[]"

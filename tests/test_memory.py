@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from headless.client import Client
 from lab.faultproxy import FaultProxy
 from lab.http import Client as HttpClient
 from lab.processes import wait_for
 from lab.server import Server, run_chatapp
-from test_client import client_of, states
 
 from chatapp.connection.memory import MOST_NETWORKS, Networks, network_key, note, trust
 
@@ -174,24 +174,20 @@ def test_a_bad_lesson_is_refused_as_other_bad_fields_are(quiet: Server) -> None:
 
 
 def test_the_third_client_begins_by_polling_and_still_finds_websocket_again(
-    start_server: Callable[..., Server], start_proxy: Callable[[Server], FaultProxy]
+    start_server: Callable[..., Server],
+    start_proxy: Callable[[Server], FaultProxy],
+    start_client: Callable[..., Client],
 ) -> None:
     """Hung upgrades: the third one does not wait for them; once they work, it is back on WebSocket within seconds."""
     proxy = start_proxy(start_server(assistant="off"))
     proxy.upgrade = "hang"
-    networks: Networks = {}
-    usable = []
-    for number in range(3):
-        if number < 2:
-            with client_of(proxy.url, networks=networks) as client:
-                began = time.monotonic()
-                states(client, "polling")
-                usable.append(time.monotonic() - began)
-                client.wait(lambda: client.record["wsReason"] == "upgrade-hung", 8, "the attempt is given up")
-    with client_of(proxy.url, networks=networks) as client:
-        first = proxy.requests[-1]
-        states(client, "polling")
-        assert not first.is_upgrade and client.record["wsReason"] is None, "polls first, nothing tried yet"
-        proxy.upgrade = "pass"
-        states(client, "connected", within=12)
-    print(f"usable after {usable}")
+    notes: dict[str, Any] = {}
+    for _ in range(2):
+        with start_client(proxy.url, notes=notes) as client:
+            client.reach("polling")
+            client.wait(lambda: client.record["wsReason"] == "upgrade-hung", 8, "the attempt is given up")
+    client = start_client(proxy.url, notes=notes)
+    client.reach("polling")
+    assert not proxy.requests[-1].is_upgrade and client.record["wsReason"] is None, "polls first, nothing tried yet"
+    proxy.upgrade = "pass"
+    client.reach("connected", within=12)

@@ -23,7 +23,7 @@ from uuid import uuid4
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
-from headless.core import Message, Page
+from headless.core import Message, Page, Script
 from headless.elements import Tree, trees
 
 CONNECT_S = 10.0
@@ -122,7 +122,9 @@ def every(markup: str, tag: str) -> list[Tree]:
 
 
 class Loop:
-    """The thread of all pages of this process."""
+    """The thread of all pages of this process, or of a test module's: each has a JavaScript context of its own."""
+
+    driver: Script
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -161,6 +163,7 @@ class Loop:
         self._thread.join(10)
 
     def _run(self) -> None:
+        self.driver = Script("tests/headless/page.js")
         while True:
             due = min((client.due for client in self._clients), default=float("inf"))
             try:
@@ -176,7 +179,9 @@ class Loop:
 
 class Client:
     """One page of a person. Methods may be called from any thread; the callbacks run in the pages' thread and must not
-    block. `transports` narrows what the server offers; `notes` is what earlier pages noted of networks (kept true).
+    block. `transports` narrows what the server offers; `follows`: feeds that are shown from the start, where a person's
+    page has at least the list (a poll about nothing is refused); `notes` is what earlier pages noted of networks, and
+    is kept true.
     """
 
     def __init__(
@@ -187,6 +192,7 @@ class Client:
         password: str,
         transports: Iterable[str] = ("websocket", "polling"),
         *,
+        follows: Iterable[str] = (),
         on_record: Callable[[dict[str, Any]], None] = lambda record: None,
         on_shown: Callable[[str, dict[str, Any]], None] = lambda feed, row: None,
         notes: dict[str, Any] | None = None,
@@ -195,6 +201,7 @@ class Client:
         self._email, self._password, self._transports = email, password, tuple(transports)
         self._on_record, self._on_shown = on_record, on_shown
         self._notes = {} if notes is None else notes
+        self._follows = tuple(follows)
         self._page: Page | None = None
         self._sockets: dict[int, Line] = {}
         self._requests: dict[int, http.client.HTTPConnection | None] = {}
@@ -219,8 +226,11 @@ class Client:
         page = {name: body.get(f"data-{name}", "") for name in ("epoch", "mark", "person")}
 
         def begin() -> None:
-            self._page = Page(config, page, random.getrandbits(31), now_ms(), tells=True, notes=self._notes)
+            more = {"wall": time.time() * 1000, "tells": True, "notes": self._notes}
+            self._page = Page(config, page, random.getrandbits(31), now_ms(), self._loop.driver, **more)
             self._loop.add(self)
+            for feed in self._follows:
+                self.happen("follow", feed)
             self.happen("start")
 
         self._loop.found(begin)
@@ -300,6 +310,10 @@ class Client:
             time.sleep(0.01)
         return found
 
+    def reach(self, *statuses: str, within: float = 15.0) -> None:
+        """Wait for one of these statuses. Raises TimeoutError."""
+        self.wait(lambda: self.record["status"] in statuses, within, f"one of {statuses}")
+
     def wait_sent(self, client_id: str, timeout: float = 10.0) -> dict[str, Any]:
         """The acknowledgement of a message (id, position, revision). Raises TimeoutError, ValueError where refused."""
 
@@ -340,6 +354,15 @@ class Client:
     def later(self, what: str, *given: Any) -> None:
         """From any thread."""
         self._loop.do(lambda: self.happen(what, *given))
+
+    def ended(self, number: int, code: int, reason: str) -> None:
+        """From any thread: a socket is over."""
+
+        def over() -> None:
+            self._sockets.pop(number, None)
+            self.happen("closed", number, code, reason)
+
+        self._loop.do(over)
 
     # What the core wants
 
@@ -441,18 +464,19 @@ class Line:
                 return
             headers = {"Cookie": self._session.cookie, "Origin": self._session.origin}
             url = f"ws://{urlsplit(self._session.origin).netloc}{self._path}"
-            self._connection = connect(
+            with connect(
                 url,
                 sock=self._socket,
                 additional_headers=headers,
                 open_timeout=TIMEOUT_S,
                 ping_interval=None,
                 close_timeout=1,
-            )
-            self._client.later("opened", self._number)
-            for text in self._connection:
-                self._client.later("frame", self._number, text)
-            code, reason = self._connection.close_code or 1006, self._connection.close_reason or ""
+            ) as connection:
+                self._connection = connection
+                self._client.later("opened", self._number)
+                for text in connection:
+                    self._client.later("frame", self._number, text)
+                code, reason = connection.close_code or 1006, connection.close_reason or ""
         except ConnectionClosed as end:
             code, reason = (end.rcvd.code, end.rcvd.reason) if end.rcvd else (1006, "")
         except (OSError, TimeoutError, InvalidHandshake, EOFError):
@@ -460,7 +484,7 @@ class Line:
         finally:
             if self._socket:
                 self._socket.close()
-        self._client.later("closed", self._number, code, reason)
+        self._client.ended(self._number, code, reason)
 
     def say(self, text: str) -> None:
         """Write a frame; a socket that fails ends its reader, which tells."""

@@ -26,6 +26,18 @@ export function states(table, { config, random, steps }) {
   })
 }
 
+// The same along a walk: a step comes `after` so many ms, or when the first timer is due ("due"). → [{at, actions, record}]
+export function walk(table, { config, random, steps }) {
+  let [next, at, record] = [0, 0, newRecord(config)]
+  return steps.map(({ event, after }) => {
+    const due = Math.min(...Object.values(record.timers))
+    at = after !== "due" ? at + after : Number.isFinite(due) ? due : at
+    const [then, actions] = step(table, record, event, at, config, () => random[next++ % random.length])
+    record = then
+    return { at, actions, record }
+  })
+}
+
 export const fresh = (config) => newRecord(config)
 
 export const delay = (name, given, random) => DELAYS[camel(name)](...given, ...(random === null ? [] : [() => random]))
