@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from headless.client import Client, Loop, NotSignedIn
-from headless.core import Page
+from headless.core import Message, Page
 from lab.faultproxy import FaultProxy
 from lab.http import Client as Person
 from lab.server import EMAIL, Server
@@ -196,6 +196,31 @@ def next_poll(page: Page, now: float) -> tuple[float, int]:
         now = max(now, page.due)
         page.happen(now, "tick")
     raise AssertionError("it polls no more")
+
+
+FIRST = (
+    '<chat-feed feed="f" from="0" to="2" reset><article data-id="m" data-client-id="c" data-position="2" '
+    'data-revision="2" data-author="assistant" data-state="running"><div class="body"><div class="block" '
+    'data-index="0" data-source="&lt;p&gt;😀 a&lt;/p&gt;"><p>😀 a</p></div></div></article></chat-feed>'
+)
+MORE = (
+    '<chat-feed feed="f" from="2" to="3"><chat-patch position="2" revision="3"><chat-block index="0" offset="{}">'
+    "b&amp;amp;&lt;/p&gt;</chat-block></chat-patch></chat-feed>"
+)
+
+
+def test_growing_text_is_appended_where_it_fits_and_else_asked_for_again() -> None:
+    """Offsets count UTF-16 units, as the server does; twice is once; what comes from beyond changes nothing."""
+    page = Page(CONFIG, {"epoch": "", "mark": "", "person": ""}, 1, 0.0)
+    page.happen(0.0, "follow", "f")
+    for markup in (FIRST, MORE.format(7), MORE.format(7), MORE.format(7).replace('from="2" to="3"', 'from="7" to="8"')):
+        page.happen(0.0, "late", markup)
+    [answer] = [Message.of(row) for row in page.rows("f")]
+    assert answer.blocks == {0: "<p>😀 ab&amp;</p>"} and answer.text == "😀 ab&"
+    assert page.seen()["cursors"] == {"f": 3}
+    page.happen(0.0, "late", MORE.format(99).replace('to="3"', 'to="4"').replace('revision="3"', 'revision="4"'))
+    assert page.seen()["cursors"] == {"f": 0}, "it does not fit: the whole is asked for"
+    page.close()
 
 
 @pytest.fixture
