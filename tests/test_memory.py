@@ -58,7 +58,7 @@ def test_the_page_carries_the_key(start_server: Callable[..., Server]) -> None:
 
 
 def _config(page: str) -> str:
-    found = re.search(r'name="chat-config" content="([^"]+)"', page)
+    found = re.search(r"name=\"chat-config\" content='([^']+)'", page)
     assert found
     return html.unescape(found[1])
 
