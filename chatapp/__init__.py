@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def create_app(settings: Settings | None = None) -> Flask:
     """The app, put together (chatapp/factory.py); settings come from the environment where none are given."""
-    # Imported here: commands and the Python client need none of it, and the server patches the library before it.
+    # Imported here: commands need none of it, and the server patches the library before it.
     from chatapp.factory import create_app as put_together
 
     return put_together(settings)

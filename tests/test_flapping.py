@@ -51,7 +51,7 @@ class Hour:
         Chat(store, True).create(person.id, self.conversation)
         server = Server(self.world, disk, Traits(), person, True)
         self.link = line(self.world, server, "c0")
-        self.client = Client(self.world, self.link, "c0", person.uuid, (), True)
+        self.client = Client(self.world, self.link, "c0", person.uuid)
         self.client.config |= {"transports": ["websocket", "polling"], "max_attempts": 10, "poll_hold_ms": 25_000}
         self.moves: list[tuple[int, str, str]] = []
         self.suspicions: Counter[str] = Counter()

@@ -48,7 +48,7 @@ ROWS: list[set[str]] = [
     {"transports", "assistant", "monitoring", "knowledge"},
     {"house"},
     {"pages", "probing", "security", "proxies", "offline", "admission"},
-    {"client", "doctor"},
+    {"doctor"},
     {"cli", "server", "factory", ""},
 ]
 ROWS[0] |= {"connection.probes", "connection.advice"}

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from failover.lines import orders, say
-from failover.twin import Twin
 from headless.client import Client, Loop
 from lab.server import PASSWORD
 
@@ -73,7 +72,7 @@ class Subject:
 def main() -> None:
     """Obey until told to stop."""
     sys.setswitchinterval(0.001)
-    subjects: dict[str, Subject | Twin] = {}
+    subjects: dict[str, Subject] = {}
     loop = Loop()
     with ThreadPoolExecutor(SIGN_INS_AT_ONCE) as pool:
         for order in orders():
@@ -81,9 +80,8 @@ def main() -> None:
             if order["do"] == "ping":
                 say("pong")
             elif order["do"] == "start":
-                given = [order[field] for field in ("url", "email", "conversation")]
-                is_twin = order["system"] == "ours-twin"
-                subjects[name] = Twin(name, *given) if is_twin else Subject(loop, name, order["system"], *given)
+                names = ("system", "url", "email", "conversation")
+                subjects[name] = Subject(loop, name, *(order[field] for field in names))
                 pool.submit(_start, subjects[name])
             elif order["do"] == "send" and name in subjects:
                 subjects[name].send(order["id"])
@@ -93,7 +91,7 @@ def main() -> None:
         say("stopped")
 
 
-def _start(subject: Subject | Twin) -> None:
+def _start(subject: Subject) -> None:
     try:
         subject.start()
     except Exception as problem:  # whatever it is, the rig must see that this client never came

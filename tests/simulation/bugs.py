@@ -72,37 +72,37 @@ OUTBOX = "static/js/connection/outbox.js"
 
 def applies_what_is_late() -> Plant:
     """The client applies every frame, however old."""
-    changes = (
+    planted = (
         (FEEDS, "if (cursor === undefined || to <= cursor)", "if (cursor === undefined)"),
         (FEEDS, 'number(element, "from") > cursor', "false"),
         (FEEDS, "if (known && known.revision >= item.revision) return undefined", ""),
         (FEEDS, "if (!item || item.revision >= revision)", "if (!item)"),
     )
-    return Plant("late frame applied", core=changes)
+    return Plant("late frame applied", changes=planted)
 
 
 def appends_anywhere() -> Plant:
     """A patch is applied to a block that is shorter than it takes for granted."""
-    return Plant("patch out of place", core=((FEEDS, "if (offset > old.length) return null", ""),))
+    return Plant("patch out of place", changes=((FEEDS, "if (offset > old.length) return null", ""),))
 
 
 def forgets_what_is_in_flight() -> Plant:
     """What went by a socket that is given up is not sent again."""
     before = "this.#websocket.close()\n      this.#repost()"
     change = ("static/js/connection/connection.js", before, "this.#websocket.close()")
-    return Plant("flight forgotten", core=(change,))
+    return Plant("flight forgotten", changes=(change,))
 
 
 def renames_at_each_try() -> Plant:
     """A message that is repeated goes by another name each time: the server cannot know it."""
     name = "client_id: `${entry.id.slice(0, -2)}${Math.floor(90 * this.#world.random()) + 10}`,"
-    return Plant("another name", core=(("static/js/connection/posts.js", "client_id: entry.id,", name),))
+    return Plant("another name", changes=(("static/js/connection/posts.js", "client_id: entry.id,", name),))
 
 
 def drops_the_outbox() -> Plant:
     """A page that is reloaded does not look for what was not sent yet."""
     change = (OUTBOX, 'this.#takeUp(await this.#storage.rows("outbox"))', "this.#takeUp([])")
-    return Plant("outbox dropped at reload", core=(change,))
+    return Plant("outbox dropped at reload", changes=(change,))
 
 
 BUGS = {

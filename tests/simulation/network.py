@@ -4,8 +4,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from chatapp.client.actions import Answer, Ask
 from simulation.world import World
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One HTTP request: a GET with a query, or a POST of a form."""
+
+    number: int
+    method: str
+    url: str
+    fields: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer; `retry_after_ms` is 0 where it gives no advice."""
+
+    status: int
+    text: str
+    retry_after_ms: int = 0
+
 
 Reply = Callable[[Answer], None]
 WINDOW = 8  # frames on their way before a writer waits

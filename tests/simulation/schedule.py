@@ -6,19 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from headless.core import Message
 from sqlalchemy import update
 
 from chatapp.bus import Bus
-from chatapp.client.actions import Answer
-from chatapp.client.core import LIST, Core
-from chatapp.client.feeds import Message
 from chatapp.connection.states import is_connected
 from chatapp.conversation import Chat
 from chatapp.store import ChangedMessage, Person
 from chatapp.store.tables import conversations
-from simulation.client import Changes, Client
+from simulation.client import LIST, Client
 from simulation.disk import Disk, MemoryStore
-from simulation.network import LATEST_MS, Link
+from simulation.network import LATEST_MS, Answer, Link
+from simulation.page import Changes
 from simulation.server import Server, Traits
 from simulation.world import World
 
@@ -33,9 +32,8 @@ class Plant:
     """A deliberate bug: which part is replaced by a broken copy. Without a name: nothing is."""
 
     name: str = ""
-    core: type[Core] | Changes = ()
+    changes: Changes = ()  # of the shipped core
     traits: Traits = field(default_factory=Traits)
-    keeps_outbox: bool = True
 
 
 @dataclass
@@ -97,7 +95,7 @@ class Schedule:
         self.clients = []
         for name in names:
             link = Link(world, self.server, name)
-            self.clients.append(Client(world, link, name, self.person.uuid, plant.core, plant.keeps_outbox))
+            self.clients.append(Client(world, link, name, self.person.uuid, plant.changes))
         self._plan_typing()
         self._plan_faults()
 

@@ -14,7 +14,6 @@ from flask_babel import Babel
 from chatapp.assets import asset_dir
 from chatapp.assistant.runner import LOOK_AROUND_S
 from chatapp.bus import RUNS, Bus
-from chatapp.client.actions import Answer, Ask
 from chatapp.connection.peer import News, Peer, Reader, StaleCursor
 from chatapp.conversation import Chat, ChatError, Conflict, Gone
 from chatapp.store import ClaimedRun, Person, Posted
@@ -23,7 +22,7 @@ from chatapp.store.runs import AGAIN
 from chatapp.transports import frames
 from chatapp.transports.polling import Poll, Polls
 from simulation.disk import EPOCH, Crashed, Disk, MemoryStore
-from simulation.network import WINDOW, Reply, Socket
+from simulation.network import WINDOW, Answer, Ask, Reply, Socket
 from simulation.world import World
 
 FLUSH_MS = 150

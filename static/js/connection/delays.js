@@ -1,14 +1,17 @@
-// The connection's delays, time-outs and penalties: the same as in chatapp/connection/delays.py and facts.py, which
-// give the reasons. Pure functions of their numbers. Milliseconds; `random` returns a value in [0, 1).
+// The connection's delays, time-outs and penalties. Pure functions of their numbers. Milliseconds; `random` returns a
+// value in [0, 1).
 
+// How long a WebSocket runs alone before a poll joins the race.
 export const headStart = (latency) => Math.floor(Math.min(700, Math.max(300, 2 * latency + 250)))
 
+// Before attempt `attempts + 1`: 0-0.3 s, then 0.5, 1, 2, 4 … up to `reconnect_ms`, less a quarter at random.
 export function retryDelay(attempts, config, random) {
   if (attempts === 0) return Math.floor(300 * random())
   const ceiling = Math.min(config.reconnect_ms, 500 * 2 ** Math.min(attempts - 1, 20))
   return Math.floor(ceiling * (1 - 0.25 * random()))
 }
 
+// In `error`: twice `reconnect_ms`; where hidden six times, growing to twelve times; less a quarter at random.
 export function slowRetryDelay(times, activity, config, random) {
   const ceiling = config.reconnect_ms * (activity === "hidden" ? Math.min(12, 6 * 1.5 ** Math.min(times, 20)) : 2)
   return Math.floor(ceiling * (1 - 0.25 * random()))
@@ -17,11 +20,13 @@ export function slowRetryDelay(times, activity, config, random) {
 // From the beginning of one WebSocket probe to that of the next, while polling: at most, by what the person does.
 export const PROBE_CAP = { active: 10000, visible: 60000, idle: 300000, hidden: 900000 }
 
+// Before the next WebSocket probe while polling: 1-3 s first, then decorrelated jitter under a cap.
 export function probeDelay(previous, activity, random) {
   if (previous === 0) return Math.floor(1000 + 2000 * random())
   return Math.floor(Math.min(PROBE_CAP[activity], 1000 + random() * (3 * previous - 1000)))
 }
 
+// Before a failed poll's retry: `poll_ms`, times `poll_backoff` for each further failure, 5 % either way.
 export function pollRetryDelay(failures, config, random) {
   if (failures === 0) return Math.floor(300 * random())
   const base = config.poll_ms * config.poll_backoff ** Math.min(failures - 1, 20)
@@ -34,6 +39,7 @@ const SUPPRESS = 2500
 const REUSE = 750
 const CEILING = 6000
 
+// What an unclean end costs a socket that lived so long; a proxy's known idle cut is hardly instability.
 export function penaltyOf(lived, isPattern) {
   if (isPattern || lived >= 300000) return 250
   return lived < 10000 ? 1500 : 1000
@@ -41,8 +47,10 @@ export function penaltyOf(lived, isPattern) {
 
 export const decayed = (penalty, age) => penalty * 2 ** (-Math.max(0, age) / HALF_LIFE)
 
+// How long WebSocket is left alone: until the penalty has decayed to REUSE.
 export const dampedFor = (penalty) => penalty < SUPPRESS ? 0 : Math.floor(HALF_LIFE * Math.log2(penalty / REUSE))
 
+// How long a socket must live beyond its echoes before it carries: longer where sockets keep dying.
 export const proofMs = (penalty) => penalty < REUSE ? 0 : Math.floor(Math.min(4000, penalty))
 
 // RFC 6298: smoothed round trip, deviation, and the time-out of it, clamped to 1-6 s.
@@ -56,7 +64,7 @@ export function rttEstimate(previous, sample) {
   return { srtt, rttvar, rto: Math.min(6000, Math.max(1000, srtt + Math.max(100, 4 * rttvar))) }
 }
 
-// --- what the record keeps of sockets that end (chatapp/connection/facts.py) ---
+// --- what the record keeps of sockets that end ---
 
 const BLAME = 5000 // a cut counts against WebSocket only where the server answers again within this
 const SIMILAR = 0.05 // three silent gaps that differ by no more are a proxy's idle time-out

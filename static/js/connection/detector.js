@@ -1,12 +1,15 @@
-// The failure detector of one WebSocket: pure, without a clock; the rules of chatapp/connection/detector.py, and
-// tests/vectors/detector.json runs in both. Any byte is life; echoes only give something to wait for. Milliseconds.
+// The failure detector of one WebSocket: pure, without a clock; tests/vectors/detector.json says what it does. Any byte
+// is life; echoes only give something to wait for. Milliseconds.
 
 import { rttEstimate } from "./delays.js"
 
+// How often to ask, by what the person does; hidden: the heartbeat setting; proving: a socket that does not carry yet.
 const ECHO = { proving: 500, awaiting: 2000, active: 5000, visible: 5000, offline: 5000, idle: 15000 }
-const VERDICT = 2000
+const VERDICT = 2000 // after a hint (wake, online, resume) the old socket has so long to say something
 const DEAD_RTOS = 3
-const PATIENCE = { factor: 1.25, most: 3000, fade: 0.998 } // with a line that was late and not dead
+// A line that was only late gets that long and a quarter more before it is suspected again; half an hour of echoes that
+// are in time halves it. Of the suspicions on a mobile line that stalls, three quarters prove true instead of a quarter.
+const PATIENCE = { factor: 1.25, most: 3000, fade: 0.998 }
 const UPSTREAM = 6000 // bytes come, but echoes are not answered for so long: nothing of ours gets through
 
 export class Detector {

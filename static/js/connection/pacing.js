@@ -1,11 +1,11 @@
-// How polls are paced: the rules of chatapp/connection/pacing.py, which gives the reasons; tests/vectors/pacing.json
-// runs in both. Pure, without a clock. Milliseconds.
+// How polls are paced: held open where the network lets them, shorter where a proxy cuts them, plain where it buffers.
+// Pure, without a clock; tests/vectors/pacing.json says what it does. Milliseconds.
 
-const GAP = 20
-const EARLY = 1000
-const LEARNED_FOR = 5 * 60000
-const SHORTEST_HOLD = 4000
-const SLOWEST = { visible: 5, idle: 10, hidden: 20 }
+const GAP = 20 // after an answer with news, or a hold that ran its length
+const EARLY = 1000 // a hold that ends with nothing new sooner than this was not held
+const LEARNED_FOR = 5 * 60000 // after that, what was learned about holds is tried again
+const SHORTEST_HOLD = 4000 // shorter holds cost more than plain polls
+const SLOWEST = { visible: 5, idle: 10, hidden: 20 } // times the interval, once nobody has done anything for a while
 
 export class Pacing {
   why = "held"; learnedHold = 0
@@ -16,6 +16,7 @@ export class Pacing {
     this.#holdMs = holdMs
   }
 
+  // How long the next poll asks to be held; 0: not at all. `why`: held, cut, buffered, unheld, setting.
   hold(now) {
     if (this.#holdMs === 0) {
       this.why = "setting"
@@ -33,11 +34,13 @@ export class Pacing {
     if (took >= (this.learnedHold || this.#holdMs) - EARLY) this.#cuts = []
   }
 
+  // A held poll was answered at once with nothing new; the second time, holds are given up.
   endedEarly(now) {
     this.#early += 1
     if (this.#early >= 2) this.#learn(now, "unheld", 0)
   }
 
+  // A held poll broke. Twice after the same time: a proxy's time-out, so shorter holds; otherwise none.
   cut(now, after) {
     if (after > (this.learnedHold || this.#holdMs)) return // silent, not cut
     this.#cuts = [...this.#cuts, after].slice(-2)
@@ -50,6 +53,7 @@ export class Pacing {
 
   buffered(now) { this.#learn(now, "buffered", 0) }
 
+  // Until the next poll. isSound: what came moved a cursor, or nothing was said.
   gap(now, activity, news, isSound = true) {
     this.#factor = news ? 1 : Math.min(this.#factor * 1.5, SLOWEST.hidden)
     return this.hold(now) && isSound ? GAP : this.interval(activity)

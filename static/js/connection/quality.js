@@ -1,5 +1,5 @@
-// How good the connection is: a score, a level that does not flicker, what limits it most. The rules are those of
-// chatapp/connection/quality.py, and tests/vectors/quality.json runs in both. Unknown is not good. Milliseconds.
+// How good the connection is: a score from 0 to 100, a level that does not flicker, what limits it most; judged every
+// five seconds by the last minute. tests/vectors/quality.json says what comes of it. Unknown is not good. Milliseconds.
 
 const TICK = 5000
 const WINDOW = 60000

@@ -1,6 +1,11 @@
-// The state machine's interpreter: the table comes with the page (chatapp/connection/states.py), the rules are the same
-// there and here, and tests/vectors/states.json runs in both. No I/O, no clock: what happened and when goes in, a new
-// record and the names of actions come out. Times and delays are milliseconds; `random` returns a value in [0, 1).
+// The state machine's interpreter: the table comes with the page's script (chatapp/connection/states.py), and
+// tests/vectors/states.json says what comes of it. No I/O, no clock: what happened and when goes in, a new record and the
+// names of actions come out. Times and delays are milliseconds; `random` returns a value in [0, 1).
+//
+// An event is {type, …}: reason; of (of a cause: the reason that it explains); advice_ms (Retry-After, or the closing
+// server's advice); quick (a poll that was cut while it waited: worth one retry at once); rtt, jitter; queued; level (of
+// activity: active, visible, idle; of quality: excellent … lost, unknown), score, limit; trigger (of a suspicion: see
+// detector.js); silent_ms (for how long nothing had come when a socket was closed).
 
 import {
   PROBE_CAP, charge, headStart, noteEnd, pollRetryDelay, probeDelay, proof, retryDelay, slowRetryDelay,
@@ -15,6 +20,12 @@ export const isConnected = (status) => status === "connected" || status === "pol
 
 // --- the interpreter ---
 
+// The observable record (the first nine fields) and what the interpreter remembers. Times are absolute.
+//   ws: none, opening, ready, up, suspect; poll: none, trying, up, failed
+//   penalty: of WebSocket, as it was at penaltyAt; blame: to be added once the server proves to be there
+//   gaps: how long the last sockets had been silent when they were cut; budget: for polls beside suspected sockets
+//   suspicion: {trigger, at, flowsAt: when a poll beside it first brought an answer, polls: one runs beside it}
+//   foretold: how one ended: {trigger, outcome: averted, confirmed, both-failed, lead: so long before polls flowed}
 export function newRecord(config) {
   return {
     status: "disconnected", lastConnected: null, reconnectAttempts: 0, connectionType: config.transports[0],

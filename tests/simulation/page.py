@@ -6,17 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from headless.core import Message, Script, pages
 from headless.core import Page as Core
-from headless.core import Script, pages
 
-from chatapp.client.actions import Answer, Ask
-from chatapp.client.feeds import Message
-from simulation.network import Socket
+from simulation.network import Answer, Ask, Socket
 from simulation.server import EPOCH
 
 if TYPE_CHECKING:
     from simulation.client import Client
 
+Changes = tuple[tuple[str, str, str], ...]  # of the shipped text: a module, before, after
 PREDICTS = ["echo", "send", "buffered", "slow", "idle-kill", "network"]
 SLOWEST_WRITE_MS = 40
 
@@ -53,7 +52,7 @@ class Browser:
 class Page:
     """One life of a client, from a page load to the next."""
 
-    def __init__(self, client: Client, changes: tuple[tuple[str, str, str], ...] = ()) -> None:
+    def __init__(self, client: Client, changes: Changes = ()) -> None:
         self.client = client
         self.is_over = False
         self.sockets: dict[int, Socket] = {}
@@ -106,8 +105,8 @@ class Page:
 
     def messages(self, conversation: str) -> list[Message]:
         """What is shown of a conversation, in order."""
-        rows = [] if self.is_over else [row for row in self.core.rows(conversation) if row["position"]]
-        return [Message(**{**row, "blocks": {int(n): text for n, text in row["blocks"].items()}}) for row in rows]
+        rows = [] if self.is_over else self.core.rows(conversation)
+        return [Message.of(row) for row in rows if row["position"]]
 
     def titles(self) -> dict[str, str]:
         """What is listed."""
