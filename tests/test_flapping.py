@@ -42,15 +42,16 @@ class Steady(Link):
 class Hour:
     """One client on one line, somebody who types now and then, and what the connection did."""
 
-    def __init__(self, seed: int, line: type[Link]) -> None:
+    def __init__(self, seed: int, line: type[Link], answers: bool = True) -> None:
         self.world = World(seed)
         disk = Disk()
         store = MemoryStore(disk, Bus())
         person = store.people.add_admin("somebody", "somebody@example.org", "-")
         self.conversation = str(self.world.uuid())
         Chat(store, True).create(person.id, self.conversation)
-        server = Server(self.world, disk, Traits(), person, True)
-        self.link = line(self.world, server, "c0")
+        self.person = person.id
+        self.server = Server(self.world, disk, Traits(), person, answers)
+        self.link = line(self.world, self.server, "c0")
         self.client = Client(self.world, self.link, "c0", person.uuid)
         self.client.config |= {"transports": ["websocket", "polling"], "max_attempts": 10, "poll_hold_ms": 25_000}
         self.moves: list[tuple[int, str, str]] = []
@@ -85,6 +86,11 @@ class Hour:
         """Somebody asks something now and then."""
         self.client.type(self.conversation, f"question at {self.world.now}")
         self.world.later(self.world.between(*every_ms), lambda: self.types(every_ms))
+
+    def says(self, body: str) -> None:
+        """Somebody else writes, past this client's line."""
+        name = str(self.world.uuid())
+        self.server.act(lambda chat: chat.post(self.person, self.conversation, name, body, False))
 
     def every(self, ms: float, work: Callable[[], None]) -> None:
         """Do something again and again."""
@@ -190,3 +196,28 @@ def test_a_proxys_idle_time_out_is_learned() -> None:
     assert 3600 <= hour.record["killGap"] <= 4400
     assert hour.left_websocket() == 3, hour.moves
     assert hour.record["status"] == "connected"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_socket_that_is_dead_upwards_is_noticed_while_news_comes(seed: int) -> None:
+    """Somebody else writes each second, so bytes come; nothing of ours gets through. Noticed within 8 s and replaced."""
+    hour = Hour(seed, Steady, answers=False)
+    asked: list[int] = []
+    ask = hour.link.ask
+
+    def noting(request: Any, reader: Any) -> None:
+        asked.append(hour.world.now)
+        ask(request, reader)
+
+    hour.link.ask = noting  # type: ignore[method-assign]
+    hour.every(1000, lambda: hour.says("news"))
+    hour.run(30_000 + 777 * seed)
+    assert hour.record["status"] == "connected"
+    since = hour.world.now
+    for socket in hour.link.sockets:
+        socket.is_deaf = True
+    hour.run(since + 20_000)
+    noticed = min(at for at in asked if at >= since) - since
+    print(f"noticed after {noticed / 1000:.1f} s, left WebSocket {hour.left_websocket()} times")
+    assert noticed <= 8000
+    assert hour.left_websocket() == 1 and hour.record["status"] == "connected"

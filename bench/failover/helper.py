@@ -43,7 +43,14 @@ class Helper:
 
     def create(self, email: str) -> str:
         """A new, empty conversation of a person."""
-        return str(self._ask(email, lambda client: client.create().json["conversation"]))
+
+        def make(client: Client) -> str:
+            answer = client.create()
+            if "conversation" not in answer.json:  # busy: it is asked again
+                raise ConnectionError(f"answered {answer.status}")
+            return str(answer.json["conversation"])
+
+        return self._ask(email, make)
 
     def post(self, email: str, conversation: str, body: str, done: Done) -> None:
         """Post, soon; `done` is told when it began, once the server has it."""

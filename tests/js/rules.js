@@ -59,7 +59,7 @@ export function detector({ heartbeat, triggers, kill_gap: killGap, first_activit
       result = one.tick(at, activity)
       for (const what of result) if (what === "echo") one.ask(at)
     } else if (verb === "echoed") result = one.echoed(given[0], at, given[1])
-    else if (verb === "ask" || verb === "heard") result = one[verb](at)
+    else if (verb === "ask" || verb === "heard") result = one[verb](at, ...given)
     else one[verb](...given, at)
     return { result: result ?? null, due: one.due(activity), suspicion: one.suspicion }
   })

@@ -65,6 +65,7 @@ class Socket:
     reader: Reader
     is_dead: bool = False  # nothing arrives any more, on either side
     is_mute: bool = False  # and nobody is told
+    is_deaf: bool = False  # nothing of the client's arrives, and it is not told; the server's does
     is_hung_up: bool = False  # the client closed it; what is under way still arrives
     in_flight: int = 0
     on_text: Callable[[str], None] = lambda text: None
@@ -115,7 +116,7 @@ class Socket:
 
     def _carry(self, way: str, arrive: Callable[[], None]) -> None:
         world, link = self.link.world, self.link
-        if self.is_dead or self.is_mute:
+        if self.is_dead or self.is_mute or (self.is_deaf and way == "up"):
             return
         if link.is_black():
             self.is_mute = True  # a connection that once swallowed never recovers

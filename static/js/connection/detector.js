@@ -10,11 +10,12 @@ const DEAD_RTOS = 3
 // A line that was only late gets that long and a quarter more before it is suspected again; half an hour of echoes that
 // are in time halves it. Of the suspicions on a mobile line that stalls, three quarters prove true instead of a quarter.
 const PATIENCE = { factor: 1.25, most: 3000, fade: 0.998 }
-const UPSTREAM = 6000 // bytes come, but echoes are not answered for so long: nothing of ours gets through
+// Bytes come, but an echo is not answered for so long: nothing of ours may get through (suspect), or does (dead).
+const UPSTREAM = { suspect: 2500, dead: 6000 }
 
 export class Detector {
   suspicion = ""; lastEcho = 0; verdictAt = null; pending = []; probes = new Map(); sends = new Map()
-  #count = 0; #base = 0; #buffered = 0; #bufferedAt = null; #pace = { fast: 0, slow: 0, above: 0 }
+  #count = 0; #base = 0; #isUpstream = false; #buffered = 0; #bufferedAt = null; #pace = { fast: 0, slow: 0, above: 0 }
 
   // facts: {heartbeat, triggers, before: the detector of the socket before, killGap: of a proxy, or 0}
   constructor(now, { heartbeat, triggers, before = null, killGap = 0 }) {
@@ -39,12 +40,13 @@ export class Detector {
 
   settled(id) { this.sends.delete(id) }
 
-  // True where that ends a suspicion.
-  heard(now) {
-    const recovered = this.suspicion !== ""
+  // True where that ends a suspicion. Where the doubt is whether anything of ours gets through, only an echo does.
+  heard(now, isEcho = false) {
+    const recovered = this.suspicion !== "" && (isEcho || !this.#isUpstream)
     const late = recovered ? PATIENCE.factor * (now - this.#base) : 0
     this.patience = Math.max(this.patience, Math.min(PATIENCE.most, late))
-    Object.assign(this, { lastIn: now, verdictAt: null, pending: [], suspicion: "" })
+    Object.assign(this, { lastIn: now, verdictAt: null, pending: [] })
+    if (recovered) this.suspicion = ""
     return recovered
   }
 
@@ -58,6 +60,9 @@ export class Detector {
     this.estimate = rttEstimate(this.estimate, now - asked)
     return this.estimate.srtt
   }
+
+  // When the oldest echo was asked for that was not answered.
+  get #unanswered() { return Math.min(...this.probes.values()) }
 
   #takePace(sample) {
     const pace = this.#pace
@@ -102,6 +107,7 @@ export class Detector {
       if (at > now) continue
       this.suspicion = name
       const asked = [...this.pending, ...this.sends.values()]
+      this.#isUpstream = name === "echo" && !this.pending.length
       this.#base = Math.max(this.lastIn, asked.length ? Math.min(...asked) : now)
       this.sends.clear() // the connection repeats them by POST
       this.#pace.above = 0
@@ -113,7 +119,8 @@ export class Detector {
 
   #echoAt(activity) {
     if (this.suspicion && activity !== "hidden") return this.lastEcho + this.rto
-    const since = activity === "awaiting" || activity === "proving" ? this.lastEcho : Math.max(this.lastEcho, this.lastIn)
+    // Also while bytes come: they do not tell whether ours get through. (Nobody judges a hidden page.)
+    const since = activity === "hidden" ? Math.max(this.lastEcho, this.lastIn) : this.lastEcho
     return since + this.interval(activity)
   }
 
@@ -122,7 +129,7 @@ export class Detector {
     if (activity === "hidden") return []
     const times = this.verdictAt === null ? [] : [this.verdictAt]
     if (this.suspicion && this.pending.length >= 2) times.push(this.#base + this.allowance + (DEAD_RTOS - 1) * this.rto)
-    if (this.probes.size >= 2) times.push(Math.min(...this.probes.values()) + Math.max(UPSTREAM, 2 * DEAD_RTOS * this.rto))
+    if (this.probes.size >= 2) times.push(this.#unanswered + Math.max(UPSTREAM.dead, 2 * DEAD_RTOS * this.rto))
     return times
   }
 
@@ -131,6 +138,7 @@ export class Detector {
     if (this.suspicion || activity === "hidden" || activity === "offline") return times
     const [asked] = this.pending
     if (this.pending.length) times.set("echo", asked + this.allowance)
+    else if (this.probes.size) times.set("echo", this.#unanswered + Math.max(UPSTREAM.suspect, 2 * this.allowance))
     if (this.sends.size) times.set("send", Math.min(...this.sends.values()) + this.allowance)
     if (this.#bufferedAt !== null) times.set("buffered", this.#bufferedAt + 1000)
     if (this.#pace.above >= 3) times.set("slow", this.lastIn)

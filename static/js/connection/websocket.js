@@ -105,10 +105,10 @@ export class WebSocketTransport {
 
   #onText(facts, text) {
     if (facts !== this.#facts) return
-    const recovered = facts.detector.heard(this.#now)
     const [element] = this.#world.parse(text)
+    const kind = element?.localName
+    const recovered = facts.detector.heard(this.#now, kind === "chat-echo")
     if (!element) return
-    const kind = element.localName
     if (kind === "chat-hello") this.#onHello(facts, element)
     else if (kind === "chat-echo") this.#onEcho(facts, Number(element.getAttribute("n")), !recovered)
     else this.#core.receive(element, "websocket")
