@@ -200,7 +200,7 @@ def test_a_proxys_idle_time_out_is_learned() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_socket_that_is_dead_upwards_is_noticed_while_news_comes(seed: int) -> None:
-    """Somebody else writes each second, so bytes come; nothing of ours gets through. Noticed within 8 s and replaced."""
+    """Somebody else writes each second, so bytes come; nothing of ours gets through: noticed within 8 s, replaced."""
     hour = Hour(seed, Steady, answers=False)
     asked: list[int] = []
     ask = hour.link.ask

@@ -3,7 +3,8 @@
 
 import { uuid } from "../browser/uuid.js"
 
-const PATIENCE = 1000 // a holder that is silent for so long is robbed; twice as long after each robbery of a minute
+const PATIENCE = 1000 // between looks at the holder
+const SILENCE = 900 // one that answers nothing for so long is robbed; twice as long after each robbery of a minute
 const LONGEST_PATIENCE = 8000
 const LATE = 500 // a timer so late says that this tab stood still, not that the holder is silent
 const IDLE = 3000 // how long a visible tab that waits for nothing leaves a silent holder alone
@@ -114,7 +115,7 @@ export class Tabs {
     this.tell({ ...message, isQuestion: true })
     if (this.#silence !== null || !this.#channel) return
     const lately = this.#robberies.filter((at) => at > performance.now() - 60000).length
-    const patience = Math.min(LONGEST_PATIENCE, PATIENCE * 2 ** lately)
+    const patience = Math.min(LONGEST_PATIENCE, SILENCE * 2 ** lately)
     const due = performance.now() + patience
     this.#silence = setTimeout(() => {
       this.#silence = null
