@@ -11,7 +11,7 @@ from simulation.bugs import BUGS
 from simulation.many import run_many
 from simulation.schedule import FAULTS, Lab
 
-SCHEDULES = int(os.environ.get("LAB_SCHEDULES", "2000"))
+SCHEDULES = int(os.environ.get("LAB_SCHEDULES", "1200"))
 PARTS = 5  # of these schedules, so that a failure names its part soon
 FOUND_WITHIN = 600
 TESTS = Path(__file__).parent
@@ -26,7 +26,7 @@ def test_all_promises_hold_in_many_schedules(part: int) -> None:
     print(summary.text())
     assert summary.schedules == each
     assert not summary.failures, summary.text()
-    if SCHEDULES >= 2000:
+    if SCHEDULES >= 1200:
         unused = {fault for fault in FAULTS if not summary.facts[fault]}
         assert not unused and summary.facts["connected"] and summary.facts["polling"]
 
