@@ -12,13 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
 
 PREFIX = "CHATAPP_"
 UNPREFIXED = ("PORT", "HOST", "DATA_DIR")
@@ -373,9 +369,8 @@ def _show(value: Any) -> str:
 
 def browser_config(
     settings: Settings, urls: Mapping[str, str], network: str, remembered: Mapping[str, Any] | None, drill_ms: int
-) -> Markup:
-    """What the page's JavaScript must know, as JSON that may stand in an attribute between single quotation marks.
-    Times are milliseconds where the name ends in _ms.
+) -> str:
+    """What the page's JavaScript must know, as JSON. Times are milliseconds where the name ends in _ms.
 
     `network`: the key of the network that the page is asked from, `remembered`: what is known of it for this
     person; see connection/memory.py. `drill_ms`: how long a drill still runs for them.
@@ -396,4 +391,4 @@ def browser_config(
         "ws_max_message": settings.ws_max_message_size,
         "drill_ms": drill_ms,
     }
-    return htmlsafe_json_dumps(config, dumps=partial(json.dumps, separators=(",", ":")))
+    return json.dumps(config, separators=(",", ":"))
