@@ -24,15 +24,22 @@ class Subject:
         self.is_lossy = system == "ours-lossy"
         self.conversation = conversation
         transports = ("websocket",) if system == "ours-ws-only" else ("websocket", "polling")
-        hear = {"on_record": self._on_record, "on_shown": self._on_shown}
-        self.client = Client(loop, url, email, PASSWORD, transports, **hear)
+        self.client = Client(
+            loop,
+            url,
+            email,
+            PASSWORD,
+            transports,
+            follows=[conversation or "list"],
+            on_record=self._on_record,
+            on_shown=self._on_shown,
+        )
         self._said = ""
         self._late: list[str] = []
 
     def start(self) -> None:
         """Sign in, connect, and tell of everything."""
         self.client.start()
-        self.client.follow(self.conversation or "list")
         say("started", client=self.name)
 
     def send(self, body: str) -> None:

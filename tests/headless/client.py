@@ -226,7 +226,7 @@ class Client:
         page = {name: body.get(f"data-{name}", "") for name in ("epoch", "mark", "person")}
 
         def begin() -> None:
-            more = {"wall": time.time() * 1000, "tells": True, "notes": self._notes}
+            more = {"wall": time.time() * 1000, "tells": True, "notes": self._notes, "origin": self._session.origin}
             self._page = Page(config, page, random.getrandbits(31), now_ms(), self._loop.driver, **more)
             self._loop.add(self)
             for feed in self._follows:

@@ -78,10 +78,10 @@ class Page {
 
   // given: {config, table, seed, page: {epoch, mark, person}, notes, now, wall, tells: whether each new row and each change
   // of the record is an order}
-  constructor({ config, table, seed, page, notes, now, wall, tells = false }) {
+  constructor({ config, table, seed, page, notes, now, wall, origin = "", tells = false }) {
     Object.assign(this, { now, wall, notes })
     this.#tells = tells
-    const world = this.#world(config, page, chance(seed))
+    const world = this.#world(config, page, chance(seed), origin)
     this.connection = new Connection(config, table, world)
     this.outbox = new Outbox(world, this.#storage(), { take: () => ({ moved: null, entries: [] }), forget: () => {} }, (entry) => this.connection.deliver(entry))
     this.connection.outbox = this.outbox
@@ -125,9 +125,9 @@ class Page {
 
   // --- the ports ---
 
-  #world(config, page, random) {
+  #world(config, page, random, origin) {
     return {
-      page, random, latency: 0, origin: "", now: () => this.now, wall: () => this.wall,
+      page, random, latency: 0, origin, now: () => this.now, wall: () => this.wall,
       later: (act, ms) => this.#later(act, ms), cancel: (n) => this.#timers.delete(n),
       notes: { read: (name) => this.notes[name] ?? null, write: (name, value) => { this.notes[name] = value } },
       session: { token: "", renew: () => this.#request("renew") },

@@ -45,7 +45,8 @@ export class Cause {
   // Every change of the record.
   async explain({ status, ws, wsReason }) {
     const isOpen = UNEXPLAINED.includes(wsReason)
-    if (status !== "polling" || ws !== "none" || (!isOpen && wsReason !== this.#found)) return
+    if (status !== "polling" || ws !== "none" || !wsReason) return // what was not tried has not failed
+    if (!isOpen && wsReason !== this.#found) return
     const tell = (reason) => this.#on({ type: "cause", of: wsReason, reason })
     if (this.isDrill) return isOpen && tell("drill")
     if (this.#isAsking || this.#isFresh || this.#world.now() < this.#notBefore) return
