@@ -14,7 +14,7 @@ export class ConversationView {
   #messages = document.getElementById("messages")
   #list = document.getElementById("conversations")
   #older = document.getElementById("older")
-  #items = { messages: new Items(() => this.#older?.hidden ? 0 : this.oldest), list: new Items() }
+  #items = { messages: new Items(() => this.#older?.hidden === false), list: new Items() }
   #scroll
   onGone = () => {}
   onListCut = () => {} // the list came whole, and what had been loaded beyond it went
@@ -44,6 +44,7 @@ export class ConversationView {
     for (const element of holder?.querySelectorAll(":scope > [data-revision]") ?? []) {
       const item = itemOf(element)
       if (!items.has(item.key)) items.know(item)
+      else if (this.#find(item.key, holder) !== element) element.remove() // it was listed further up meanwhile
     }
   }
 
@@ -172,7 +173,11 @@ export class ConversationView {
   onOutbox(entry, what, why) {
     if (entry.conversation !== this.conversation || !this.#messages) return
     let article = document.getElementById(`m-${entry.id}`)
-    if (what === "removed") return article && !article.dataset.id && take(article)
+    if (what === "removed") {
+      if (!article || article.dataset.id) return
+      this.#items.messages.drop(entry.id)
+      return take(article)
+    }
     if (what === "sent") return this.#markSent(article, entry.ack)
     if (article?.dataset.id) return
     article ??= this.#addPending(entry)
@@ -196,6 +201,7 @@ export class ConversationView {
     article.dataset.clientId = entry.id
     article.querySelector(".body").textContent = entry.body
     article.querySelector("time")?.setAttribute("datetime", new Date(entry.at).toISOString())
+    this.#items.messages.expect(entry.id)
     this.#messages.insertBefore(article, this.#messages.querySelector(":scope > .waiting"))
     this.#dress(article)
     return article

@@ -174,19 +174,20 @@ class Page {
     if (this.#asks.delete(n)) this.orders.push(["drop", n])
   }
 
-  #poll(url, fields, within, { accept, take, end }) {
+  #poll(url, fields, within, { accept, take, over, end }) {
     let isOver = false
-    const over = () => {
+    const finish = () => {
       if (isOver) return
       isOver = true
+      over()
       this.#later(end)
     }
     const n = this.#send("GET", url, fields, within, (answer) => {
       const text = answer && accept(answer)
       if (text) take(elements(JSON.parse(globalThis.parsed(text)))[0].children)
-      over()
+      finish()
     })
-    return () => { this.#drop(n); over() }
+    return () => { this.#drop(n); finish() }
   }
 
   #openSocket(replaces, socket) {

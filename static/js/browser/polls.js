@@ -17,12 +17,12 @@ export class Polls {
     listen("htmx:finally:request", () => this.#end())
   }
 
-  // accept(answer, as of asking.js) → the text to swap in, or null; take(its elements); end(). → what gives it up, or
-  // null where it cannot be asked
-  ask(fields, within, { accept, take, end }) {
+  // accept(answer, as of asking.js) → the text to swap in, or null; take(its elements); over(), and end() when the next
+  // may be asked. → what gives it up, or null where it cannot be asked
+  ask(fields, within, { accept, take, over, end }) {
     const { htmx } = window
     if (!this.#form || !htmx) return null
-    const request = this.#request = { within, accept, take, end }
+    const request = this.#request = { within, accept, take, over, end }
     this.#form.replaceChildren(...fields.map(([name, value]) => (
       Object.assign(document.createElement("input"), { type: "hidden", name, value })
     )))
@@ -50,6 +50,7 @@ export class Polls {
   #end() {
     const request = this.#request
     this.#request = null
+    request.over()
     setTimeout(request.end)
   }
 }

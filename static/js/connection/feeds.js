@@ -2,13 +2,13 @@
 // the whole is needed, and tells the view what to do. Elements are read through localName, getAttribute, hasAttribute,
 // children and textContent: what a page's DOM and any parser can give.
 
-const RESYNC = 1000 // a feed is asked for again at once, but never more often than this
+const RESYNC = 1000 // what does not fit is asked for again at once; more of it together, so much later
 
 const number = (element, name) => Number(element.getAttribute(name))
 
 // The feeds that somebody follows, each with its cursor.
 export class Feeds {
-  #world; #ask; #cursors = new Map(); #resyncs = new Map()
+  #world; #ask; #cursors = new Map(); #resyncs = new Set(); #resyncedAt = -Infinity
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
 
   // ask(feed, cursor): what came after that is wanted
@@ -51,12 +51,14 @@ export class Feeds {
 
   // Ask again from the cursor.
   resync(feed) {
-    const now = this.#world.now()
-    const last = this.#resyncs.get(feed) ?? -Infinity
-    if (last > now) return // it is about to be
-    const at = Math.max(now, last + RESYNC)
-    this.#resyncs.set(feed, at)
-    this.#world.later(() => { if (this.has(feed)) this.#ask(feed, this.#cursors.get(feed)) }, at - now)
+    if (this.#resyncs.has(feed)) return
+    const wait = this.#world.now() - this.#resyncedAt > RESYNC ? 0 : RESYNC
+    this.#resyncedAt = this.#world.now() + wait
+    this.#resyncs.add(feed)
+    this.#world.later(() => {
+      this.#resyncs.delete(feed)
+      if (this.has(feed)) this.#ask(feed, this.#cursors.get(feed))
+    }, wait)
   }
 
   // What is shown is of no use as a starting point.
@@ -98,10 +100,10 @@ function noteMark(page, element) {
 //   remove
 export class Items {
   #known = new Map(); #keys = new Map() // key → item; position → key
-  #floor
+  #hasOlder
 
-  // floor() → the first position that is loaded while there are older ones still to be loaded, or 0
-  constructor(floor = () => 0) { this.#floor = floor }
+  // hasOlder() → whether there are older ones still to be loaded
+  constructor(hasOlder = () => false) { this.#hasOlder = hasOlder }
 
   // What the page came with, or what is known of a message that the server acknowledged.
   know(item) {
@@ -111,16 +113,22 @@ export class Items {
 
   has(key) { return this.#known.has(key) }
 
+  // A message that is still to be sent: shown, but not known to the server.
+  expect(key) { this.know({ key, id: null, position: 0, revision: -1, sources: new Map() }) }
+
+  drop(key) { if (this.has(key)) this.#remove(key) }
+
   forget() { for (const item of this.#known.values()) item.revision = -1 }
 
   // A "chat-feed". → {orders, fits: false where it is to be asked for from the beginning, isCut: whether a reset removed any}
   apply(element) {
     const children = [...element.children]
-    const orders = element.hasAttribute("reset") ? this.#keepOnly(children) : []
+    const isReset = element.hasAttribute("reset") // then it is all that is to be shown
+    const orders = isReset ? this.#keepOnly(children) : []
     const isCut = orders.length > 0
     let fits = true
     for (const child of children) {
-      const found = this.take(child)
+      const found = this.take(child, isReset)
       if (found) orders.push(found)
       else if (found === null) fits = false
     }
@@ -132,13 +140,18 @@ export class Items {
   take(child, isOlder = false) {
     if (child.localName === "chat-patch") return this.#patch(child)
     const item = itemOf(child)
+    if (!item.key || !["article", "li"].includes(child.localName)) return undefined // something on the way put it there
     const known = this.#known.get(item.key)
     // A change of a message that is still to be loaded by scrolling up comes with its page.
-    if (!known && !isOlder && item.position && item.position < this.#floor()) return undefined
+    if (!known && !isOlder && this.#isOlder(item.position)) return undefined
     if (known && known.revision >= item.revision) return undefined
     if (item.isGone) return known && this.#remove(item.key)
     this.know(item)
     return { verb: known ? "replace" : "insert", key: item.key, element: child, item, isLast: item.isLast }
+  }
+
+  #isOlder(position) {
+    return position > 0 && this.#keys.size > 0 && this.#hasOlder() && position < Math.min(...this.#keys.keys())
   }
 
   #remove(key) {

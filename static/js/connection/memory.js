@@ -62,9 +62,11 @@ export class NetworkMemory {
   }
 
   #change(change) {
-    const networks = this.#read()
-    change(networks)
-    this.#world.notes.write("networks", networks)
+    try {
+      const networks = this.#read()
+      change(networks)
+      this.#world.notes.write("networks", networks)
+    } catch (error) { console.error("networks: not remembered", error) } // what was kept is something else
   }
 
   #read() { return this.#world.notes.read("networks") ?? {} }

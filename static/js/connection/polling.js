@@ -124,9 +124,12 @@ export class PollingTransport {
     this.#request = request
     request.abort = this.#world.poll(fields, 1000 * wait + ALLOWANCE, {
       accept: (answer) => this.#accept(request, answer), take: (elements) => this.#takeIn(request, elements),
-      end: () => this.#end(request),
+      over: () => this.#over(request), end: () => this.#end(request),
     })
-    if (!request.abort) return this.#end(request)
+    if (!request.abort) {
+      this.#over(request)
+      return this.#end(request)
+    }
     if (wait > 0) this.#scheduleHeartbeat(request)
   }
 
@@ -186,9 +189,13 @@ export class PollingTransport {
     return taken
   }
 
-  #end(request) {
+  // Nothing more is awaited; a task later it is concluded (#end).
+  #over(request) {
     request.ended = true
     this.#world.cancel(this.#heartbeat)
+  }
+
+  #end(request) {
     this.#request = null
     if (!this.#running) return
     if (request.again) return this.#next(0, 0)
@@ -248,6 +255,10 @@ export class PollingTransport {
       const pause = [429, 503].includes(answer.status) ? this.#advice(answer) : 0
       if ((answer.status === 401 || pause) && request === this.#request) {
         request.outcome = pause ? { reason: "rate-limited", advice_ms: pause } : { signedOut: true }
+        this.#abort()
+      }
+      if (answer.isRedirect && request === this.#request) {
+        request.outcome = { reason: "redirected", quick: true }
         this.#abort()
       }
       if ([200, 204].includes(answer.status)) this.#measure(this.#now - startedAt)

@@ -95,7 +95,7 @@ const follow = (url) => fetch(url, { credentials: "same-origin", cache: "no-stor
 
 const tooLate = () => new Promise((_, reject) => setTimeout(() => reject(new Error("too slow")), PATIENCE))
 
-// armour: something on the way rewrites HTML (transports/integrity.js).
+// armour: something on the way rewrites HTML (browser/integrity.js).
 async function keep(url, armour = false) {
   const before = emptied
   const response = await follow(armour ? `${url}?armour=1` : url)
