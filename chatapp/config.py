@@ -391,4 +391,4 @@ def browser_config(
         "ws_max_message": settings.ws_max_message_size,
         "drill_ms": drill_ms,
     }
-    return json.dumps(config, separators=(",", ":"))
+    return json.dumps(config)

@@ -51,10 +51,15 @@ def test_nothing_is_said_in_few_bytes(me: Client) -> None:
     assert len(str(answer.headers)) < 200
 
 
+def another(text: str) -> str:
+    """With another first letter: the last ones may say the same in base64."""
+    return ("B" if text[0] == "A" else "A") + text[1:]
+
+
 def test_a_forged_or_foreign_cookie_opens_nothing(me: Client) -> None:
     (name, value), *_ = me.cookies.items()
     payload, signature = value.rsplit(".", 1)
-    forged = [f"{payload}.{signature[:-2]}AA", f"{payload[:-2]}AA.{signature}", payload, "", "x.y", "x.y.z"]
+    forged = [f"{payload}.{another(signature)}", f"{another(payload)}.{signature}", payload, "", "x.y", "x.y.z"]
     for cookie in forged:
         copy = me.clone()
         copy.cookies = {name: cookie}

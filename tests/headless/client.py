@@ -378,7 +378,8 @@ class Client:
         self._sockets[number] = Line(self, self._session, number, path)
 
     def _say(self, number: int, text: str) -> None:
-        self._sockets[number].say(text)
+        if line := self._sockets.get(number):  # else it has just ended, which is on its way to the core
+            line.say(text)
 
     def _hang(self, number: int, code: int) -> None:
         if line := self._sockets.pop(number, None):
