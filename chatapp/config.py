@@ -375,20 +375,21 @@ def browser_config(
     `network`: the key of the network that the page is asked from, `remembered`: what is known of it for this
     person; see connection/memory.py. `drill_ms`: how long a drill still runs for them.
     """
-    config = {
-        **urls,
-        "network": network,
-        "remembered": remembered,
-        "transports": settings.transports,
-        "heartbeat_ms": round(settings.heartbeat_interval * 1000),
-        "predict": settings.predict,
-        "reconnect_ms": round(settings.reconnect_interval * 1000),
-        "max_attempts": settings.max_reconnect_attempts,
-        "poll_ms": round(settings.poll_interval * 1000),
-        "poll_retries": settings.poll_max_retries,
-        "poll_backoff": settings.poll_backoff,
-        "poll_hold_ms": round(settings.poll_longest_hold * 1000),
-        "ws_max_message": settings.ws_max_message_size,
-        "drill_ms": drill_ms,
-    }
-    return json.dumps(config)
+    return json.dumps(
+        {
+            **urls,
+            "network": network,
+            "remembered": remembered,
+            "transports": settings.transports,
+            "heartbeat_ms": round(settings.heartbeat_interval * 1000),
+            "predict": settings.predict,
+            "reconnect_ms": round(settings.reconnect_interval * 1000),
+            "max_attempts": settings.max_reconnect_attempts,
+            "poll_ms": round(settings.poll_interval * 1000),
+            "poll_retries": settings.poll_max_retries,
+            "poll_backoff": settings.poll_backoff,
+            "poll_hold_ms": round(settings.poll_longest_hold * 1000),
+            "ws_max_message": settings.ws_max_message_size,
+            "drill_ms": drill_ms,
+        }
+    )

@@ -92,6 +92,7 @@ POLLS: dict[str, tuple[bytes, str, str, str]] = {
         "redirect",
         "http://portal.example:port/",
     ),
+    "without end": (answer("200 OK", body=bytes(9 * 1024 * 1024), length=False), "hold", "cut", ""),
     "nothing": (b"", "close", "cut", ""),
     "a reset": (b"", "reset", "cut", ""),
     "silence": (b"", "hold", "hung", ""),

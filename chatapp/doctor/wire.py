@@ -17,6 +17,7 @@ CONNECT_S = 8.0
 ANSWER_S = 10.0  # for an answer that should come at once
 REDIRECTS = (301, 302, 303, 307, 308)
 HIGHEST_PORT = 65535
+MOST_BYTES = 8 * 1024 * 1024  # of an answer: sixteen times the largest of ours
 # Asked for as it is, so that what comes is measured, and not what it unpacks to.
 HEADERS = {"X-Chatapp-Test": "1", "Cache-Control": "no-cache", "Accept": "*/*", "Accept-Encoding": "identity"}
 
@@ -176,7 +177,7 @@ class Visitor:
         headers: Mapping[str, str] = HEADERS,
     ) -> Got:
         """One GET, read as it comes. Failures are in its `error`."""
-        got, started, pieces = Got("unreachable"), time.monotonic(), []
+        got, started, size, pieces = Got("unreachable"), time.monotonic(), 0, []
         try:
             with self._client.stream(
                 "GET",
@@ -191,6 +192,8 @@ class Visitor:
                     pieces.append(piece)
                     if time.monotonic() - started > within_s:
                         raise httpx.ReadTimeout("It comes too slowly.")
+                    if (size := size + len(piece)) > MOST_BYTES:
+                        raise httpx.ReadError("It is no answer of ours.")
             got.error = None
         except httpx.HTTPError as problem:
             got.fail(problem)
