@@ -118,6 +118,7 @@ system-packages:
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	test -x /usr/sbin/nginx || missing="$$missing nginx-light"; \
 	command -v strace >/dev/null || missing="$$missing strace"; \
+	command -v openssl >/dev/null || missing="$$missing openssl"; \
 	test -x /usr/sbin/haproxy || missing="$$missing haproxy"; \
 	test -x /usr/sbin/squid || missing="$$missing squid"; \
 	test -z "$$missing" && exit 0; \
