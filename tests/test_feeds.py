@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from headless.core import Page, Script
+from headless.core import CONFIG, Page, Script
 
 
 def article(key: str, position: int, revision: int) -> dict[str, Any]:
@@ -53,22 +53,7 @@ def test_what_something_on_the_way_put_in_is_not_shown(rules: Script) -> None:
 
 def started(notes: dict[str, Any], transports: list[str]) -> Page:
     """A page that follows the list, at 0 ms."""
-    config = {
-        "transports": transports,
-        "reconnect_ms": 5000,
-        "max_attempts": 10,
-        "poll_ms": 3000,
-        "poll_retries": 3,
-        "poll_backoff": 1.5,
-        "poll_hold_ms": 25_000,
-        "ws_max_message": 512,
-        "heartbeat_ms": 30_000,
-        "predict": ["echo"],
-        "network": "here",
-        "remembered": {"worked": 0, "failed": 2, "at": 0, "killGap": 0},
-        "changes_url": "/changes",
-        "mark_url": "/mark",
-    }
+    config = CONFIG | {"transports": transports, "remembered": {"worked": 0, "failed": 2, "at": 0, "killGap": 0}}
     page = Page(config, {"epoch": "e", "mark": "", "person": "p"}, 1, 0, notes=notes)
     page.happen(0, "follow", "list")
     page.happen(0, "start")

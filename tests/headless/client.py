@@ -168,13 +168,13 @@ class Loop:
             due = min((client.due for client in self._clients), default=float("inf"))
             try:
                 work = self._work.get(timeout=min(5.0, max(0.0, due - now_ms()) / 1000))
+                if work is None:
+                    return
+                work()
             except queue.Empty:
-                for client in [client for client in self._clients if client.due <= now_ms()]:
-                    client.happen("tick")
-                continue
-            if work is None:
-                return
-            work()
+                pass
+            for client in [client for client in self._clients if client.due <= now_ms()]:
+                client.happen("tick")
 
 
 class Client:

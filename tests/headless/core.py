@@ -59,6 +59,26 @@ class Script:
         return json.loads(outcome)
 
 
+# What chat-config says where nothing is set, as far as the core needs it without a server.
+CONFIG: dict[str, Any] = {
+    "transports": ["websocket", "polling"],
+    "reconnect_ms": 5000,
+    "max_attempts": 10,
+    "poll_ms": 3000,
+    "poll_retries": 3,
+    "poll_backoff": 1.5,
+    "poll_hold_ms": 25_000,
+    "ws_max_message": 512,
+    "heartbeat_ms": 30_000,
+    "predict": ["echo", "send", "buffered", "slow", "idle-kill", "network"],
+    "network": "here",
+    "changes_url": "/changes",
+    "create_url": "/c",
+    "messages_url": "/c/{id}/messages",
+    "mark_url": "/mark",
+}
+
+
 @cache
 def pages(changes: tuple[tuple[str, str, str], ...] = ()) -> Script:
     """The driver of headless pages: one context for all of a process."""

@@ -74,7 +74,7 @@ function chance(seed) {
 
 class Page {
   now; wall; notes; isHidden = false; orders = []; shown = new Map(); acks = {}; refusals = {}
-  #timers = new Map(); #asks = new Map(); #sockets = new Map(); #n = 0; #tell = null; #use = () => {}; #reborn = null; #tells; #foretold = null
+  #timers = new Map(); #asks = new Map(); #sockets = new Map(); #n = 0; #tell = null; #use = () => {}; #tells; #foretold = null
 
   // given: {config, table, seed, page: {epoch, mark, person}, notes, now, wall, tells: whether each new row and each change
   // of the record is an order}
@@ -132,7 +132,7 @@ class Page {
       notes: { read: (name) => this.notes[name] ?? null, write: (name, value) => { this.notes[name] = value } },
       session: { token: "", renew: () => this.#request("renew") },
       isHidden: () => this.isHidden, isOnline: () => true,
-      listen: (tell, reborn) => { this.#tell = tell; this.#reborn = reborn },
+      listen: (tell) => { this.#tell = tell },
       onUse: (act) => { this.#use = act },
       ask: (method, url, fields, { within }) => this.#ask(method, url, fields, within),
       poll: (fields, within, request) => this.#poll(config.changes_url, fields, within, request),

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from headless.core import Message
+from headless.core import CONFIG, Message
 
 from simulation.network import Link
-from simulation.page import PREDICTS, Browser, Changes, Page
+from simulation.page import Browser, Changes, Page
 from simulation.world import World
 
 LIST = "list"
@@ -28,22 +28,10 @@ class Client:
     def __init__(self, world: World, link: Link, name: str, person: str, changes: Changes = ()) -> None:
         self.world, self.link, self.name, self.person = world, link, name, person
         self._changes = changes
-        self.config = {
+        self.config = CONFIG | {
             "transports": world.random.choice([["websocket", "polling"]] * 4 + [["polling"], ["websocket"]]),
-            "reconnect_ms": 5000,
             "max_attempts": world.random.choice([10, 10, 2]),
-            "poll_ms": 3000,
-            "poll_retries": 3,
-            "poll_backoff": 1.5,
             "poll_hold_ms": world.random.choice([25_000, 25_000, 25_000, 0]),
-            "ws_max_message": 512,
-            "heartbeat_ms": 30_000,
-            "predict": PREDICTS,
-            "network": "here",
-            "changes_url": "/changes",
-            "create_url": "/c",
-            "messages_url": "/c/{id}/messages",
-            "mark_url": "/mark",
         }
         self.tells = False
         self.on_changed: Callable[[dict[str, Any]], None] = lambda record: None  # of one that tells

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from simulation.client import Client
 
 Changes = tuple[tuple[str, str, str], ...]  # of the shipped text: a module, before, after
-PREDICTS = ["echo", "send", "buffered", "slow", "idle-kill", "network"]
 SLOWEST_WRITE_MS = 40
 
 

@@ -2,7 +2,6 @@
 // connection's core (static/js/connection/) knows the world through these only.
 
 import { ask, session } from "./asking.js"
-import { steadyClock } from "./clock.js"
 import { isWhole, opened } from "./integrity.js"
 import { Polls } from "./polls.js"
 

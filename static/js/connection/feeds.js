@@ -21,8 +21,6 @@ export class Feeds {
 
   has(feed) { return this.#cursors.has(feed) }
 
-  cursor(feed) { return this.#cursors.get(feed) }
-
   follow(feed, cursor) { this.#cursors.set(feed, cursor) }
 
   unfollow(feed) { return this.#cursors.delete(feed) }
@@ -95,7 +93,7 @@ function noteMark(page, element) {
 }
 
 // What is shown of one feed. `apply` and `take` give orders to the view: {verb, key, …}, to be done one after the other.
-//   insert, replace: element (an article, an entry of the list), item; `isLast` of an answer that has not begun
+//   insert, replace: element (an article, an entry of the list); `isLast`: of an answer that has not begun
 //   append: pieces [{index, source: of the whole block}], patch (its element)
 //   remove
 export class Items {
@@ -147,11 +145,14 @@ export class Items {
     if (known && known.revision >= item.revision) return undefined
     if (item.isGone) return known && this.#remove(item.key)
     this.know(item)
-    return { verb: known ? "replace" : "insert", key: item.key, element: child, item, isLast: item.isLast }
+    return { verb: known ? "replace" : "insert", key: item.key, element: child, isLast: item.isLast }
   }
 
+  // Before all that is loaded, while there are more to be loaded there.
   #isOlder(position) {
-    return position > 0 && this.#keys.size > 0 && this.#hasOlder() && position < Math.min(...this.#keys.keys())
+    if (!position || !this.#keys.size || !this.#hasOlder()) return false
+    for (const shown of this.#keys.keys()) if (shown < position) return false
+    return true
   }
 
   #remove(key) {
@@ -181,7 +182,7 @@ export class Items {
     }
     for (const { index, source } of pieces) item.sources.set(index, source)
     item.revision = revision
-    return { verb: "append", key: item.key, pieces, patch, item }
+    return { verb: "append", key: item.key, pieces, patch }
   }
 }
 
