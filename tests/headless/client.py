@@ -27,6 +27,7 @@ from headless.core import Message, Page, Script
 from headless.elements import Tree, trees
 
 CONNECT_S = 10.0
+SIGN_IN_TRIES = 20
 TIMEOUT_S = 40.0  # of a request; the core's own deadlines are shorter
 FORM = "application/x-www-form-urlencoded"
 TOKEN = ("csrf_token", "")  # the session puts its own
@@ -90,7 +91,11 @@ class Session:
             raise NotSignedIn(f"{path} answered {status}")
         self.token = next(one["a"]["value"] for one in every(text, "input") if one["a"].get("name") == "csrf_token")
         fields = [("email", email), ("password", password), ("csrf_token", "")]
-        status, _, _ = self.request("POST", path, fields, accept="text/html")
+        for _ in range(SIGN_IN_TRIES):  # passwords are checked one at a time: a full queue says when to come back
+            status, _, headers = self.request("POST", path, fields, accept="text/html")
+            if status != 503:
+                break
+            time.sleep(int(headers.get("retry-after", 1)) * random.uniform(0.5, 1))
         if status != 303:
             raise NotSignedIn(f"signing in as {email} was answered {status}")
 
