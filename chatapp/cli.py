@@ -17,7 +17,7 @@ from chatapp import descriptors, port, strangers
 from chatapp.config import DRILL_FAULTS, LONGEST_DRILL_S, ConfigError, Settings, describe, load
 
 if TYPE_CHECKING:
-    from chatapp.house import House
+    from chatapp.parts import Parts
 
 DRILL_SETTLE_S = 15.0  # from a drill's end to its report: clients come back, and report every two seconds
 
@@ -57,24 +57,24 @@ def _settings() -> Settings:
         raise Stop(str(error)) from None
 
 
-def _served() -> House:
+def _served() -> Parts:
     """The house of a server that was started before; a wrong DATA_DIR would drill nobody and say nothing."""
     settings = _settings()
     if not (settings.data_dir / "chat.db").exists():
         raise Stop(f"DATA_DIR={settings.data_dir}: no server has run with it. Name the running server's folder.")
-    return _house()
+    return _parts()
 
 
-def _house() -> House:
+def _parts() -> Parts:
     """The rooms, put together by this process for one command."""
     from chatapp import create_app
 
     settings = _settings()
     try:
-        house: House = create_app(settings).extensions["chatapp"]
+        parts: Parts = create_app(settings).extensions["chatapp"]
     except OSError as error:
         raise Stop(f"DATA_DIR={settings.data_dir}: {error.strerror}. Name a folder that can be written.") from None
-    return house
+    return parts
 
 
 @click.group(cls=Commands)
@@ -102,42 +102,42 @@ def serve() -> None:
     # what it has loaded.
     from chatapp import server
 
-    house = _house()
-    _seed(house)
-    settings, most = house.settings, descriptors.for_strangers(files)
+    parts = _parts()
+    _seed(parts)
+    settings, most = parts.settings, descriptors.for_strangers(files)
     shared = strangers.advice(settings.host, bool(settings.trusted_proxies), most)
-    server.once_listening = "\n".join(filter(None, (_welcome(house), descriptors.advice(files), shared)))
-    house.store.close()  # no connection to a database may be carried over a fork
+    server.once_listening = "\n".join(filter(None, (_welcome(parts), descriptors.advice(files), shared)))
+    parts.store.close()  # no connection to a database may be carried over a fork
     gc.enable()
     server.Gunicorn().run()
 
 
-def _seed(house: House) -> None:
+def _seed(parts: Parts) -> None:
     """Make the first admin from the settings, where there is nobody yet."""
     from chatapp import auth
     from chatapp.store import AlreadySetUp
 
-    settings = house.settings
-    if not settings.admin_email or not house.store.people.is_empty():
+    settings = parts.settings
+    if not settings.admin_email or not parts.store.people.is_empty():
         return
     try:
-        house.auth.first_run(settings.admin_name, settings.admin_email, settings.admin_password)
+        parts.auth.first_run(settings.admin_name, settings.admin_email, settings.admin_password)
     except auth.Refused as error:
         raise Stop(f"CHATAPP_ADMIN_{error.field.upper()}: {error.message}") from None
     except AlreadySetUp:
         pass  # another start was faster
 
 
-def _welcome(house: House) -> str:
+def _welcome(parts: Parts) -> str:
     from chatapp import auth
 
-    settings = house.settings
+    settings = parts.settings
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     address = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
     if not urlsplit(address).path:  # one in PUBLIC_URL is the prefix
         address += settings.url_prefix
     lines = [f"chatapp serves on {address}/", f"Data: {settings.data_dir}"]
-    if house.store.people.is_empty():
+    if parts.store.people.is_empty():
         code = auth.first_run_code(settings.data_dir)
         lines.append(f"First: open {address}/first-run#code={code} and make your account.")
         lines.append(f"Where the page asks for the code: {code}")
@@ -174,15 +174,15 @@ def create_admin(name: str, email: str, password: str | None, as_json: bool) -> 
     from chatapp.store import EmailTaken
 
     password = _password(password)
-    house = _house()
+    parts = _parts()
     try:
         name, email = auth.checked_person(name, email, password)
-        person = house.store.people.add_admin(name, email, auth.hash_password(password))
+        person = parts.store.people.add_admin(name, email, auth.hash_password(password))
     except auth.Refused as error:
         raise Stop(f"--{error.field}: {error.message}") from None
     except EmailTaken:
         raise Stop(f"--email: {email} has an account already; see `chatapp admin reset-password`.") from None
-    (house.settings.data_dir / auth.CODE_FILE).unlink(missing_ok=True)
+    (parts.settings.data_dir / auth.CODE_FILE).unlink(missing_ok=True)
     report = {"id": person.uuid, "name": person.name, "email": person.email}
     print(json.dumps(report) if as_json else f"{person.name} <{person.email}> can sign in now.")
 
@@ -196,12 +196,12 @@ def reset_password(email: str, password: str | None, as_json: bool) -> None:
     from chatapp import auth
 
     password = _password(password)
-    house = _house()
+    parts = _parts()
     try:
         auth.checked_person("-", email, password)
     except auth.Refused as error:
         raise Stop(f"--{error.field}: {error.message}") from None
-    if not house.store.people.set_password(email, auth.hash_password(password)):
+    if not parts.store.people.set_password(email, auth.hash_password(password)):
         raise Stop(f"--email: nobody has the address {email}.")
     print(json.dumps({"email": email}) if as_json else f"{email} can sign in with the new password.")
 
@@ -256,12 +256,12 @@ def start_drill(fault: str, seconds: int, person: str, amount: float | None, wai
     from chatapp.connection.drills import AMOUNTS_S
     from chatapp.store import DrillRunning
 
-    house = _served()
-    known = house.store.people.password_hash(person) if person else None
+    parts = _served()
+    known = parts.store.people.password_hash(person) if person else None
     if person and known is None:
         raise Stop(f"--person: nobody has the address {person}.")
     try:
-        begun = house.store.drills.begin(
+        begun = parts.store.drills.begin(
             fault, seconds, amount or AMOUNTS_S.get(fault, 0.0), known[0] if known else None
         )
     except DrillRunning:
@@ -270,10 +270,10 @@ def start_drill(fault: str, seconds: int, person: str, amount: float | None, wai
         print(f"{fault} for {seconds} s, for {person or 'everybody'}. `chatapp drill stop` ends it.", flush=True)
     if wait:
         ends_at = time.monotonic() + seconds
-        while house.store.drills.running() and (left_s := ends_at - time.monotonic()) > 0:
+        while parts.store.drills.running() and (left_s := ends_at - time.monotonic()) > 0:
             time.sleep(min(1.0, left_s))
         time.sleep(DRILL_SETTLE_S)
-        _show_drill(house, as_json)
+        _show_drill(parts, as_json)
     elif as_json:
         print(json.dumps({"id": begun.uuid}))
 
@@ -281,26 +281,26 @@ def start_drill(fault: str, seconds: int, person: str, amount: float | None, wai
 @drill.command("stop")
 def stop_drill() -> None:
     """End the running drill."""
-    house = _served()
-    print("The drill ends now." if house.store.drills.end() else "No drill was running.")
+    parts = _served()
+    print("The drill ends now." if parts.store.drills.end() else "No drill was running.")
 
 
 @drill.command("report")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def report_drill(as_json: bool) -> None:
     """What clients did in the newest drill."""
-    house = _served()
-    _show_drill(house, as_json)
+    parts = _served()
+    _show_drill(parts, as_json)
 
 
-def _show_drill(house: House, as_json: bool) -> None:
+def _show_drill(parts: Parts, as_json: bool) -> None:
     from chatapp.connection.drills import SETTLE_MS, report
 
-    newest = house.store.drills.newest()
+    newest = parts.store.drills.newest()
     if newest is None:
         raise Stop("There was no drill yet.")
     until = newest.ends_at + SETTLE_MS
-    found = asdict(report(newest, house.store.events.between(newest.starts_at, until, newest.person)))
+    found = asdict(report(newest, parts.store.events.between(newest.starts_at, until, newest.person)))
     seconds = (newest.ends_at - newest.starts_at) / 1000
     is_running = newest.left_s() > 0
     if as_json:

@@ -21,12 +21,12 @@ from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
 from chatapp.auth import JUDGED, Auth, Comers, Cookies, Sessions, secret_key
 from chatapp.bus import Bus
+from chatapp.chat import Chat
 from chatapp.config import Settings, load
 from chatapp.connection.drills import Drills
 from chatapp.connection.peer import Reader
 from chatapp.connection.states import table_json
-from chatapp.conversation import Chat
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.proxies import InFront
 from chatapp.quotas import Quotas
 from chatapp.served import OWN_SCRIPTS, Files, brought
@@ -67,38 +67,38 @@ def create_app(settings: Settings | None = None) -> Flask:
     key = secret_key(settings.data_dir)
     instance = hashlib.sha256(key.encode()).hexdigest()[:8]
     app.config.update(_flask_settings(settings, key, instance))
-    house = app.extensions["chatapp"] = _build(app, settings, instance)
+    parts = app.extensions["chatapp"] = _build(app, settings, instance)
     app.session_interface = Sessions()
-    cookies = Cookies(app, house.auth)
+    cookies = Cookies(app, parts.auth)
     templates = partial(brought, app.jinja_env, table_json())
     files = Files(asset_dir("static"), asset_dir("templates"), templates, settings.static_joined)
-    app.wsgi_app = Admission(app.wsgi_app, cookies, files, house.auth.attempts)  # type: ignore[method-assign]
+    app.wsgi_app = Admission(app.wsgi_app, cookies, files, parts.auth.attempts)  # type: ignore[method-assign]
     Babel(app)
     bodies.register(app)  # before what reads forms
     CSRFProtect(app)
     app.register_blueprint(pages.pages)
     app.register_blueprint(probing.probing)
-    drilled.register(app, house.drills, house.auth)  # before what it spoils
+    drilled.register(app, parts.drills, parts.auth)  # before what it spoils
     if "websocket" in settings.transports:
-        websocket.register(app, house, Comers(house.auth, cookies, house.bus))
-    polling.register(app, house.polls, house.auth, settings)
+        websocket.register(app, parts, Comers(parts.auth, cookies, parts.bus))
+    polling.register(app, parts.polls, parts.auth, settings)
     security.register(app)
     integrity.register(app)
-    _register_plain(app, house, files)
-    offline.register(app, house, files, partial(_address, files))
+    _register_plain(app, parts, files)
+    offline.register(app, parts, files, partial(_address, files))
     door = polling.Door(
         app.wsgi_app,
-        house.polls,
+        parts.polls,
         cookies,
         settings,
         partial(security.answer_headers, is_public_https=app.config["SESSION_COOKIE_SECURE"]),
-        lambda: house.drills.is_running,
+        lambda: parts.drills.is_running,
     )
     app.wsgi_app = InFront(wellformed.Door(bodies.Door(door, cookies)), settings)  # type: ignore[method-assign]
     return app
 
 
-def _build(app: Flask, settings: Settings, instance: str) -> House:
+def _build(app: Flask, settings: Settings, instance: str) -> Parts:
     """The rooms, each given what it needs of the others."""
     bus = Bus()
     store = Store(app, settings.data_dir, bus, settings.workers, settings.events_kept)
@@ -111,7 +111,7 @@ def _build(app: Flask, settings: Settings, instance: str) -> House:
     epoch = store.people.epoch()
     live = websocket.make_live(settings, store)
     bus.on_crowd = live.gather
-    return House(
+    return Parts(
         settings=settings,
         instance=instance,
         epoch=epoch,
@@ -149,7 +149,7 @@ def _flask_settings(settings: Settings, key: str, instance: str) -> dict[str, An
     }
 
 
-def _register_plain(app: Flask, house: House, files: Files) -> None:
+def _register_plain(app: Flask, parts: Parts, files: Files) -> None:
     """What needs no session: health, static files; and what every template may use."""
 
     @cache
@@ -174,18 +174,18 @@ def _register_plain(app: Flask, house: House, files: Files) -> None:
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        trouble = "closing" if house.live.is_draining else house.store.trouble()
+        trouble = "closing" if parts.live.is_draining else parts.store.trouble()
         return (jsonify(ready=False, reason=trouble), 503) if trouble else (jsonify(ready=True), 200)
 
     @app.context_processor
     def words() -> dict[str, Any]:
-        sign_in = house.auth.current()
+        sign_in = parts.auth.current()
         return {
             "static": partial(_address, files),
             "sheets": files.sheets,
             "csrf_token": generate_csrf,
             "product": "chatapp",
-            "instance": house.instance,
+            "instance": parts.instance,
             "person": sign_in.person if sign_in else None,
             "language": "en",
         }

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from chatapp.beside import SingleThread, give_way, has_loop
+from chatapp.concurrency import SingleThread, has_loop, lower_priority
 from chatapp.fair_queue import Attempts, FairQueue, Full, Refusals
 
 MOST_WAITING = 16  # some 2 s of hashing
@@ -70,7 +70,7 @@ class Hashing:
 
     def _alone(self, function: Callable[[], R]) -> R:
         """In the thread: while no other process does the same, whose memory adds to ours."""
-        give_way(NICENESS)
+        lower_priority(NICENESS)
         if self._lock is None:
             return function()
         with self._lock.open("w") as file:

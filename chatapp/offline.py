@@ -9,11 +9,11 @@ from functools import lru_cache
 from flask import Flask, Response, render_template, request, url_for
 
 from chatapp.assets import asset_dir
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.served import WORKER, Body, Files, minified
 
 
-def register(app: Flask, house: House, files: Files, address: Callable[[str], str]) -> None:
+def register(app: Flask, parts: Parts, files: Files, address: Callable[[str], str]) -> None:
     """Hang the worker into the app, at the root: a worker answers for what lies beside and below it.
 
     address(name): where a static file is served.
@@ -23,7 +23,7 @@ def register(app: Flask, house: House, files: Files, address: Callable[[str], st
     @lru_cache(maxsize=4)  # there is one prefix; more would be a mistake, not a leak
     def body(script_root: str) -> Body:
         settings = {
-            "instance": house.instance,
+            "instance": parts.instance,
             "version": files.version,
             "base": f"{script_root}/",
             "files": [address(name) for name in sorted(files.kept())],

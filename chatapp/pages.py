@@ -19,11 +19,11 @@ from flask_babel import gettext as _
 
 from chatapp import auth as auth_room
 from chatapp.auth import Refused, TooManyGuesses
+from chatapp.chat import LONGEST_MESSAGE, ChatError, Conflict, Gone
 from chatapp.config import browser_config
 from chatapp.connection.memory import experience, network_key
-from chatapp.conversation import LONGEST_MESSAGE, ChatError, Conflict, Gone
 from chatapp.hashing import Busy
-from chatapp.house import house
+from chatapp.parts import current_parts
 from chatapp.quotas import EVENT_BYTES
 from chatapp.store import AlreadySetUp, ConnectionEvent, Entry, EntryPlace, Place, Posted
 from chatapp.store.conversations import MOST_CHANGES
@@ -38,7 +38,7 @@ pages = Blueprint("pages", __name__)
 
 def me() -> int:
     """The number of the person who asks; guard() saw to it that there is one."""
-    sign_in = house().auth.current()
+    sign_in = current_parts().auth.current()
     if sign_in is None:
         abort(401)
     return sign_in.person.id
@@ -57,7 +57,7 @@ def is_from_here() -> bool:
 
     Without these settings the CSRF token decides alone: strict proxies rewrite Host, so ours could not be known.
     """
-    settings, origin = house().settings, request.headers.get("Origin", "")
+    settings, origin = current_parts().settings, request.headers.get("Origin", "")
     if not origin or not (settings.public_url or settings.allowed_origins):
         return True
     return auth_room.origin_is_allowed(settings, origin, request.host_url)
@@ -65,7 +65,7 @@ def is_from_here() -> bool:
 
 def _other_address() -> str:
     """The sentence for a page that was opened at an address that the settings do not name."""
-    expected = auth_room.expected_origins(house().settings, request.host_url)[1:]
+    expected = auth_room.expected_origins(current_parts().settings, request.host_url)[1:]
     came = request.headers.get("Origin", "")[:200]
     words = f"This page was opened at {came}, but the server is set up for {' and '.join(expected)}."
     return f"{words} Open it there; if that is wrong, CHATAPP_PUBLIC_URL is, which its operator can correct."
@@ -79,11 +79,11 @@ def guard() -> Any:
     """Everything but the doors needs a session."""
     if request.method == "POST" and not is_from_here():
         return problem("origin", _other_address(), 403)
-    if request.endpoint in PUBLIC or house().auth.current() is not None:
+    if request.endpoint in PUBLIC or current_parts().auth.current() is not None:
         return None
     if wants_json() or request.method == "POST":
         return problem("signed-out", "You are signed out. Sign in again; what you wrote is kept.", 401)
-    if house().store.people.is_empty():
+    if current_parts().store.people.is_empty():
         return redirect(url_for("pages.first_run"))
     target = None if request.path == "/" else request.full_path.rstrip("?")
     return redirect(url_for("pages.sign_in", next=target))
@@ -118,7 +118,7 @@ def refused(error: ChatError) -> Any:
 @pages.get("/first-run")
 def first_run() -> Any:
     """The form of an empty installation."""
-    if not house().store.people.is_empty():
+    if not current_parts().store.people.is_empty():
         return redirect(url_for("pages.home"))
     return _first_run_page({}, {})
 
@@ -126,9 +126,9 @@ def first_run() -> Any:
 @pages.post("/first-run")
 def first_run_post() -> Any:
     """Make the first admin, who is signed in at once."""
-    auth, form, address = house().auth, request.form, request.remote_addr or ""
+    auth, form, address = current_parts().auth, request.form, request.remote_addr or ""
     try:
-        if not house().store.people.is_empty():
+        if not current_parts().store.people.is_empty():
             raise AlreadySetUp
         auth.check_code(form.get("code", ""), address)
         person = auth.first_run(form.get("name", ""), form.get("email", ""), form.get("password", ""), address)
@@ -141,7 +141,7 @@ def first_run_post() -> Any:
         return _first_run_page({"form": busy_words(busy)}, form), 503, {"Retry-After": str(busy.retry_s)}
     except AlreadySetUp:
         return problem("set-up", "Somebody has already set this up. Sign in instead.", 409)
-    (house().settings.data_dir / auth_room.CODE_FILE).unlink(missing_ok=True)
+    (current_parts().settings.data_dir / auth_room.CODE_FILE).unlink(missing_ok=True)
     auth.begin(person.id)
     return redirect(url_for("pages.home"), 303)
 
@@ -153,9 +153,9 @@ def _first_run_page(errors: dict[str, str], values: Any) -> str:
 @pages.get("/sign-in")
 def sign_in() -> Any:
     """The sign-in form."""
-    if house().auth.current() is not None:
+    if current_parts().auth.current() is not None:
         return redirect(url_for("pages.home"))
-    if house().store.people.is_empty():
+    if current_parts().store.people.is_empty():
         return redirect(url_for("pages.first_run"))
     return render_template("auth/sign_in.html", errors={}, values={}, next=request.args.get("next", ""))
 
@@ -165,13 +165,15 @@ def sign_in_post() -> Any:
     """Sign in and go where the person wanted to go."""
     form = request.form
     try:
-        person = house().auth.sign_in(form.get("email", ""), form.get("password", ""), request.remote_addr or "")
+        person = current_parts().auth.sign_in(
+            form.get("email", ""), form.get("password", ""), request.remote_addr or ""
+        )
     except Refused as error:
         errors, status, headers = {error.field: error.message}, 422, {}
     except Busy as busy:
         errors, status, headers = {"form": busy_words(busy)}, 503, {"Retry-After": str(busy.retry_s)}
     else:
-        house().auth.begin(person)
+        current_parts().auth.begin(person)
         return redirect(_own_path(form.get("next", "")), 303)
     page = render_template("auth/sign_in.html", errors=errors, values=form, next=form.get("next", ""))
     return page, status, headers
@@ -186,7 +188,7 @@ def busy_words(busy: Busy) -> str:
 @pages.post("/sign-out")
 def sign_out() -> Any:
     """End the session."""
-    house().auth.end()
+    current_parts().auth.end()
     return redirect(url_for("pages.sign_in"), 303)
 
 
@@ -202,7 +204,7 @@ def _own_path(target: str) -> str:
 @pages.get("/")
 def home() -> Any:
     """The newest conversation, or an unsaved empty one."""
-    newest = house().store.conversations.newest(me())
+    newest = current_parts().store.conversations.newest(me())
     if newest is not None:
         return redirect(url_for("pages.conversation", uuid=newest))
     return _page(None)
@@ -211,11 +213,11 @@ def home() -> Any:
 @pages.get("/c/<uuid:uuid>")
 def conversation(uuid: UUID) -> Any:
     """A conversation's page."""
-    return _page(house().chat.place(me(), str(uuid)))
+    return _page(current_parts().chat.place(me(), str(uuid)))
 
 
 def _page(place: Place | None) -> Any:
-    parts, person = house(), me()
+    parts, person = current_parts(), me()
     uuid = place.uuid if place else str(uuid4())
     before = _position()
     shown = parts.chat.older(place, before or NEWEST) if place else None
@@ -246,7 +248,7 @@ def _after(person: int, shown: Sequence[Entry]) -> str | None:
     if len(shown) < MOST_CHANGES:
         return None
     place = EntryPlace(round(shown[-1].updated_at.timestamp() * 1000), shown[-1].uuid)
-    there_are_more = house().chat.older_entries(person, place)[0]
+    there_are_more = current_parts().chat.older_entries(person, place)[0]
     return url_for("pages.older_conversations", before=f"{place.updated_at}.{place.uuid}") if there_are_more else None
 
 
@@ -256,7 +258,7 @@ def older_conversations() -> Any:
     found = re.fullmatch(r"(\d{1,15})\.([0-9a-f-]{36})", request.args.get("before", ""), re.ASCII)
     if found is None:
         return problem("bad-position", "Say before which conversation: follow the link below the list.", 400)
-    entries = house().chat.older_entries(me(), EntryPlace(int(found[1]), found[2]))[0]
+    entries = current_parts().chat.older_entries(me(), EntryPlace(int(found[1]), found[2]))[0]
     following = _after(me(), entries)
     return render_template("conversation/older.html", conversations=entries, older_conversations=following)
 
@@ -276,7 +278,7 @@ def _bad_position() -> Any:
 
 
 def _connection_context() -> dict[str, Any]:
-    parts = house()
+    parts = current_parts()
     sign_in = parts.auth.current()
     any_id = UUID(int=0)
     network = network_key(str(current_app.secret_key), request.remote_addr or "")
@@ -302,11 +304,11 @@ def _connection_context() -> dict[str, Any]:
 @pages.post("/c")
 def create() -> Any:
     """A new conversation, with or without its first message."""
-    form, chat = request.form, house().chat
+    form, chat = request.form, current_parts().chat
     uuid = form.get("id") or str(uuid4())
-    if house().store.conversations.place(me(), uuid) is None:  # else it is there, and nothing is begun
+    if current_parts().store.conversations.place(me(), uuid) is None:  # else it is there, and nothing is begun
         words = _("You began very many conversations in a short time. Try again in a while; what you wrote is kept.")
-        slow_down(house().quotas.conversations.take(me(), 1), words)
+        slow_down(current_parts().quotas.conversations.take(me(), 1), words)
     if not form.get("body", "").strip():
         # A person's button: five clicks are one empty conversation. Whoever names an id gets that one.
         place = chat.create(me(), uuid) if wants_json() or "id" in form else chat.begin(me())
@@ -323,7 +325,7 @@ def post(uuid: UUID) -> Any:
     form = request.form if not request.is_json else request.get_json()
     if not isinstance(form, dict):
         return problem("bad-body", "Send fields client_id and body.", 400)
-    posted = house().chat.post(me(), str(uuid), form.get("client_id") or str(uuid4()), form.get("body", ""))
+    posted = current_parts().chat.post(me(), str(uuid), form.get("client_id") or str(uuid4()), form.get("body", ""))
     return _posted(posted)
 
 
@@ -340,43 +342,43 @@ def older(uuid: UUID) -> Any:
     before = _position()
     if before is None:
         return _bad_position()
-    place = house().chat.place(me(), str(uuid))
-    changes = house().chat.older(place, before)
-    return house().renderer.older(place.uuid, changes)
+    place = current_parts().chat.place(me(), str(uuid))
+    changes = current_parts().chat.older(place, before)
+    return current_parts().renderer.older(place.uuid, changes)
 
 
 @pages.post("/c/<uuid:uuid>/title")
 def rename(uuid: UUID) -> Any:
     """Rename a conversation."""
-    house().chat.rename(me(), str(uuid), request.form.get("title", ""))
+    current_parts().chat.rename(me(), str(uuid), request.form.get("title", ""))
     return _done(uuid)
 
 
 @pages.post("/c/<uuid:uuid>/delete")
 def delete(uuid: UUID) -> Any:
     """Delete a conversation."""
-    house().chat.delete(me(), str(uuid))
+    current_parts().chat.delete(me(), str(uuid))
     return ("", 204) if wants_json() else redirect(url_for("pages.home"), 303)
 
 
 @pages.post("/c/<uuid:uuid>/messages/<uuid:message>/delete")
 def delete_message(uuid: UUID, message: UUID) -> Any:
     """Delete one of one's own messages."""
-    house().chat.delete_message(me(), str(uuid), str(message))
+    current_parts().chat.delete_message(me(), str(uuid), str(message))
     return _done(uuid)
 
 
 @pages.post("/c/<uuid:uuid>/stop")
 def stop(uuid: UUID) -> Any:
     """Stop an answer."""
-    house().chat.stop(me(), str(uuid), request.form.get("answer", ""))
+    current_parts().chat.stop(me(), str(uuid), request.form.get("answer", ""))
     return _done(uuid)
 
 
 @pages.post("/c/<uuid:uuid>/again")
 def again(uuid: UUID) -> Any:
     """Answer again."""
-    house().chat.again(me(), str(uuid))
+    current_parts().chat.again(me(), str(uuid))
     return _done(uuid)
 
 
@@ -397,7 +399,7 @@ def _came_from() -> str | None:
     """The conversation that the person comes from: named in `?from=`, or in the page that linked here."""
     named = request.args.get("from") or _conversation_in(request.referrer or "")
     try:
-        return house().chat.place(me(), named).uuid if named else None
+        return current_parts().chat.place(me(), named).uuid if named else None
     except Gone:
         return None
 
@@ -415,7 +417,7 @@ def _conversation_in(address: str) -> str:
 @pages.post("/connection/events")
 def events() -> Any:
     """A client's report of what its connection went through. Repeating it changes nothing."""
-    sign_in = house().auth.current()
+    sign_in = current_parts().auth.current()
     try:
         reported = json.loads(request.form.get("events", "[]"))
         if len(reported) > MOST_EVENTS:
@@ -431,10 +433,10 @@ def events() -> Any:
     if any(row.type.strip().lower().startswith(SERVERS) for row in rows):
         return problem("bad-events", _("Events named server-… are the server's own: no client can report them."), 400)
     words = _("These are more reports than one person's pages may send. Keep them and send them again later.")
-    slow_down(house().quotas.events.take(*_size(rows)), words)
-    new = house().store.events.add(rows)
-    if house().drills.on(me()) is None:  # what fails on purpose says nothing about a network
-        house().store.networks.learn(me(), [learned[name] for name in learned if name in new])
+    slow_down(current_parts().quotas.events.take(*_size(rows)), words)
+    new = current_parts().store.events.add(rows)
+    if current_parts().drills.on(me()) is None:  # what fails on purpose says nothing about a network
+        current_parts().store.networks.learn(me(), [learned[name] for name in learned if name in new])
     return "", 204
 
 
@@ -472,13 +474,13 @@ def _event(item: dict[str, Any], person: str) -> ConnectionEvent:
 @pages.get("/knowledge")
 def knowledge() -> Any:
     """What the built-in assistant has read."""
-    return render_template("knowledge/index.html", came_from=_came_from(), documents=house().knowledge.titles())
+    return render_template("knowledge/index.html", came_from=_came_from(), documents=current_parts().knowledge.titles())
 
 
 @pages.get("/knowledge/<slug>")
 def passage(slug: str) -> Any:
     """One document; citations open it at the passage."""
-    document = house().knowledge.document(slug)
+    document = current_parts().knowledge.document(slug)
     if document is None:
         return problem("gone", "There is no such document in the knowledge folder.", 404)
     return render_template("knowledge/show.html", came_from=_came_from(), document=document)

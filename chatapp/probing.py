@@ -17,7 +17,7 @@ from flask import Blueprint, Response, request
 from chatapp.auth import origin_is_allowed
 from chatapp.connection import advice, probes
 from chatapp.connection.probes import LARGE_BYTES, STREAM_EVERY_S, STREAM_PARTS
-from chatapp.house import house
+from chatapp.parts import current_parts
 
 MARK, END = "<chat-test", "</chat-test>"
 HEADER = "X-Chatapp-Test"  # an unusual header: strict proxies strip it
@@ -35,7 +35,7 @@ _running: Counter[int] = Counter()
 
 
 def _me() -> int:
-    sign_in = house().auth.current()
+    sign_in = current_parts().auth.current()
     return sign_in.person.id if sign_in else 0
 
 
@@ -47,7 +47,7 @@ def parts_of_the_page() -> dict[str, Any]:
 
 def connection_check() -> dict[str, Any]:
     """Rules, words and addresses of Run test, and what the person's connections went through lately."""
-    parts, sign_in = house(), house().auth.current()
+    parts, sign_in = current_parts(), current_parts().auth.current()
     drill = parts.drills.on(_me())
     states = parts.store.events.states_of(sign_in.person.uuid, MOST_HISTORY) if sign_in else []
     return {
@@ -80,7 +80,7 @@ def _iso(ms: int) -> str:
 @probing.before_request
 def guard() -> Any:
     """Everything here needs a session; who is signed out learns at least that it is our server that says so."""
-    if house().auth.current() is None:
+    if current_parts().auth.current() is None:
         return _answer('error="signed-out"'), 401
     return None
 
@@ -88,7 +88,7 @@ def guard() -> Any:
 @probing.get("/mark")
 def mark() -> Response:
     """Whose answer this is, and what of the request arrived."""
-    parts = house()
+    parts = current_parts()
     origin, fails_ms = request.args.get("origin", ""), parts.drills.left_ms(_me())
     facts = {
         "nonce": request.args.get("nonce", "")[:LONGEST_NONCE],
@@ -108,7 +108,7 @@ def mark() -> Response:
 @probing.get("/hold")
 def hold() -> Any:
     """An answer that comes only after `seconds` (at most the longest hold of a poll)."""
-    here = house()
+    here = current_parts()
     longest = here.settings.poll_longest_hold
     wanted = request.args.get("seconds", longest, type=float)
     until = time.monotonic() + (min(wanted, longest) if wanted > 0 else 0)

@@ -14,7 +14,7 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from chatapp.gunicorn_bridge import break_off
-from chatapp.house import house
+from chatapp.parts import current_parts
 from chatapp.store import StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports.integrity import UNKEPT
@@ -89,14 +89,14 @@ def _why_without_token(app: Flask) -> tuple[str, str]:
             words = _(
                 "This page was opened over http, but the server gives out its cookie for https only. Open %(url)s "
                 "instead. Its operator decides that by CHATAPP_PUBLIC_URL.",
-                url=house().settings.public_url,
+                url=current_parts().settings.public_url,
             )
             return _("Open the https address"), words
         return _("No cookie came back"), _(
             "Signing in needs a cookie, and this browser sent none. Allow cookies for this site, in the browser and in "
             "its extensions. If that does not help, something on the way takes them out: show this to your admin."
         )
-    sign_in = house().auth.current()
+    sign_in = current_parts().auth.current()
     if request.endpoint == "pages.sign_in_post" and sign_in is not None:
         name = sign_in.person.name
         words = _("As %(name)s, in another tab or window. To be somebody else, sign out there first.", name=name)

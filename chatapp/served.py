@@ -26,7 +26,7 @@ from rjsmin import jsmin
 from werkzeug.exceptions import NotFound
 
 from chatapp.assets import content_hash
-from chatapp.beside import SingleThread, give_way, soon
+from chatapp.concurrency import SingleThread, lower_priority, soon
 from chatapp.linker import joined
 
 TEXTS = {".js", ".css", ".svg", ".html"}
@@ -58,7 +58,7 @@ _packing = SingleThread()
 
 
 def _brotli(content: bytes) -> bytes:
-    give_way(PACKING_NICENESS)
+    lower_priority(PACKING_NICENESS)
     packed: bytes = brotli.compress(content, mode=brotli.MODE_TEXT)
     return packed
 

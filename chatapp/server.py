@@ -64,14 +64,14 @@ def pre_request(_worker: Any, _request: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Start the background work, and watch for the end."""
-    house = worker.wsgi.extensions["chatapp"]
+    parts = worker.wsgi.extensions["chatapp"]
     tune(worker)
     strangers = Strangers(settings.max_sockets_per_address, descriptors.for_strangers(descriptors.allowed()))
     worker.limits = Limits(strangers, settings.request_timeout, keepalive)
     gc.collect()
     gc.freeze()  # what was loaded stays: a full collection that looks at all of it would hold the loop for 50 ms
-    house.start()
-    house.polls.lender = Lender(worker.log.note, house.live)
+    parts.start()
+    parts.polls.lender = Lender(worker.log.note, parts.live)
 
     idle = IdleConnections(worker)
     ending = Event()
@@ -80,7 +80,7 @@ def post_worker_init(worker: Any) -> None:
     def watch() -> None:
         while worker.alive:
             ending.wait(DRAIN_LOOK_S)
-        house.drain()
+        parts.drain()
         while True:  # until the process ends: some came in the last moment, or have just been answered
             idle.close()
             gevent.sleep(CLOSE_IDLE_EVERY_S)

@@ -9,10 +9,10 @@ import pytest
 
 from chatapp import create_app
 from chatapp.cache import Cache
+from chatapp.chat import LONGEST_MESSAGE
 from chatapp.config import Settings
 from chatapp.connection.peer import MOST_CACHED_BYTES
-from chatapp.conversation import LONGEST_MESSAGE
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.transports.frames import MOST_RENDERED_BYTES
 
 MESSAGES = 120
@@ -20,10 +20,10 @@ CURSORS = 60  # frames of 60 to 120 messages of 100 kB each: some 500 MB
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house: House = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
-    yield house
-    house.store.close()
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    parts: Parts = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
+    yield parts
+    parts.store.close()
 
 
 def test_the_oldest_go_first_by_number_and_by_bytes() -> None:
@@ -39,15 +39,15 @@ def test_the_oldest_go_first_by_number_and_by_bytes() -> None:
     assert dict(cache) == {"d": 3} and cache.bytes == 10, "nothing out of date is left in its place"
 
 
-def test_frames_of_long_messages_do_not_fill_the_memory(house: House) -> None:
-    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
-    place = house.chat.create(ada, str(uuid.uuid4()))
+def test_frames_of_long_messages_do_not_fill_the_memory(parts: Parts) -> None:
+    ada = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
+    place = parts.chat.create(ada, str(uuid.uuid4()))
     for _ in range(MESSAGES):
-        house.chat.post(ada, place.uuid, str(uuid.uuid4()), "&" * LONGEST_MESSAGE)
+        parts.chat.post(ada, place.uuid, str(uuid.uuid4()), "&" * LONGEST_MESSAGE)
     tracemalloc.start()
     try:
         for cursor in range(1, CURSORS + 1):
-            news = house.reader.news(ada, place.uuid, cursor)
+            news = parts.reader.news(ada, place.uuid, cursor)
             assert news.frame is not None
         del news
         kept, _ = tracemalloc.get_traced_memory()

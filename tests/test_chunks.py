@@ -10,7 +10,7 @@ from lab.peer import Applied, Feed
 
 from chatapp import create_app
 from chatapp.config import Settings
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.store import ClaimedRun, Place
 from chatapp.store.conversations import MOST_CHANGES
 
@@ -18,29 +18,29 @@ LEASE = "lease"
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house: House = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
-    yield house
-    house.store.close()
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    parts: Parts = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
+    yield parts
+    parts.store.close()
 
 
 class Talk:
     """A conversation, what is said in it, and readers of it."""
 
-    def __init__(self, house: House) -> None:
-        self.house = house
-        self.person = house.store.people.add_admin("Ada", "ada@example.org", "x").id
-        self.place: Place = house.chat.create(self.person, str(uuid.uuid4()))
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.person = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
+        self.place: Place = parts.chat.create(self.person, str(uuid.uuid4()))
         self.run: ClaimedRun | None = None
 
     def say(self, count: int = 1) -> list[str]:
         """Post so many messages; their ids."""
-        chat, conversation = self.house.chat, self.place.uuid
+        chat, conversation = self.parts.chat, self.place.uuid
         return [chat.post(self.person, conversation, str(uuid.uuid4()), f"number {n}").id for n in range(count)]
 
     def answer(self, text: str, is_last: bool = False) -> None:
         """The assistant goes on with its answer."""
-        runs = self.house.store.runs
+        runs = self.parts.store.runs
         self.run = self.run or runs.claim_run(LEASE)
         assert self.run is not None
         if is_last:
@@ -51,7 +51,7 @@ class Talk:
 
     def read(self, feed: Feed) -> int:
         """Take the next part; the feed's cursor after it."""
-        news = self.house.reader.news(self.person, self.place.uuid, feed.cursor)
+        news = self.parts.reader.news(self.person, self.place.uuid, feed.cursor)
         assert news.frame is not None
         reader = Applied()
         reader.feeds[self.place.uuid] = feed
@@ -70,13 +70,13 @@ class Talk:
 
 
 @pytest.fixture
-def talk(house: House) -> Talk:
-    return Talk(house)
+def talk(parts: Parts) -> Talk:
+    return Talk(parts)
 
 
 def catch_up(talk: Talk, feed: Feed) -> int:
     """Read until there is nothing more; how many parts it took."""
-    end, parts = talk.house.store.database.head(talk.place.feed), 0
+    end, parts = talk.parts.store.database.head(talk.place.feed), 0
     while feed.cursor < end:
         talk.read(feed)
         parts += 1
@@ -109,7 +109,7 @@ def test_an_answer_that_goes_on_over_several_cuts_is_patched(talk: Talk) -> None
         text += " more"
         talk.answer(text)
         talk.say(MOST_CHANGES)
-    talk.house.chat.delete_message(talk.person, talk.place.uuid, said[3])
+    talk.parts.chat.delete_message(talk.person, talk.place.uuid, said[3])
     talk.answer(text + "</p>", is_last=True)
     assert catch_up(talk, feed) >= 3
     assert talk.is_shown(feed)
@@ -120,7 +120,7 @@ def test_an_answer_that_goes_on_over_several_cuts_is_patched(talk: Talk) -> None
 
 
 def test_readers_at_every_cursor_end_with_the_same(talk: Talk) -> None:
-    talk.house.store.conversations.most_changes = 3
+    talk.parts.store.conversations.most_changes = 3
     readers = []
     for number in range(4):
         said = talk.say(2)
@@ -130,7 +130,7 @@ def test_readers_at_every_cursor_end_with_the_same(talk: Talk) -> None:
             talk.read(feed)
             readers.append(feed)
             talk.say(1)
-        talk.house.chat.delete_message(talk.person, talk.place.uuid, said[number % 2])
+        talk.parts.chat.delete_message(talk.person, talk.place.uuid, said[number % 2])
     talk.say(1)
     for feed in readers:
         catch_up(talk, feed)

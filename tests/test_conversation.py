@@ -9,42 +9,42 @@ from flask import Flask
 from sqlalchemy import text
 
 from chatapp import create_app
+from chatapp.chat import LONGEST_MESSAGE, LONGEST_TITLE, BadMessage, Chat, Conflict, Gone, title_of
 from chatapp.config import Settings
-from chatapp.conversation import LONGEST_MESSAGE, LONGEST_TITLE, BadMessage, Chat, Conflict, Gone, title_of
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.store import Block, ChangedMessage, Changes, ClaimedRun, Place, Store
 
 
-def house_of(app: Flask) -> House:
+def house_of(app: Flask) -> Parts:
     """The parts of an app."""
-    found: House = app.extensions["chatapp"]
+    found: Parts = app.extensions["chatapp"]
     return found
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def parts(tmp_path: Path) -> Iterator[Parts]:
     """An app on a database of its own; its runner is not started."""
     app = create_app(Settings(data_dir=tmp_path / "data"))
     yield house_of(app)
     dispose(house_of(app))
 
 
-def dispose(house: House) -> None:
+def dispose(parts: Parts) -> None:
     """Close the databases."""
-    house.store.database.engine.dispose()
-    house.store.events.database.engine.dispose()
+    parts.store.database.engine.dispose()
+    parts.store.events.database.engine.dispose()
 
 
 @pytest.fixture
-def chat(house: House) -> Chat:
+def chat(parts: Parts) -> Chat:
     """The verbs."""
-    return house.chat
+    return parts.chat
 
 
 @pytest.fixture
-def store(house: House) -> Store:
+def store(parts: Parts) -> Store:
     """The queries."""
-    return house.store
+    return parts.store
 
 
 @pytest.fixture
@@ -397,16 +397,16 @@ def test_revisions_have_no_gap_and_only_what_is_committed_together_shares_a_chan
 
 
 def test_a_change_that_fails_takes_no_revision_and_wakes_nobody(
-    chat: Chat, house: House, place: Place, ada: int
+    chat: Chat, parts: Parts, place: Place, ada: int
 ) -> None:
     post(chat, place, "hello")
     woken: list[int] = []
-    house.bus.subscribe(place.feed, woken.append)
-    before, head = end_of(chat, place), house.store.database.head(place.feed)
-    with pytest.raises(RuntimeError), house.store.database.write() as tx:
+    parts.bus.subscribe(place.feed, woken.append)
+    before, head = end_of(chat, place), parts.store.database.head(place.feed)
+    with pytest.raises(RuntimeError), parts.store.database.write() as tx:
         tx.bump(place.feed)
         raise RuntimeError
-    assert (end_of(chat, place), house.store.database.head(place.feed), woken) == (before, head, [])
+    assert (end_of(chat, place), parts.store.database.head(place.feed), woken) == (before, head, [])
     post(chat, place, "again")
     assert woken
 

@@ -16,7 +16,7 @@ from simulation.server import Server, Traits
 from simulation.world import World
 
 from chatapp.bus import Bus
-from chatapp.conversation import Chat
+from chatapp.chat import Chat
 
 HOUR_MS = 3_600_000
 

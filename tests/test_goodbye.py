@@ -9,7 +9,7 @@ import pytest
 
 from chatapp import create_app
 from chatapp.config import Settings
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.transports import framing
 from chatapp.transports.carrier import WebSocketConnection
 from chatapp.transports.live import STORE_AFTER_S
@@ -19,22 +19,22 @@ FLOOD = 500  # reads: 2 MB
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house: House = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
-    yield house
-    house.store.close()
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    parts: Parts = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
+    yield parts
+    parts.store.close()
 
 
 @pytest.fixture
-def pair(house: House) -> Iterator[tuple[WebSocketConnection, socket.socket]]:
+def pair(parts: Parts) -> Iterator[tuple[WebSocketConnection, socket.socket]]:
     """The server's side of a connection, and the other end of its socket."""
-    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
-    house.store.people.add_session(ada, "hash", 3600, "127.0.0.1", "")
-    sign_in = house.store.people.session("hash")
+    ada = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
+    parts.store.people.add_session(ada, "hash", 3600, "127.0.0.1", "")
+    sign_in = parts.store.people.session("hash")
     assert sign_in is not None
     ours, theirs = socket.socketpair()
     theirs.settimeout(5)
-    connection = WebSocketConnection(ours.detach(), house, sign_in, "127.0.0.1", False)
+    connection = WebSocketConnection(ours.detach(), parts, sign_in, "127.0.0.1", False)
     connection.start(b"")
     with theirs:
         yield connection, theirs

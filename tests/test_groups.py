@@ -11,40 +11,40 @@ from typing import Any
 import pytest
 
 from chatapp import create_app
+from chatapp.chat import ChatError
 from chatapp.config import Settings
-from chatapp.conversation import ChatError
-from chatapp.house import House
+from chatapp.parts import Parts
 
 PEOPLE = 12
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def parts(tmp_path: Path) -> Iterator[Parts]:
     """The app's parts on a real disk, without a server."""
-    house: House = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
-    yield house
-    house.store.database.engine.dispose()
-    house.store.events.database.engine.dispose()
+    parts: Parts = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
+    yield parts
+    parts.store.database.engine.dispose()
+    parts.store.events.database.engine.dispose()
 
 
 @pytest.fixture
-def person(house: House) -> int:
-    return house.store.people.add_first_admin("Ada", "ada@example.org", "x").id
+def person(parts: Parts) -> int:
+    return parts.store.people.add_first_admin("Ada", "ada@example.org", "x").id
 
 
 @pytest.fixture
-def conversation(house: House, person: int) -> str:
+def conversation(parts: Parts, person: int) -> str:
     name = str(uuid.uuid4())
-    house.chat.create(person, name)
+    parts.chat.create(person, name)
     return name
 
 
 class Commits:
     """Counts the commits of the chat's database, and can fail one."""
 
-    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self.fails = 0, False
-        commit = house.store.database._commit
+        commit = parts.store.database._commit
 
         def counted(*what: Any) -> None:
             self.count += 1
@@ -52,20 +52,20 @@ class Commits:
                 raise sqlite3.OperationalError("disk I/O error")
             commit(*what)
 
-        monkeypatch.setattr(house.store.database, "_commit", counted)
+        monkeypatch.setattr(parts.store.database, "_commit", counted)
 
 
 @pytest.fixture
-def commits(house: House, monkeypatch: pytest.MonkeyPatch) -> Commits:
-    return Commits(house, monkeypatch)
+def commits(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> Commits:
+    return Commits(parts, monkeypatch)
 
 
-def post_at_once(house: House, posts: list[tuple[int, str, str, str]]) -> list[Future[Any]]:
+def post_at_once(parts: Parts, posts: list[tuple[int, str, str, str]]) -> list[Future[Any]]:
     """All of them while somebody else writes, so that they wait for each other."""
-    database = house.store.database
+    database = parts.store.database
     with ThreadPoolExecutor(len(posts)) as pool:
         with database._writer:
-            futures = [pool.submit(house.chat.post, *post) for post in posts]
+            futures = [pool.submit(parts.chat.post, *post) for post in posts]
             waiting = threading.Event()
             while len(database._jobs) < len(posts) and not waiting.wait(0.01):
                 pass
@@ -74,39 +74,39 @@ def post_at_once(house: House, posts: list[tuple[int, str, str, str]]) -> list[F
 
 @pytest.mark.timeout(30)
 def test_posts_that_come_together_are_one_commit_in_their_order(
-    house: House, person: int, conversation: str, commits: Commits
+    parts: Parts, person: int, conversation: str, commits: Commits
 ) -> None:
     posts = [(person, conversation, str(uuid.uuid4()), f"message {n}") for n in range(PEOPLE)]
-    futures = post_at_once(house, posts)
+    futures = post_at_once(parts, posts)
     posted = [future.result(1) for future in futures]
     assert commits.count == 1
     assert len({one.position for one in posted}) == PEOPLE
-    changes = house.chat.changes(house.chat.place(person, conversation), 1)
+    changes = parts.chat.changes(parts.chat.place(person, conversation), 1)
     assert {one.client_id for one in changes.items} == {client_id for _, _, client_id, _ in posts}
 
 
 @pytest.mark.timeout(30)
-def test_a_bad_post_fails_alone(house: House, person: int, conversation: str, commits: Commits) -> None:
+def test_a_bad_post_fails_alone(parts: Parts, person: int, conversation: str, commits: Commits) -> None:
     known = str(uuid.uuid4())
-    house.chat.post(person, conversation, known, "first")
+    parts.chat.post(person, conversation, known, "first")
     commits.count = 0
     woken: list[int] = []
     foreign = str(uuid.uuid4())
     good = [(person, conversation, str(uuid.uuid4()), f"good {n}") for n in range(5)]
     bad = [(person, conversation, known, "another text"), (person, foreign, str(uuid.uuid4()), "nowhere")]
-    house.bus.subscribe(house.chat.place(person, conversation).feed, woken.append)
-    futures = post_at_once(house, [*good[:2], bad[0], *good[2:4], bad[1], *good[4:]])
+    parts.bus.subscribe(parts.chat.place(person, conversation).feed, woken.append)
+    futures = post_at_once(parts, [*good[:2], bad[0], *good[2:4], bad[1], *good[4:]])
     codes = [error.code if isinstance(error := future.exception(1), ChatError) else error for future in futures]
     assert codes == [None, None, "conflict", None, None, "gone", None]
     assert commits.count == 1
     assert len(woken) == 1, "one notice for all"
-    texts = [one.body for one in house.chat.changes(house.chat.place(person, conversation), 1).items]
+    texts = [one.body for one in parts.chat.changes(parts.chat.place(person, conversation), 1).items]
     assert sorted(texts) == ["first", *(f"good {n}" for n in range(5))]
 
 
 @pytest.mark.timeout(30)
-def test_what_a_failed_work_wrote_is_undone(house: House, person: int, conversation: str) -> None:
-    database, place = house.store.database, house.chat.place(person, conversation)
+def test_what_a_failed_work_wrote_is_undone(parts: Parts, person: int, conversation: str) -> None:
+    database, place = parts.store.database, parts.chat.place(person, conversation)
     before = database.head(place.feed, fresh=True)
 
     def breaks(tx: Any) -> None:
@@ -116,20 +116,20 @@ def test_what_a_failed_work_wrote_is_undone(house: House, person: int, conversat
     with pytest.raises(KeyError):
         database.together(breaks)
     assert database.head(place.feed, fresh=True) == before
-    assert house.chat.post(person, conversation, str(uuid.uuid4()), "next").position == before + 1
+    assert parts.chat.post(person, conversation, str(uuid.uuid4()), "next").position == before + 1
 
 
 @pytest.mark.timeout(30)
 def test_a_commit_that_fails_is_acknowledged_to_nobody(
-    house: House, person: int, conversation: str, commits: Commits
+    parts: Parts, person: int, conversation: str, commits: Commits
 ) -> None:
     commits.fails = True
     posts = [(person, conversation, str(uuid.uuid4()), f"message {n}") for n in range(PEOPLE)]
-    for future in post_at_once(house, posts):
+    for future in post_at_once(parts, posts):
         assert isinstance(future.exception(1), sqlite3.OperationalError)
     commits.fails = False
-    assert house.chat.changes(house.chat.place(person, conversation), 1).items == ()
-    assert all(future.result(1).created for future in post_at_once(house, posts)), "and may be sent again"
+    assert parts.chat.changes(parts.chat.place(person, conversation), 1).items == ()
+    assert all(future.result(1).created for future in post_at_once(parts, posts)), "and may be sent again"
 
 
 class Ended(BaseException):
@@ -139,10 +139,10 @@ class Ended(BaseException):
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("moment", ["before it begins", "in the transaction", "before the commit"])
 def test_a_leader_that_is_ended_stops_nobody(
-    house: House, person: int, conversation: str, monkeypatch: pytest.MonkeyPatch, moment: str
+    parts: Parts, person: int, conversation: str, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """What was to be committed with it says so, and the next change is made by the next who comes."""
-    db, posts = house.store.database, [(person, conversation, str(uuid.uuid4()), f"message {n}") for n in range(3)]
+    db, posts = parts.store.database, [(person, conversation, str(uuid.uuid4()), f"message {n}") for n in range(3)]
 
     def end(*_: object) -> None:
         raise Ended
@@ -154,12 +154,12 @@ def test_a_leader_that_is_ended_stops_nobody(
             broken.setattr(db, "_commit", end)
         with pytest.raises(Ended):
             db.together(end if moment == "in the transaction" else lambda tx: tx.bump(1))
-    assert all(future.result(5).created for future in post_at_once(house, posts))
+    assert all(future.result(5).created for future in post_at_once(parts, posts))
 
 
 @pytest.mark.timeout(30)
 def test_those_in_the_group_of_an_ended_leader_are_told(
-    house: House, person: int, conversation: str, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, person: int, conversation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     posts = [(person, conversation, str(uuid.uuid4()), f"message {n}") for n in range(3)]
     with monkeypatch.context() as broken:
@@ -167,7 +167,7 @@ def test_those_in_the_group_of_an_ended_leader_are_told(
         def end(*_: object) -> None:
             raise Ended
 
-        broken.setattr(house.store.database, "_commit", end)
-        problems = [future.exception(5) for future in post_at_once(house, posts)]
+        broken.setattr(parts.store.database, "_commit", end)
+        problems = [future.exception(5) for future in post_at_once(parts, posts)]
     assert sorted(type(problem).__name__ for problem in problems) == ["Ended", "RuntimeError", "RuntimeError"]
-    assert all(future.result(5).created for future in post_at_once(house, posts)), "and may be sent again"
+    assert all(future.result(5).created for future in post_at_once(parts, posts)), "and may be sent again"

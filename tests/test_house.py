@@ -27,7 +27,7 @@ ROWS: list[set[str]] = [
     {
         "config",
         "bus",
-        "beside",
+        "concurrency",
         "assets",
         "cache",
         "linker",
@@ -43,10 +43,10 @@ ROWS: list[set[str]] = [
     },
     {"strangers", "served"},
     {"store", "hashing", "quotas", "gunicorn_bridge"},
-    {"conversation", "auth"},
+    {"chat", "auth"},
     {"connection"},
     {"transports", "assistant", "monitoring", "knowledge"},
-    {"house"},
+    {"parts"},
     {"pages", "probing", "security", "proxies", "offline", "admission"},
     {"doctor"},
     {"cli", "server", "factory", ""},
@@ -176,7 +176,7 @@ def test_database_only_in_the_store() -> None:
 
 def test_conversation_knows_no_flask() -> None:
     """The rules of conversations and the state machine can be run without a web server."""
-    for room in ("conversation.py", "connection/states.py"):
+    for room in ("chat.py", "connection/states.py"):
         assert not re.search(r"^\s*(import|from) flask", (ROOT / "chatapp" / room).read_text(), re.M), room
 
 

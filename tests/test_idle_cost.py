@@ -22,7 +22,7 @@ from chatapp.auth import TOKEN, hash_token
 from chatapp.bus import Bus
 from chatapp.config import Settings
 from chatapp.connection.peer import Followed, Peer
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.transports.carrier import WebSocketConnection
 from chatapp.transports.live import STORE_AFTER_S
 
@@ -35,10 +35,10 @@ HOST = "127.0.0.1:8000"
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Flask]:
     app = create_app(Settings(data_dir=tmp_path))
-    house: House = app.extensions["chatapp"]
+    parts: Parts = app.extensions["chatapp"]
     yield app
     gevent.sleep(2 * STORE_AFTER_S)
-    house.store.close()
+    parts.store.close()
 
 
 class Visitor:
@@ -46,13 +46,13 @@ class Visitor:
 
     def __init__(self, app: Flask, number: int, sockets: int = 1) -> None:
         self.app = app
-        self.house: House = app.extensions["chatapp"]
-        people = self.house.store.people
+        self.parts: Parts = app.extensions["chatapp"]
+        people = self.parts.store.people
         self.person = people.add_admin(f"Ada {number}", f"ada-{number}@example.org", "x").id
         self.token = f"token-{number}"
         people.add_session(self.person, hash_token(self.token), 3600, "127.0.0.1", "")
         self.feed = str(uuid.uuid4())
-        self.house.chat.create(self.person, self.feed)
+        self.parts.chat.create(self.person, self.feed)
         self.pairs = [socket.socketpair() for _ in range(sockets)]  # before anything is counted
 
     def request(self, ours: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Visitor:
         with pytest.raises(StopIteration):
             self.app.wsgi_app(request, lambda *_: None)
         assert theirs.recv(4096).startswith(b"HTTP/1.1 101 ")
-        frame = {"type": "subscribe", "epoch": self.house.epoch, "feeds": {self.feed: 1}}
+        frame = {"type": "subscribe", "epoch": self.parts.epoch, "feeds": {self.feed: 1}}
         payload = json.dumps(frame).ljust(200).encode()  # long enough for a length of two bytes
         theirs.sendall(bytes((0x81, 0x80 | 126)) + len(payload).to_bytes(2, "big") + bytes(4) + payload)
         theirs.setblocking(False)

@@ -12,7 +12,7 @@ from sqlalchemy import event
 
 from chatapp import create_app
 from chatapp.config import Settings
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.store import ChangedMessage, Place
 from chatapp.transports.frames import MARKED
 
@@ -20,83 +20,83 @@ MOST_STATEMENTS = 8  # of one post: two for the transaction, one for its connect
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house: House = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
-    yield house
-    house.store.database.engine.dispose()
-    house.store.events.database.engine.dispose()
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    parts: Parts = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
+    yield parts
+    parts.store.database.engine.dispose()
+    parts.store.events.database.engine.dispose()
 
 
 @pytest.fixture
-def person(house: House) -> int:
-    return house.store.people.add_first_admin("Ada", "ada@example.org", "x").id
+def person(parts: Parts) -> int:
+    return parts.store.people.add_first_admin("Ada", "ada@example.org", "x").id
 
 
 @pytest.fixture
-def place(house: House, person: int) -> Place:
+def place(parts: Parts, person: int) -> Place:
     """A conversation that has its title already."""
     name = str(uuid.uuid4())
-    house.chat.create(person, name)
-    house.chat.post(person, name, str(uuid.uuid4()), "the first one names it")
-    return house.chat.place(person, name)
+    parts.chat.create(person, name)
+    parts.chat.post(person, name, str(uuid.uuid4()), "the first one names it")
+    return parts.chat.place(person, name)
 
 
-def say(house: House, place: Place, *texts: str) -> None:
+def say(parts: Parts, place: Place, *texts: str) -> None:
     for text in texts:
-        house.chat.post(place.person, place.uuid, str(uuid.uuid4()), text)
+        parts.chat.post(place.person, place.uuid, str(uuid.uuid4()), text)
 
 
-def traced(house: House) -> list[str]:
+def traced(parts: Parts) -> list[str]:
     """The statements that SQLite runs from now on."""
     found: list[str] = []
-    house.store.database.close()  # what is kept for posts is not checked out again
+    parts.store.database.close()  # what is kept for posts is not checked out again
 
-    @event.listens_for(house.store.database.engine, "checkout")
+    @event.listens_for(parts.store.database.engine, "checkout")
     def begin(connection: Any, *_: object) -> None:
         connection.set_trace_callback(found.append)
 
     return found
 
 
-def test_a_post_is_few_statements_and_its_readers_need_none(house: House, place: Place) -> None:
-    cursor = house.store.database.head(place.feed)
-    statements = traced(house)
-    say(house, place, "hello")
+def test_a_post_is_few_statements_and_its_readers_need_none(parts: Parts, place: Place) -> None:
+    cursor = parts.store.database.head(place.feed)
+    statements = traced(parts)
+    say(parts, place, "hello")
     assert 0 < len(statements) <= MOST_STATEMENTS, statements
     statements.clear()
-    news = house.reader.news(place.person, place.uuid, cursor)
+    news = parts.reader.news(place.person, place.uuid, cursor)
     assert news.frame is not None and "hello" in news.frame
     assert statements == []
 
 
 @pytest.mark.parametrize("behind", range(1, 9))
-def test_what_is_at_hand_is_what_the_database_says(house: House, place: Place, behind: int) -> None:
-    say(house, place, *(f"message {number}" for number in range(8)))
-    database, head = house.store.database, house.store.database.head(place.feed)
+def test_what_is_at_hand_is_what_the_database_says(parts: Parts, place: Place, behind: int) -> None:
+    say(parts, place, *(f"message {number}" for number in range(8)))
+    database, head = parts.store.database, parts.store.database.head(place.feed)
     fresh = database.fresh(place.feed, head - behind)
     database._fresh.clear()
-    stored = house.chat.changes(place, head - behind)
+    stored = parts.chat.changes(place, head - behind)
     assert len(stored.items) == behind
     assert fresh == stored if behind <= 5 else fresh is None
 
 
-def test_what_changed_after_it_was_written_is_not_at_hand(house: House, place: Place) -> None:
-    cursor = house.store.database.head(place.feed)
-    say(house, place, "to be deleted")
-    message = house.chat.changes(place, cursor).items[0]
-    house.chat.delete_message(place.person, place.uuid, message.uuid)
-    found = house.chat.changes(place, cursor)
+def test_what_changed_after_it_was_written_is_not_at_hand(parts: Parts, place: Place) -> None:
+    cursor = parts.store.database.head(place.feed)
+    say(parts, place, "to be deleted")
+    message = parts.chat.changes(place, cursor).items[0]
+    parts.chat.delete_message(place.person, place.uuid, message.uuid)
+    found = parts.chat.changes(place, cursor)
     assert [item.deleted for item in found.items] == [True]
-    assert house.store.database.fresh(place.feed, cursor) is None
+    assert parts.store.database.fresh(place.feed, cursor) is None
 
 
-def test_another_process_counts_more(house: House, place: Place) -> None:
+def test_another_process_counts_more(parts: Parts, place: Place) -> None:
     """What it wrote is not known here; that it did is."""
-    cursor = house.store.database.head(place.feed)
-    say(house, place, "ours")
-    head = house.store.database.head(place.feed)
-    house.store.database.learn({place.feed: head + 1})
-    assert house.store.database.fresh(place.feed, cursor) is None
+    cursor = parts.store.database.head(place.feed)
+    say(parts, place, "ours")
+    head = parts.store.database.head(place.feed)
+    parts.store.database.learn({place.feed: head + 1})
+    assert parts.store.database.fresh(place.feed, cursor) is None
 
 
 ODD = [
@@ -109,7 +109,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("body", [*ODD, "9000000000000001 9999-12-31T23:59:58Z"])
-def test_a_form_draws_what_the_template_draws(house: House, body: str) -> None:
+def test_a_form_draws_what_the_template_draws(parts: Parts, body: str) -> None:
     message = dataclasses.replace(
         MARKED,
         id=7,
@@ -120,14 +120,14 @@ def test_a_form_draws_what_the_template_draws(house: House, body: str) -> None:
         created_at=datetime(2026, 11, 24, 1, 2, 3, tzinfo=UTC),
         body=body,
     )
-    renderer = house.renderer
+    renderer = parts.renderer
     drawn = str(renderer._macro("_message.html", "message")(message)).strip()
     assert str(renderer.message(message)) == drawn
     assert message.uuid in drawn and "2026-11-24T01:02:03Z" in drawn
 
 
 @pytest.mark.parametrize("change", [{"deleted": True}, {"edited": True}, {"state": "failed", "error": "no"}])
-def test_what_is_not_plain_is_drawn_by_the_template(house: House, change: dict[str, Any]) -> None:
+def test_what_is_not_plain_is_drawn_by_the_template(parts: Parts, change: dict[str, Any]) -> None:
     message: ChangedMessage = dataclasses.replace(MARKED, uuid=str(uuid.uuid4()), **change)
-    drawn = str(house.renderer._macro("_message.html", "message")(message)).strip()
-    assert str(house.renderer.message(message)) == drawn
+    drawn = str(parts.renderer._macro("_message.html", "message")(message)).strip()
+    assert str(parts.renderer.message(message)) == drawn

@@ -11,7 +11,7 @@ from chatapp import create_app
 from chatapp.auth import first_run_code
 from chatapp.cli import _welcome
 from chatapp.config import Settings, load
-from chatapp.house import House
+from chatapp.parts import Parts
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def test_a_database_that_fails_is_not_ready(app: Flask, tmp_path: Path, caplog: 
 )
 def test_the_start_prints_where_it_is_found(tmp_path: Path, public_url: str, prefix: str, address: str) -> None:
     settings = Settings(data_dir=tmp_path, host="0.0.0.0", port=8080, public_url=public_url, url_prefix=prefix)
-    house: House = create_app(settings).extensions["chatapp"]
-    assert f"serves on {address}\n" in _welcome(house)
-    assert f"open {address}first-run#code={first_run_code(tmp_path)} and" in _welcome(house)
-    house.store.close()
+    parts: Parts = create_app(settings).extensions["chatapp"]
+    assert f"serves on {address}\n" in _welcome(parts)
+    assert f"open {address}first-run#code={first_run_code(tmp_path)} and" in _welcome(parts)
+    parts.store.close()
 
 
 @pytest.mark.parametrize("declared", ["10.0.0.0/8", "10.1.2.3", "::ffff:10.1.2.3"])

@@ -12,7 +12,7 @@ from chatapp import create_app
 from chatapp.auth import hash_token
 from chatapp.config import Settings
 from chatapp.connection.memory import Experience
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.store import ConnectionEvent, now_ms
 
 MAY_SCAN = {"CONSTANT ROW"}
@@ -21,17 +21,17 @@ Traced = list[str]
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house: House = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
-    yield house
-    house.store.database.engine.dispose()
-    house.store.events.database.engine.dispose()
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    parts: Parts = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
+    yield parts
+    parts.store.database.engine.dispose()
+    parts.store.events.database.engine.dispose()
 
 
-def trace(house: House) -> Traced:
+def trace(parts: Parts) -> Traced:
     """The statements that SQLite runs from now on, with their values: also those that bypass SQLAlchemy."""
     found: Traced = []
-    for database in (house.store.database, house.store.events.database):
+    for database in (parts.store.database, parts.store.events.database):
 
         @event.listens_for(database.engine, "checkout")
         def begin(connection: object, *_: object) -> None:
@@ -40,13 +40,13 @@ def trace(house: House) -> Traced:
     return found
 
 
-def plans(house: House, found: Traced) -> list[tuple[str, str]]:
+def plans(parts: Parts, found: Traced) -> list[tuple[str, str]]:
     """Each statement with how SQLite runs it."""
     lines = []
     statements = [one for one in dict.fromkeys(found) if re.match(r"SELECT|UPDATE|DELETE|INSERT", one)]
     for statement in statements:
         is_event = "connection_events" in statement
-        engine = (house.store.events if is_event else house.store).database.engine
+        engine = (parts.store.events if is_event else parts.store).database.engine
         with engine.connect() as connection:
             raw = connection.connection.driver_connection
             assert raw is not None
@@ -65,9 +65,9 @@ def scans(planned: list[tuple[str, str]]) -> list[tuple[str, str]]:
     ]
 
 
-def use_everything(house: House) -> None:
+def use_everything(parts: Parts) -> None:
     """What people and the assistant do all day."""
-    chat, store = house.chat, house.store
+    chat, store = parts.chat, parts.store
     ada = store.people.add_admin("Ada", "ada@example.org", "x").id
     store.people.add_session(ada, hash_token("token"), 3600, "127.0.0.1", "")
     place = chat.create(ada, str(uuid.uuid4()))
@@ -102,10 +102,10 @@ def use_everything(house: House) -> None:
     store.events.add([ConnectionEvent(name, 1, name, "x", None, None, None, None, now_ms(), "{}")])
 
 
-def test_no_statement_walks_through_a_table(house: House) -> None:
-    found = trace(house)
-    use_everything(house)
-    planned = plans(house, found)
+def test_no_statement_walks_through_a_table(parts: Parts) -> None:
+    found = trace(parts)
+    use_everything(parts)
+    planned = plans(parts, found)
     assert len({statement.split("WHERE")[0] for statement, _ in planned}) > 25, "all of them were seen"
     walked = scans(planned)
     assert not walked, "\n".join(f"{step}: {statement}" for statement, step in walked)
@@ -128,9 +128,9 @@ def test_no_statement_walks_through_a_table(house: House) -> None:
         (r"SELECT runs.*state = 'queued'\s*$", "runs_conversation (conversation_id=? AND state=?)"),
     ],
 )
-def test_the_hot_ones_use_the_index_that_is_meant_for_them(house: House, statement: str, index: str) -> None:
-    found = trace(house)
-    use_everything(house)
-    steps = [step for text, step in plans(house, found) if re.match(statement, " ".join(text.split()))]
+def test_the_hot_ones_use_the_index_that_is_meant_for_them(parts: Parts, statement: str, index: str) -> None:
+    found = trace(parts)
+    use_everything(parts)
+    steps = [step for text, step in plans(parts, found) if re.match(statement, " ".join(text.split()))]
     assert steps, "the statement was not seen"
     assert any(index in step for step in steps), steps

@@ -111,22 +111,22 @@ def test_one_post_wakes_all_held_polls_at_once(me: Client) -> None:
 def test_nothing_new_touches_neither_flask_nor_the_database(tmp_path: Path) -> None:
     """In the process itself, with the real app: nothing behind the door is called."""
     app = create_app(Settings(data_dir=tmp_path, assistant="off"))
-    house = app.extensions["chatapp"]
-    ada = house.store.people.add_first_admin("Ada", "ada@example.org", "x")
-    house.store.people.add_session(ada.id, hash_token("secret"), 3600, "127.0.0.1", "")
+    parts = app.extensions["chatapp"]
+    ada = parts.store.people.add_first_admin("Ada", "ada@example.org", "x")
+    parts.store.people.add_session(ada.id, hash_token("secret"), 3600, "127.0.0.1", "")
     serializer = app.session_interface.get_signing_serializer(app)
     cookie = SimpleCookie({app.config["SESSION_COOKIE_NAME"]: serializer.dumps({"token": "secret"})})
     headers = [("Cookie", cookie.output(header="", sep=";").strip())]
-    query = urlencode([("epoch", house.epoch), ("c", "list:1"), ("wait", "0")])
+    query = urlencode([("epoch", parts.epoch), ("c", "list:1"), ("wait", "0")])
     client = app.test_client(use_cookies=False)
     assert client.get(f"/changes?{query}", headers=headers).status_code == 204
     statements: list[str] = []
-    connection = house.store.database.engine.raw_connection()
+    connection = parts.store.database.engine.raw_connection()
     connection.driver_connection.set_trace_callback(statements.append)
     connection.close()
     app.full_dispatch_request = None  # type: ignore[method-assign,assignment]
     for _ in range(3):
         assert client.get(f"/changes?{query}", headers=headers).status_code == 204
     assert statements == []
-    house.store.database.engine.dispose()
-    house.store.events.database.engine.dispose()
+    parts.store.database.engine.dispose()
+    parts.store.events.database.engine.dispose()

@@ -3,12 +3,12 @@
 import gevent
 import pytest
 
-from chatapp.beside import Standby
+from chatapp.concurrency import ParkedWorker
 
 
 def test_one_that_was_ended_before_it_began_stands_by_again() -> None:
     runs: list[int] = []
-    standby = Standby(lambda: runs.append(1))
+    standby = ParkedWorker(lambda: runs.append(1))
     standby.ask()
     assert standby._greenlet is not None
     standby._greenlet.kill()
@@ -28,7 +28,7 @@ def test_one_that_failed_stands_by_again(capsys: pytest.CaptureFixture[str]) -> 
         if len(runs) == 1:
             raise KeyError("once")
 
-    standby = Standby(fails_once)
+    standby = ParkedWorker(fails_once)
     for _ in range(3):
         standby.ask()
         gevent.sleep(0.01)

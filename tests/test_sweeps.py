@@ -19,7 +19,7 @@ from chatapp import create_app
 from chatapp.bus import Bus
 from chatapp.config import Settings
 from chatapp.connection.peer import News, Peer, bring
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.store import SignIn, StorageUnavailable, database
 from chatapp.transports import held, live, polling
 from chatapp.transports.held import HeldPoll, Lender
@@ -185,37 +185,37 @@ def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house: House = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
-    house.polls.lender = Lender(lambda _line: None, house.live)
-    yield house
-    house.store.close()
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    parts: Parts = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
+    parts.polls.lender = Lender(lambda _line: None, parts.live)
+    yield parts
+    parts.store.close()
 
 
 Hold = Callable[..., tuple[HeldPoll, socket.socket]]
 
 
 @pytest.fixture
-def hold(house: House) -> Iterator[Hold]:
+def hold(parts: Parts) -> Iterator[Hold]:
     """Begins to hold a poll; the poll, and the other end of its socket."""
-    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
-    house.store.people.add_session(ada, "hash", 3600, "127.0.0.1", "")
-    sign_in = house.store.people.session("hash")
+    ada = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
+    parts.store.people.add_session(ada, "hash", 3600, "127.0.0.1", "")
+    sign_in = parts.store.people.session("hash")
     assert isinstance(sign_in, SignIn)
     conversation = str(uuid.uuid4())
-    place = house.chat.create(ada, conversation)
+    place = parts.chat.create(ada, conversation)
     ends: list[socket.socket] = []
 
     def begin(wait_s: float = 5, meanwhile: bool = False) -> tuple[HeldPoll, socket.socket]:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         ends.append(theirs)
-        poll = Poll(house.epoch, {conversation: house.store.database.head(place.feed)}, wait_s)
-        looked = house.bus.published
+        poll = Poll(parts.epoch, {conversation: parts.store.database.head(place.feed)}, wait_s)
+        looked = parts.bus.published
         if meanwhile:
-            house.chat.post(ada, conversation, str(uuid.uuid4()), "between the look and the subscription")
-        assert house.polls.lender is not None
-        one = HeldPoll(ours.detach(), house.polls, house.polls.lender, sign_in, poll)
+            parts.chat.post(ada, conversation, str(uuid.uuid4()), "between the look and the subscription")
+        assert parts.polls.lender is not None
+        one = HeldPoll(ours.detach(), parts.polls, parts.polls.lender, sign_in, poll)
         one.start("127.0.0.1", "", looked)
         gevent.sleep(0.02)
         return one, theirs
@@ -224,12 +224,12 @@ def hold(house: House) -> Iterator[Hold]:
     for theirs in ends:
         theirs.close()
     gevent.sleep(0.1)
-    assert house.live.lent == 0, "each was counted once"
+    assert parts.live.lent == 0, "each was counted once"
 
 
-def say(house: House, one: HeldPoll) -> None:
+def say(parts: Parts, one: HeldPoll) -> None:
     for conversation in one._poll.cursors:
-        house.chat.post(one._sign_in.person.id, conversation, str(uuid.uuid4()), "news")
+        parts.chat.post(one._sign_in.person.id, conversation, str(uuid.uuid4()), "news")
     gevent.sleep(0.1)
 
 
@@ -239,40 +239,40 @@ def say(house: House, one: HeldPoll) -> None:
     [(RuntimeError("a mistake"), b""), (StorageUnavailable("failed", "disk I/O error"), b"HTTP/1.1 503 ")],
 )
 def test_a_poll_that_cannot_be_answered_is_ended_and_the_others_are_answered(
-    house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch, error: Exception, said: bytes
+    parts: Parts, hold: Hold, monkeypatch: pytest.MonkeyPatch, error: Exception, said: bytes
 ) -> None:
     (first, its_end), (_, other_end) = hold(), hold()
-    now, fails = house.polls.now, [True]
+    now, fails = parts.polls.now, [True]
 
     def once(*what: Any) -> list[str]:
         if fails and fails.pop():
             raise error
         return now(*what)
 
-    monkeypatch.setattr(house.polls, "now", once)
-    say(house, first)
+    monkeypatch.setattr(parts.polls, "now", once)
+    say(parts, first)
     assert first.is_over and its_end.recv(100)[: len(said) or 1] == said
     assert other_end.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.timeout(30)
-def test_what_comes_between_the_look_and_the_subscription_is_not_missed(house: House, hold: Hold) -> None:
+def test_what_comes_between_the_look_and_the_subscription_is_not_missed(parts: Parts, hold: Hold) -> None:
     """And where nothing came, it is not looked again: that is a twentieth of a held poll's cost."""
     one, end = hold(wait_s=20, meanwhile=True)
     assert end.recv(4096).startswith(b"HTTP/1.1 200") and one.is_over
     looks: list[int] = []
-    now = house.polls.now
-    house.polls.now = lambda *what: looks.append(1) or now(*what)  # type: ignore[method-assign, func-returns-value]
+    now = parts.polls.now
+    parts.polls.now = lambda *what: looks.append(1) or now(*what)  # type: ignore[method-assign, func-returns-value]
     one, end = hold(wait_s=20)
     assert looks == []
-    say(house, one)
+    say(parts, one)
     assert end.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("then", ["news again", "its time is over", "it fails"])
 def test_a_poll_is_answered_once_even_if_to_look_takes_a_while(
-    house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch, then: str
+    parts: Parts, hold: Hold, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     wait_s, takes_s = (20.0, 0.3) if then == "news again" else (1.0, 2.5)
     one, end = hold(wait_s)
@@ -283,7 +283,7 @@ def test_a_poll_is_answered_once_even_if_to_look_takes_a_while(
             raise sqlite3.OperationalError("disk I/O error")
         return ["<p>news</p>"]
 
-    monkeypatch.setattr(house.polls, "now", slow)
+    monkeypatch.setattr(parts.polls, "now", slow)
     one.news(0)
     gevent.sleep(0.1)
     one.news(0)
@@ -295,12 +295,12 @@ def test_a_poll_is_answered_once_even_if_to_look_takes_a_while(
 
 
 @pytest.mark.timeout(30)
-def test_what_comes_too_early_is_never_a_request_and_costs_the_answer_nothing(house: House, hold: Hold) -> None:
+def test_what_comes_too_early_is_never_a_request_and_costs_the_answer_nothing(parts: Parts, hold: Hold) -> None:
     one, end = hold(wait_s=20)
     end.send(b"GET /next HTTP/1.1\r\n\r\n")
     gevent.sleep(0.05)
     end.send(b"GET /another HTTP/1.1\r\n\r\n")
-    say(house, one)
+    say(parts, one)
     got = end.recv(4096)
     assert got.startswith(b"HTTP/1.1 200") and b"\r\nConnection: close\r\n" in got
     assert end.recv(100) == b"", "said to be over before it is closed: else the kernel forgets the answer"
@@ -311,7 +311,7 @@ def test_what_comes_too_early_is_never_a_request_and_costs_the_answer_nothing(ho
 
 @pytest.mark.timeout(30)
 def test_held_polls_are_bounded_and_an_answered_one_makes_room(
-    house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = hold(wait_s=20)
     monkeypatch.setattr(polling, "MOST_HELD", 1)
@@ -319,20 +319,20 @@ def test_held_polls_are_bounded_and_an_answered_one_makes_room(
     environ = {"SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_ADDR": "127.0.0.1", "wsgi.input": unreader}
     with gevent.socket.socket() as asks:
         environ |= {"gunicorn.socket": asks}
-        assert not house.polls.hand_over(environ, one._sign_in, one._poll, "", 0)
-        say(house, one)
-        assert len(house.polls.held) == house.live.lent == 0
+        assert not parts.polls.hand_over(environ, one._sign_in, one._poll, "", 0)
+        say(parts, one)
+        assert len(parts.polls.held) == parts.live.lent == 0
 
 
 @pytest.mark.timeout(30)
 def test_a_reader_that_is_slow_but_steady_gets_its_answer(
-    house: House, hold: Hold, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(held, "WRITE_S", 0.6)
     monkeypatch.setattr(held, "LINGER_S", 0.3)
     one, end = hold(wait_s=20)
     size, ready = 2_000_000, []
-    monkeypatch.setattr(house.polls, "now", lambda *_: ready)
+    monkeypatch.setattr(parts.polls, "now", lambda *_: ready)
     ready.append("x" * size)
     one.news(0)
     taken, until = 0, time.monotonic() + 15
@@ -349,36 +349,36 @@ def test_a_reader_that_is_slow_but_steady_gets_its_answer(
 # Changes that nobody may wait for in vain
 
 
-def test_a_subscriber_that_fails_leaves_nobody_without_an_outcome(house: House) -> None:
-    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
+def test_a_subscriber_that_fails_leaves_nobody_without_an_outcome(parts: Parts) -> None:
+    ada = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
     conversation = str(uuid.uuid4())
-    feed = house.chat.create(ada, conversation).feed
+    feed = parts.chat.create(ada, conversation).feed
     outcomes: list[Any] = []
 
     def fails(_topic: int) -> None:
         raise ValueError("a subscriber")
 
-    end = house.bus.subscribe(feed, fails)
+    end = parts.bus.subscribe(feed, fails)
     with pytest.raises(ValueError, match="a subscriber"):
-        house.chat.post_soon(ada, conversation, str(uuid.uuid4()), "hello", outcomes.append)
+        parts.chat.post_soon(ada, conversation, str(uuid.uuid4()), "hello", outcomes.append)
     end()
     assert outcomes[0].outcome().created
-    assert house.chat.post(ada, conversation, str(uuid.uuid4()), "next").created
+    assert parts.chat.post(ada, conversation, str(uuid.uuid4()), "next").created
 
 
-def test_a_subscriber_that_fails_leaves_nobody_waiting_behind_it(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    ada = house.store.people.add_admin("Ada", "ada@example.org", "x").id
+def test_a_subscriber_that_fails_leaves_nobody_waiting_behind_it(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
     conversation = str(uuid.uuid4())
-    feed = house.chat.create(ada, conversation).feed
+    feed = parts.chat.create(ada, conversation).feed
     monkeypatch.setattr(database, "has_loop", lambda: True)
     outcomes: list[Any] = []
 
     def fails(_topic: int) -> None:
         end()
-        house.chat.post_soon(ada, conversation, str(uuid.uuid4()), "comes meanwhile", outcomes.append)
+        parts.chat.post_soon(ada, conversation, str(uuid.uuid4()), "comes meanwhile", outcomes.append)
         raise ValueError("a subscriber")
 
-    end = house.bus.subscribe(feed, fails)
-    house.chat.post_soon(ada, conversation, str(uuid.uuid4()), "hello", outcomes.append)
+    end = parts.bus.subscribe(feed, fails)
+    parts.chat.post_soon(ada, conversation, str(uuid.uuid4()), "hello", outcomes.append)
     gevent.sleep(0.2)
     assert [job.outcome().created for job in outcomes] == [True, True]

@@ -9,17 +9,17 @@ import pytest
 from chatapp import create_app
 from chatapp.bus import ACCESS, Bus, session_topic
 from chatapp.config import Settings
-from chatapp.house import House
+from chatapp.parts import Parts
 from chatapp.store.watch import Watcher
 
 
 @pytest.fixture
-def houses(tmp_path: Path) -> Iterator[tuple[House, House]]:
+def houses(tmp_path: Path) -> Iterator[tuple[Parts, Parts]]:
     """Two workers on one database; nobody looks by himself."""
     pair = tuple(create_app(Settings(data_dir=tmp_path)).extensions["chatapp"] for _ in range(2))
     yield pair  # type: ignore[misc]
-    for house in pair:
-        house.store.close()
+    for parts in pair:
+        parts.store.close()
 
 
 class Listener:
@@ -33,16 +33,16 @@ class Listener:
         self.count += 1
 
 
-def quiet_watcher(house: House, monkeypatch: pytest.MonkeyPatch) -> Watcher:
+def quiet_watcher(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> Watcher:
     """A watcher that looks when it is told to."""
-    watcher = Watcher(house.store.database, house.bus, 1)
+    watcher = Watcher(parts.store.database, parts.bus, 1)
     monkeypatch.setattr(watcher, "_watch", lambda: None)
     watcher.start()
     return watcher
 
 
 def test_news_that_a_poll_finds_before_the_watcher_wakes_the_others(
-    houses: tuple[House, House], monkeypatch: pytest.MonkeyPatch
+    houses: tuple[Parts, Parts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, here = houses
     ada = there.store.people.add_admin("Ada", "ada@example.org", "x").id
@@ -58,7 +58,7 @@ def test_news_that_a_poll_finds_before_the_watcher_wakes_the_others(
 
 @pytest.mark.parametrize("fails", ["read", "_ended_sessions"])
 def test_what_could_not_be_read_is_looked_at_again(
-    houses: tuple[House, House], monkeypatch: pytest.MonkeyPatch, fails: str
+    houses: tuple[Parts, Parts], monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     """The database is busy or full for a moment: nothing of it is forgotten."""
     there, here = houses

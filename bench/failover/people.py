@@ -7,7 +7,7 @@ from lab.server import PASSWORD
 
 from chatapp import auth, create_app
 from chatapp.config import load
-from chatapp.house import House
+from chatapp.parts import Parts
 
 
 def email(number: int) -> str:
@@ -17,10 +17,10 @@ def email(number: int) -> str:
 
 def main(count: int) -> None:
     """Make them."""
-    house: House = create_app(load(os.environ)).extensions["chatapp"]
+    parts: Parts = create_app(load(os.environ)).extensions["chatapp"]
     password = auth.hash_password(PASSWORD)  # once: it takes 0.1 s
     for number in range(count):
-        house.store.people.add_admin(f"Person {number}", email(number), password)
+        parts.store.people.add_admin(f"Person {number}", email(number), password)
 
 
 if __name__ == "__main__":

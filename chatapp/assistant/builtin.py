@@ -14,7 +14,7 @@ from math import log as ln
 from pathlib import Path
 
 from chatapp.assistant import blocks
-from chatapp.beside import computed_beside
+from chatapp.concurrency import compute_in_thread
 from chatapp.store import Turn
 
 log = logging.getLogger("chatapp.knowledge")
@@ -176,8 +176,8 @@ class Knowledge:
             self._refresh()
             source, documents = self._sources.get(slug), self._documents
         if source is not None and slug not in documents:
-            marks = computed_beside(blocks.headings, source)
-            documents[slug] = Document(marks[0].text if marks else slug, computed_beside(blocks.render, source))
+            marks = compute_in_thread(blocks.headings, source)
+            documents[slug] = Document(marks[0].text if marks else slug, compute_in_thread(blocks.render, source))
         return documents.get(slug)
 
     def search(self, question: str, limit: int = 3) -> list[Passage]:

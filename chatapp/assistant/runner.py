@@ -16,8 +16,8 @@ from gevent.event import Event
 
 from chatapp.assistant.blocks import GrowingAnswer
 from chatapp.assistant.provider import Provider, ProviderError
-from chatapp.beside import computed_beside
 from chatapp.bus import RUNS, Bus
+from chatapp.concurrency import compute_in_thread
 from chatapp.store import ClaimedRun, StorageUnavailable, Turn
 from chatapp.store.runs import AGAIN, MOST_AT_ONCE, IsGone, Verdict
 
@@ -139,7 +139,7 @@ class _Answer:
         self._take_in()
         if self._interrupted and not self._text.body:
             return  # nobody has seen anything of it: the next process goes on with it
-        computed_beside(_uncollected, self._text.finish)
+        compute_in_thread(_uncollected, self._text.finish)
         if self._interrupted:
             self._end("interrupted")
         elif verdict == "stop":
@@ -182,7 +182,7 @@ class _Answer:
         pieces, self._pieces = self._pieces, []
         text = "".join(pieces)
         is_long = self._text.open_length + len(text) > LONG_BLOCK
-        self._unwritten.update(computed_beside(_uncollected, self._render, text) if is_long else self._render(text))
+        self._unwritten.update(compute_in_thread(_uncollected, self._render, text) if is_long else self._render(text))
 
     def _render(self, text: str) -> list[tuple[int, str]]:
         self._text.feed(text)
@@ -238,7 +238,7 @@ class _Answer:
         """The last word on a run that broke. Where not even that can be stored, the reaper ends it."""
         try:
             self._take_in()
-            computed_beside(_uncollected, self._text.finish)
+            compute_in_thread(_uncollected, self._text.finish)
             self._end("failed", sentence)
         except Exception:  # the store itself fails: nothing is left to try
             log.exception("run %d could not be ended; it will be found as interrupted", self.run.id)

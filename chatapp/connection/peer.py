@@ -13,7 +13,7 @@ from typing import Protocol
 
 from chatapp.bus import Bus, Wake, session_topic
 from chatapp.cache import Cache
-from chatapp.conversation import Chat, Gone
+from chatapp.chat import Chat, Gone
 from chatapp.store import Changes, Place, Store
 
 LIST = "list"  # the name of a person's list feed on the wire

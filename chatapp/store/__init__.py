@@ -28,8 +28,8 @@ from flask import Flask
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatapp.beside import soon
 from chatapp.bus import Bus
+from chatapp.concurrency import soon
 from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, now_ms, prepare_sqlite
 from chatapp.store.drills import Drill, DrillRunning, DrillTable

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatapp.beside import SingleThread, Standby, has_loop
+from chatapp.concurrency import ParkedWorker, SingleThread, has_loop
 from chatapp.store.hot import driver
 
 PAGES = 1000  # of the log, about, between two checkpoints: SQLite's own number
@@ -33,7 +33,7 @@ class Checkpoints:
         self._writer = writer  # the lock of this process's writers
         self._pages = 0  # since the last one, about
         self._warned_at = float("-inf")
-        self._standby = Standby(self._make)
+        self._standby = ParkedWorker(self._make)
         self._thread = SingleThread()
 
     def count(self, changes: int) -> None:

@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, bindparam, event, func, select, update
 
-from chatapp.beside import SingleThread, Standby, has_loop
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
+from chatapp.concurrency import ParkedWorker, SingleThread, has_loop
 from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
 from chatapp.store.hot import Hot, Value, driver
 from chatapp.store.shapes import Changes, Waiting
@@ -263,7 +263,7 @@ class Database:
         self._kept: Connection | None = None
         self._jobs: list[Job[Any]] = []  # changes that wait for the next group
         self._has_leader = False
-        self._leader = Standby(self._lead)
+        self._leader = ParkedWorker(self._lead)
         self._gate = threading.Lock()  # around the two; never held while waiting
 
     @contextmanager

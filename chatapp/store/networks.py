@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatapp.beside import soon
+from chatapp.concurrency import soon
 from chatapp.connection.memory import Experience, Network, Networks, note
 from chatapp.store.database import Database, Write, now_ms
 from chatapp.store.tables import network_memory

@@ -26,7 +26,7 @@ from chatapp.transports.live import NOWHERE, Slot
 from chatapp.transports.watched import LINGER_S, WatchedSocket
 
 if TYPE_CHECKING:
-    from chatapp.house import House
+    from chatapp.parts import Parts
 
 log = logging.getLogger("chatapp.websocket")
 
@@ -50,7 +50,6 @@ class WebSocketConnection(WatchedSocket):
         "_closed_as",
         "_deflates",
         "_expires_at",
-        "_house",
         "_inbox",
         "_is_awake",
         "_is_doubtful",
@@ -59,6 +58,7 @@ class WebSocketConnection(WatchedSocket):
         "_next_ping",
         "_opened_at",
         "_parser",
+        "_parts",
         "_peer",
         "_person",
         "_pinged_at",
@@ -69,15 +69,15 @@ class WebSocketConnection(WatchedSocket):
         "slot",
     )
 
-    def __init__(self, fd: int, house: House, sign_in: SignIn, address: str, deflates: bool) -> None:
+    def __init__(self, fd: int, parts: Parts, sign_in: SignIn, address: str, deflates: bool) -> None:
         super().__init__(fd)
         self.slot: Slot = NOWHERE
         self.feeds = 0  # how many were followed at the end
-        self._house = house
+        self._parts = parts
         self.name = str(uuid4())
         self._person, self._session = sign_in.person.uuid, sign_in.id
         self._address, self._deflates = sys.intern(address), deflates  # many come from behind one proxy or router
-        self._peer = Peer(house.reader, house.bus, sign_in.person.id, self)
+        self._peer = Peer(parts.reader, parts.bus, sign_in.person.id, self)
         self._parser: framing.Parser | None = None
         self._inbox: tuple[frames.Subscribe | frames.Unsubscribe, ...] = ()
         self._sending = 0  # messages that are not on disk yet
@@ -88,17 +88,17 @@ class WebSocketConnection(WatchedSocket):
         self._bad_frames = 0
         self._opened_at = self._checked_at = self.heard_at
         self._expires_at = self.heard_at + sign_in.left_s()
-        self._next_ping = self.heard_at + house.settings.ws_ping_interval
+        self._next_ping = self.heard_at + parts.settings.ws_ping_interval
         self._pinged_at: float | None = None  # and no pong since
 
     def start(self, answer: bytes) -> None:
         """Answer the handshake, say hello and listen; returns at once."""
-        house, settings, live = self._house, self._house.settings, self._house.live
+        parts, settings, live = self._parts, self._parts.settings, self._parts.live
         self._peer.follow_session(self._session)
         self._note(OPENED, {"address": self._address})
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
-        fails_ms = house.drills.left_ms(self._peer.person)
-        hello = framing.frame(frames.hello(house.epoch, self._person, self.name, *limits, fails_ms).encode())
+        fails_ms = parts.drills.left_ms(self._peer.person)
+        hello = framing.frame(frames.hello(parts.epoch, self._person, self.name, *limits, fails_ms).encode())
         self.read_on()
         self.write(answer + hello)
         self.bytes_out = max(0, self.bytes_out - len(answer))  # what is counted begins after the handshake
@@ -118,7 +118,7 @@ class WebSocketConnection(WatchedSocket):
         if self._close is not None:
             return  # the last word waits for room: whatever comes now would wait with it, without a bound
         try:
-            most, inflates = self._house.settings.ws_max_message_size, Inflater if self._deflates else None
+            most, inflates = self._parts.settings.ws_max_message_size, Inflater if self._deflates else None
             parser = self._parser = self._parser or framing.Parser(most, inflates)
             parser.feed(data)
             self._take(parser)
@@ -193,7 +193,7 @@ class WebSocketConnection(WatchedSocket):
             while self._inbox:
                 frame, self._inbox = self._inbox[0], self._inbox[1:]
                 if self._close is None:
-                    doing.follow(self._house, self._peer, frame)
+                    doing.follow(self._parts, self._peer, frame)
                 self.wake()
         except Exception as error:  # the outermost line of the greenlet: the other side must learn that it failed
             self._inbox = ()
@@ -216,7 +216,7 @@ class WebSocketConnection(WatchedSocket):
             self.wake()
 
         self._sending += 1
-        doing.post(self._house.chat, self._peer, frame, posted)
+        doing.post(self._parts.chat, self._peer, frame, posted)
 
     # Writing: by the sweep
 
@@ -224,11 +224,11 @@ class WebSocketConnection(WatchedSocket):
         """There may be something to write."""
         if not self._is_awake:
             self._is_awake = True
-            self._house.live.wake(self)
+            self._parts.live.wake(self)
 
     def on_blocked(self) -> None:
         """The kernel is full."""
-        self._house.live.timer.set(self, self._due())
+        self._parts.live.timer.set(self, self._due())
 
     def on_room(self) -> None:
         """The kernel took the rest."""
@@ -300,7 +300,7 @@ class WebSocketConnection(WatchedSocket):
     # Time-outs: by the one timer
 
     def _due(self) -> float:
-        settings = self._house.settings
+        settings = self._parts.settings
         due = min(self._next_ping, self.heard_at + settings.ws_read_timeout, self._expires_at)
         if self._pinged_at is not None:
             due = min(due, self._pinged_at + settings.ws_pong_timeout)
@@ -315,7 +315,7 @@ class WebSocketConnection(WatchedSocket):
             return now + LINGER_S / 4
 
     def _check(self, now: float) -> float:
-        settings = self._house.settings
+        settings = self._parts.settings
         if self.blocked_at is not None and now - self.blocked_at >= settings.ws_write_timeout:
             self.cut()
         elif self.ended_at is not None:
@@ -333,7 +333,7 @@ class WebSocketConnection(WatchedSocket):
         return self._due()
 
     def _ping(self, now: float) -> None:
-        self._next_ping = max(self._next_ping + self._house.settings.ws_ping_interval, now)
+        self._next_ping = max(self._next_ping + self._parts.settings.ws_ping_interval, now)
         if now - self._checked_at >= RECHECK_S and not self._is_signed_in():
             self.close(SIGNED_OUT, "signed out")
         elif self._may_write():
@@ -350,7 +350,7 @@ class WebSocketConnection(WatchedSocket):
     def _is_signed_in(self) -> bool:
         """Ask the database, and learn when the session expires."""
         self._checked_at, self._is_doubtful = time.monotonic(), False
-        left_s = self._house.auth.left_s(self._session)
+        left_s = self._parts.auth.left_s(self._session)
         self._expires_at = self._checked_at + left_s
         return left_s > 0
 
@@ -388,7 +388,7 @@ class WebSocketConnection(WatchedSocket):
         self.end(last + framing.close_frame(code, reason))
         self._leave()
         if not self.is_over:
-            self._house.live.timer.set(self, time.monotonic() + LINGER_S)
+            self._parts.live.timer.set(self, time.monotonic() + LINGER_S)
 
     def on_cut(self) -> None:
         """The stream broke, or the write timeout was over."""
@@ -406,7 +406,7 @@ class WebSocketConnection(WatchedSocket):
         """The connection's own line in the access log, which gunicorn leaves out, and its event."""
         self._leave()
         self._parser = None
-        self._house.live.remove(self)
+        self._parts.live.remove(self)
         seconds, code = time.monotonic() - self._opened_at, self._closed_as or ABNORMAL
         line = f'{self._address} - {self._person} "WEBSOCKET /ws" {code} in={self.bytes_in} out={self.bytes_out}'
         data = {"code": code, "seconds": round(seconds, 3), "in": self.bytes_in, "out": self.bytes_out}
@@ -416,5 +416,5 @@ class WebSocketConnection(WatchedSocket):
     def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
         text = (now_ms(), json.dumps(data))
         event = ConnectionEvent(self.name, what[0], self._person, what[1], "websocket", None, None, None, *text)
-        is_kept = not self._house.quotas.events.take(self._person, 1, EVENT_BYTES + len(text[1]))
-        self._house.live.note(event if is_kept else None, line)
+        is_kept = not self._parts.quotas.events.take(self._person, 1, EVENT_BYTES + len(text[1]))
+        self._parts.live.note(event if is_kept else None, line)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from chatapp.chat import Chat, ChatError
 from chatapp.connection.peer import MOST_FEEDS, Peer, TooManyFeeds
-from chatapp.conversation import Chat, ChatError
 from chatapp.store import Posted, StorageUnavailable
 from chatapp.store.database import Job
 from chatapp.store.histories import Histories
@@ -14,7 +14,7 @@ from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import frames
 
 if TYPE_CHECKING:
-    from chatapp.house import House
+    from chatapp.parts import Parts
 
 
 def post(chat: Chat, peer: Peer, frame: frames.Send, done: Callable[[Job[Posted]], None]) -> None:
@@ -35,14 +35,14 @@ def outcome(frame: frames.Send, job: Job[Posted]) -> str | None:
     return None if job.error else frames.ack(job.outcome())
 
 
-def follow(house: House, peer: Peer, frame: frames.Subscribe | frames.Unsubscribe) -> None:
+def follow(parts: Parts, peer: Peer, frame: frames.Subscribe | frames.Unsubscribe) -> None:
     """Begin or end to follow feeds; the news, or the reason why there are none, are written later."""
     match frame:
         case frames.Unsubscribe(names):
             for name in names:
                 peer.unsubscribe(name)
         case frames.Subscribe(epoch, feeds, mark):
-            reload = stale(house.store.histories, epoch, house.epoch, mark)
+            reload = stale(parts.store.histories, epoch, parts.epoch, mark)
             for name, cursor in feeds.items():
                 if reload is None:
                     _subscribe(peer, name, cursor)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from chatapp.bus import session_topic
-from chatapp.conversation import Gone
+from chatapp.chat import Gone
 from chatapp.store import SignIn, StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports.integrity import UNKEPT

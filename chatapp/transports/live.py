@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import gevent
 
 from chatapp import descriptors
-from chatapp.beside import Standby
 from chatapp.bus import Wake
+from chatapp.concurrency import ParkedWorker
 from chatapp.connection.peer import bring
 from chatapp.store import ConnectionEvent
 
@@ -156,7 +156,7 @@ class Live:
         self._connections: dict[str, Connection] = {}  # by name
         self._awake: deque[Flushed] = deque()
         self._sweeps = 0
-        self._sweeper = Standby(self._sweep)
+        self._sweeper = ParkedWorker(self._sweep)
         self._relief: Any = None  # the event loop's timer, once there is one
         self._is_watched = False  # whether it runs
         self._flushed = self._seen = 0  # how many were flushed; and how many when the timer looked

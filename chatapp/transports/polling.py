@@ -20,9 +20,9 @@ from werkzeug.wsgi import get_host
 from chatapp.auth import Auth, Cookies
 from chatapp.bus import Bus, session_topic
 from chatapp.cache import Cache
+from chatapp.chat import Gone
 from chatapp.config import Settings
 from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
-from chatapp.conversation import Gone
 from chatapp.gunicorn_bridge import can_leave, end_request, know, take
 from chatapp.store import SignIn, StorageUnavailable
 from chatapp.store.histories import Histories

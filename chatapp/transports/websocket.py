@@ -28,7 +28,7 @@ from chatapp.transports.live import Live
 from chatapp.wellformed import shown
 
 if TYPE_CHECKING:
-    from chatapp.house import House
+    from chatapp.parts import Parts
 
 __all__ = ["Door", "Live", "make_live", "register"]
 
@@ -97,8 +97,8 @@ def make_live(settings: Settings, store: Store) -> Live:
 class Judge:
     """Says whether a request may open a WebSocket."""
 
-    def __init__(self, house: House, comers: Comers) -> None:
-        self._house = house
+    def __init__(self, parts: Parts, comers: Comers) -> None:
+        self._parts = parts
         self._comers = comers
 
     def __call__(self, environ: dict[str, Any]) -> SignIn | Refusal:
@@ -113,11 +113,11 @@ class Judge:
         if sign_in is None:
             return Refusal(401, "Sign in first.\n")
         origin, host = environ.get("HTTP_ORIGIN", ""), f"{environ['wsgi.url_scheme']}://{get_host(environ)}"
-        if not origin_is_allowed(self._house.settings, origin, host):
-            words = _wrong_origin(self._house.settings, environ, origin, host)
+        if not origin_is_allowed(self._parts.settings, origin, host):
+            words = _wrong_origin(self._parts.settings, environ, origin, host)
             log.warning("refused a WebSocket: %s", words)
             return Refusal(403, f"{words}\n")
-        if self._house.live.is_full() or not is_plain(environ):
+        if self._parts.live.is_full() or not is_plain(environ):
             return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
         if not can_leave(environ):
             return Refusal(400, ALONE)
@@ -127,14 +127,14 @@ class Judge:
 class Door:
     """WSGI middleware: lets in who may open a WebSocket, and leaves all else to Flask behind it."""
 
-    def __init__(self, app: Flask, house: House, judge: Judge, behind: Any) -> None:
+    def __init__(self, app: Flask, parts: Parts, judge: Judge, behind: Any) -> None:
         self._app = app
-        self._house = house
+        self._parts = parts
         self._judge = judge
         self._behind = behind
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if is_upgrade(environ) and not self._house.drills.is_running:
+        if is_upgrade(environ) and not self._parts.drills.is_running:
             judged = self._judged(environ)
             if isinstance(judged, SignIn):
                 environ[JUDGED] = judged
@@ -170,9 +170,9 @@ def is_upgrade(environ: dict[str, Any]) -> bool:
     )
 
 
-def register(app: Flask, house: House, comers: Comers) -> None:
+def register(app: Flask, parts: Parts, comers: Comers) -> None:
     """Hang /ws into the app, and its door before the app."""
-    judge, live = Judge(house, comers), house.live
+    judge, live = Judge(parts, comers), parts.live
     flask_sock.Server = Handshake  # the seam: what flask-sock makes of each request
     sock = Sock(app)
 
@@ -195,14 +195,14 @@ def register(app: Flask, house: House, comers: Comers) -> None:
         if request.query_string:
             live.replace(request.args.get("replaces", ""), sign_in.person.id)
         fd, address = ws.take(), request.remote_addr or ""
-        WebSocketConnection(fd, house, sign_in, address, bool(ws.extension)).start(ws.answer)
+        WebSocketConnection(fd, parts, sign_in, address, bool(ws.extension)).start(ws.answer)
         raise HandedOver
 
     @app.errorhandler(HandedOver)
     def handed_over(_: HandedOver) -> Response:
         return NoAnswer()
 
-    app.wsgi_app = Door(app, house, judge, app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = Door(app, parts, judge, app.wsgi_app)  # type: ignore[method-assign]
 
 
 def is_key(key: str) -> bool:

@@ -10,8 +10,8 @@ from headless.core import Message
 from sqlalchemy import update
 
 from chatapp.bus import Bus
+from chatapp.chat import Chat
 from chatapp.connection.states import is_connected
-from chatapp.conversation import Chat
 from chatapp.store import ChangedMessage, Person
 from chatapp.store.tables import conversations
 from simulation.client import LIST, Client

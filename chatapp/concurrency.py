@@ -41,7 +41,7 @@ class SingleThread:
         return result
 
 
-def give_way(niceness: int) -> None:
+def lower_priority(niceness: int) -> None:
     """Have this thread stand back for all others. Linux has that for each thread; elsewhere nothing changes."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, _thread.get_native_id(), niceness)
@@ -50,12 +50,12 @@ def give_way(niceness: int) -> None:
 _computing = SingleThread()
 
 
-def computed_beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def compute_in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Compute in Python beside the event loop: one thing at a time, or the loop would wait its turn behind all."""
     return _computing.run(function, *args, **kwargs)
 
 
-class Standby:
+class ParkedWorker:
     """A function and the greenlet that it runs in whenever it is asked for: to make one each time costs more than
     many a thing that it is made for."""
 

@@ -10,10 +10,10 @@ from chatapp.assistant.builtin import Knowledge
 from chatapp.assistant.runner import Runner
 from chatapp.auth import Auth
 from chatapp.bus import Bus
+from chatapp.chat import Chat
 from chatapp.config import Settings
 from chatapp.connection.drills import Drills
 from chatapp.connection.peer import Reader
-from chatapp.conversation import Chat
 from chatapp.quotas import Quotas
 from chatapp.store import Store
 from chatapp.transports.frames import Renderer
@@ -22,7 +22,7 @@ from chatapp.transports.websocket import Live
 
 
 @dataclass(frozen=True)
-class House:
+class Parts:
     """Everything, made once by create_app."""
 
     settings: Settings
@@ -66,7 +66,7 @@ class House:
         self.live.finish()
 
 
-def house() -> House:
+def current_parts() -> Parts:
     """The parts of the app that answers this request."""
-    found: House = current_app.extensions["chatapp"]
+    found: Parts = current_app.extensions["chatapp"]
     return found
