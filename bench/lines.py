@@ -21,7 +21,7 @@ ROOMS = {
         "chatapp/client/*.py",
         *(f"chatapp/connection/{name}.py" for name in ("facts", "delays", "record", "detector", "pacing", "quality")),
     ),
-    "states.py: the table (and the interpreter, where there is one)": ("chatapp/connection/states.py",),
+    "states.py: the table (and the interpreter, where there is one)": ("chatapp/connection_states.py",),
     "chatapp/, all": ("chatapp/*.py",),
     "headless clients": ("tests/headless/*",),
     "simulation": ("tests/simulation/*.py",),

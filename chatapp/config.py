@@ -373,7 +373,7 @@ def browser_config(
     """What the page's JavaScript must know, as JSON. Times are milliseconds where the name ends in _ms.
 
     `network`: the key of the network that the page is asked from, `remembered`: what is known of it for this
-    person; see connection/memory.py. `drill_ms`: how long a drill still runs for them.
+    person; see network_memory.py. `drill_ms`: how long a drill still runs for them.
     """
     return json.dumps(
         {

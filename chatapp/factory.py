@@ -24,8 +24,7 @@ from chatapp.bus import Bus
 from chatapp.chat import Chat
 from chatapp.config import Settings, load
 from chatapp.connection.drills import Drills
-from chatapp.connection.peer import Reader
-from chatapp.connection.states import table_json
+from chatapp.connection_states import table_json
 from chatapp.parts import Parts
 from chatapp.proxies import InFront
 from chatapp.quotas import Quotas
@@ -33,8 +32,9 @@ from chatapp.served import OWN_SCRIPTS, Files, brought
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
-from chatapp.transports import bodies, drilled, integrity, polling, websocket
-from chatapp.transports.frames import Renderer
+from chatapp.transports import bodies, drilled, handshake, integrity, polling
+from chatapp.transports.protocol import Renderer
+from chatapp.transports.subscriptions import Reader
 
 
 class Json(DefaultJSONProvider):
@@ -80,7 +80,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(probing.probing)
     drilled.register(app, parts.drills, parts.auth)  # before what it spoils
     if "websocket" in settings.transports:
-        websocket.register(app, parts, Comers(parts.auth, cookies, parts.bus))
+        handshake.register(app, parts, Comers(parts.auth, cookies, parts.bus))
     polling.register(app, parts.polls, parts.auth, settings)
     security.register(app)
     integrity.register(app)
@@ -109,7 +109,7 @@ def _build(app: Flask, settings: Settings, instance: str) -> Parts:
     reader = Reader(store, chat, renderer)
     store.histories.look_back()
     epoch = store.people.epoch()
-    live = websocket.make_live(settings, store)
+    live = handshake.make_live(settings, store)
     bus.on_crowd = live.gather
     return Parts(
         settings=settings,

@@ -21,8 +21,8 @@ from chatapp import auth as auth_room
 from chatapp.auth import Refused, TooManyGuesses
 from chatapp.chat import LONGEST_MESSAGE, ChatError, Conflict, Gone
 from chatapp.config import browser_config
-from chatapp.connection.memory import experience, network_key
 from chatapp.hashing import Busy
+from chatapp.network_memory import experience, network_key
 from chatapp.parts import current_parts
 from chatapp.quotas import EVENT_BYTES
 from chatapp.store import AlreadySetUp, ConnectionEvent, Entry, EntryPlace, Place, Posted

@@ -13,12 +13,12 @@ from chatapp.bus import Bus
 from chatapp.chat import Chat
 from chatapp.config import Settings
 from chatapp.connection.drills import Drills
-from chatapp.connection.peer import Reader
 from chatapp.quotas import Quotas
 from chatapp.store import Store
-from chatapp.transports.frames import Renderer
+from chatapp.transports.handshake import Live
 from chatapp.transports.polling import Polls
-from chatapp.transports.websocket import Live
+from chatapp.transports.protocol import Renderer
+from chatapp.transports.subscriptions import Reader
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from chatapp import create_app
 from chatapp.cache import Cache
 from chatapp.chat import LONGEST_MESSAGE
 from chatapp.config import Settings
-from chatapp.connection.peer import MOST_CACHED_BYTES
 from chatapp.parts import Parts
-from chatapp.transports.frames import MOST_RENDERED_BYTES
+from chatapp.transports.protocol import MOST_RENDERED_BYTES
+from chatapp.transports.subscriptions import MOST_CACHED_BYTES
 
 MESSAGES = 120
 CURSORS = 60  # frames of 60 to 120 messages of 100 kB each: some 500 MB

@@ -21,7 +21,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 from wsproto.utilities import RemoteProtocolError
 
-from chatapp.transports.framing import NO_CODE, Parser, Violation, close_code, close_frame, frame
+from chatapp.transports.rfc6455 import NO_CODE, Parser, Violation, close_code, close_frame, frame
 
 ROUNDS = int(os.environ.get("CONFORMANCE_ROUNDS", "1"))
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10

@@ -14,7 +14,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.sync.client import connect
 
 from chatapp.transports.deflate import LEAST_BYTES, TAIL, WINDOW_BITS, Inflater, agreed, deflated
-from chatapp.transports.framing import COMPRESSED, Parser, Violation
+from chatapp.transports.rfc6455 import COMPRESSED, Parser, Violation
 
 CHROMIUM = "permessage-deflate; client_max_window_bits"
 BARE = "permessage-deflate; client_no_context_takeover; server_no_context_takeover"

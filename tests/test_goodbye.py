@@ -10,10 +10,10 @@ import pytest
 from chatapp import create_app
 from chatapp.config import Settings
 from chatapp.parts import Parts
-from chatapp.transports import framing
-from chatapp.transports.carrier import WebSocketConnection
-from chatapp.transports.live import STORE_AFTER_S
-from chatapp.transports.watched import READ_BYTES
+from chatapp.transports import rfc6455
+from chatapp.transports.connections import STORE_AFTER_S
+from chatapp.transports.event_socket import READ_BYTES
+from chatapp.transports.websocket import WebSocketConnection
 
 FLOOD = 500  # reads: 2 MB
 
@@ -60,12 +60,12 @@ def drain(theirs: socket.socket) -> bytes:
 @pytest.mark.timeout(20)
 def test_what_comes_after_the_last_word_is_not_kept(pair: tuple[WebSocketConnection, socket.socket]) -> None:
     connection, theirs = pair
-    connection.write(framing.frame(b"x" * 4_000_000))
+    connection.write(rfc6455.frame(b"x" * 4_000_000))
     assert connection.is_blocked
-    connection.close(framing.TOO_BIG, "the message is too big")
+    connection.close(rfc6455.TOO_BIG, "the message is too big")
     for _ in range(FLOOD):
         theirs.sendall(b"y" * READ_BYTES)
         connection()  # as the event loop does
     assert connection.bytes_in >= FLOOD * READ_BYTES, "it was read, so that the other side's end would be seen"
     assert connection._parser is None
-    assert drain(theirs).endswith(framing.close_frame(framing.TOO_BIG, "the message is too big"))
+    assert drain(theirs).endswith(rfc6455.close_frame(rfc6455.TOO_BIG, "the message is too big"))

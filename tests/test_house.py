@@ -36,10 +36,8 @@ ROWS: list[set[str]] = [
         "port",
         "wellformed",
         "fair_queue",
-    }
-    | {
-        f"connection.{name}"
-        for name in ("states", "facts", "delays", "record", "detector", "quality", "memory", "pacing")
+        "connection_states",
+        "network_memory",
     },
     {"strangers", "served"},
     {"store", "hashing", "quotas", "gunicorn_bridge"},
@@ -62,7 +60,7 @@ def tracked() -> list[Path]:
 
 
 def module_name(path: Path) -> str:
-    """`chatapp/transports/frames.py` is `transports.frames`; the package itself is the empty name."""
+    """`chatapp/transports/protocol.py` is `transports.frames`; the package itself is the empty name."""
     parts = list(path.relative_to(ROOT / "chatapp").with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -137,7 +135,7 @@ def test_imports_point_one_way() -> None:
             same_room = own.split(".")[0] == other.split(".")[0]
             if not same_room and own not in ("", "cli", "server", "factory") and row(other) >= row(own):
                 wrong.append(f"{own} imports {other}")
-            if own == "connection.states" and row(other):
+            if own == "connection_states" and row(other):
                 wrong.append(f"the state machine imports {other}")
     assert not wrong, listed(wrong)
 
@@ -176,7 +174,7 @@ def test_database_only_in_the_store() -> None:
 
 def test_conversation_knows_no_flask() -> None:
     """The rules of conversations and the state machine can be run without a web server."""
-    for room in ("chat.py", "connection/states.py"):
+    for room in ("chat.py", "connection_states.py"):
         assert not re.search(r"^\s*(import|from) flask", (ROOT / "chatapp" / room).read_text(), re.M), room
 
 

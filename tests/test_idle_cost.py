@@ -21,10 +21,10 @@ from chatapp import create_app
 from chatapp.auth import TOKEN, hash_token
 from chatapp.bus import Bus
 from chatapp.config import Settings
-from chatapp.connection.peer import Followed, Peer
 from chatapp.parts import Parts
-from chatapp.transports.carrier import WebSocketConnection
-from chatapp.transports.live import STORE_AFTER_S
+from chatapp.transports.connections import STORE_AFTER_S
+from chatapp.transports.subscriptions import Followed, Peer
+from chatapp.transports.websocket import WebSocketConnection
 
 SOCKETS = 200
 MOST_BYTES = 2700  # of Python's memory for one, with a feed of its own and what caches keep of both: 2,300, with room

@@ -17,7 +17,7 @@ from lab.http import Client as HttpClient
 from lab.processes import wait_for
 from lab.server import Server, run_chatapp
 
-from chatapp.connection.memory import MOST_NETWORKS, Networks, network_key, note, trust
+from chatapp.network_memory import MOST_NETWORKS, Networks, network_key, note, trust
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "memory.json").read_text())
 

@@ -11,7 +11,7 @@ from sqlalchemy import event
 from chatapp import create_app
 from chatapp.auth import hash_token
 from chatapp.config import Settings
-from chatapp.connection.memory import Experience
+from chatapp.network_memory import Experience
 from chatapp.parts import Parts
 from chatapp.store import ConnectionEvent, now_ms
 

@@ -9,7 +9,7 @@ import pytest
 from headless.core import Script
 
 from chatapp.connection.probes import rules_json
-from chatapp.connection.states import table_json
+from chatapp.connection_states import table_json
 
 FOLDER = Path(__file__).parent / "vectors"
 

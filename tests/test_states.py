@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from headless.core import Script
 
-from chatapp.connection.states import STATES, TABLE, TIMERS, is_connected, table_json
+from chatapp.connection_states import STATES, TABLE, TIMERS, is_connected, table_json
 
 CONFIG: Any = {
     "transports": ["websocket", "polling"],

@@ -17,7 +17,7 @@ from lab.peer import PollingPeer, WebSocketPeer
 from lab.processes import wait_for
 from lab.server import Server
 
-from chatapp.transports.held import unavailable
+from chatapp.transports.long_poll import unavailable
 
 
 @contextmanager

@@ -18,13 +18,13 @@ import pytest
 from chatapp import create_app
 from chatapp.bus import Bus
 from chatapp.config import Settings
-from chatapp.connection.peer import News, Peer, bring
 from chatapp.parts import Parts
 from chatapp.store import SignIn, StorageUnavailable, database
-from chatapp.transports import held, live, polling
-from chatapp.transports.held import HeldPoll, Lender
-from chatapp.transports.live import Live
+from chatapp.transports import connections, long_poll, polling
+from chatapp.transports.connections import Live
+from chatapp.transports.long_poll import HeldPoll, Lender
 from chatapp.transports.polling import Poll
+from chatapp.transports.subscriptions import News, Peer, bring
 
 BUSY_S = 0.0001  # what one flush takes
 FLUSHES = 2000
@@ -72,7 +72,7 @@ def test_a_long_sweep_lets_the_loop_look_at_its_sockets(monkeypatch: pytest.Monk
     watcher = gevent.get_hub().loop.io(ours, 1)
     watcher.start(lambda: slices.__setitem__(0, 0))
     gevent.sleep(0.01)
-    monkeypatch.setattr(live, "gevent", counted)
+    monkeypatch.setattr(connections, "gevent", counted)
     lives = Live(1.0, lambda *_: None)
     for _ in range(FLUSHES):
         lives.wake(Busy())
@@ -104,7 +104,7 @@ def test_a_sweep_that_waits_is_relieved_and_costs_nothing_meanwhile(monkeypatch:
     lives.wake(told)  # long after the first look
     gevent.sleep(0.5)
     assert told.at and told.at[0] - began < 0.3, "it did not wait for the first"
-    assert looks[0] < 0.6 / live.RELIEF_S + 10
+    assert looks[0] < 0.6 / connections.RELIEF_S + 10
     looks[0] = 0
     gevent.sleep(0.1)
     assert looks[0] == 0, "nobody sweeps, nobody looks"
@@ -328,8 +328,8 @@ def test_held_polls_are_bounded_and_an_answered_one_makes_room(
 def test_a_reader_that_is_slow_but_steady_gets_its_answer(
     parts: Parts, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held, "WRITE_S", 0.6)
-    monkeypatch.setattr(held, "LINGER_S", 0.3)
+    monkeypatch.setattr(long_poll, "WRITE_S", 0.6)
+    monkeypatch.setattr(long_poll, "LINGER_S", 0.3)
     one, end = hold(wait_s=20)
     size, ready = 2_000_000, []
     monkeypatch.setattr(parts.polls, "now", lambda *_: ready)

@@ -13,7 +13,7 @@ from lab.faultproxy import FaultProxy
 from lab.server import EMAIL, Server
 
 ADVISED_PER_S = 100
-"""What a draining server asks for: chatapp/transports/websocket.py, RECONNECTS_PER_S."""
+"""What a draining server asks for: chatapp/transports/handshake.py, RECONNECTS_PER_S."""
 BAND_S = 0.1
 SIGN_IN_S = 1.5
 SETTLE_S = 8.0

@@ -1,4 +1,4 @@
-"""What a person's browsers learned of networks, at most MOST_NETWORKS each: see connection/memory.py."""
+"""What a person's browsers learned of networks, at most MOST_NETWORKS each: see network_memory.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.concurrency import soon
-from chatapp.connection.memory import Experience, Network, Networks, note
+from chatapp.network_memory import Experience, Network, Networks, note
 from chatapp.store.database import Database, Write, now_ms
 from chatapp.store.tables import network_memory
 from chatapp.store.unavailable import StorageUnavailable

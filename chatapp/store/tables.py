@@ -171,7 +171,7 @@ drills = Table(
     Index("drills_ends", "ends_at"),
 )
 
-# What is remembered of networks; a network is the key that connection/memory.py makes.
+# What is remembered of networks; a network is the key that network_memory.py makes.
 network_memory = Table(
     "network_memory",
     meta,

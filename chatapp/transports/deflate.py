@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 
-from chatapp.transports.framing import COMPRESSED, PROTOCOL_ERROR, TEXT, TOO_BIG, Violation, frame
+from chatapp.transports.rfc6455 import COMPRESSED, PROTOCOL_ERROR, TEXT, TOO_BIG, Violation, frame
 
 NAME = "permessage-deflate"
 TAIL = b"\x00\x00\xff\xff"  # what RFC 7692 has the sender leave out

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chatapp.chat import Chat, ChatError
-from chatapp.connection.peer import MOST_FEEDS, Peer, TooManyFeeds
 from chatapp.store import Posted, StorageUnavailable
 from chatapp.store.database import Job
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
-from chatapp.transports import frames
+from chatapp.transports import protocol
+from chatapp.transports.subscriptions import MOST_FEEDS, Peer, TooManyFeeds
 
 if TYPE_CHECKING:
     from chatapp.parts import Parts
 
 
-def post(chat: Chat, peer: Peer, frame: frames.Send, done: Callable[[Job[Posted]], None]) -> None:
+def post(chat: Chat, peer: Peer, frame: protocol.Send, done: Callable[[Job[Posted]], None]) -> None:
     """Have a message posted, without waiting: `done` gets the outcome. It gets it at once where that is clear."""
     try:
         chat.post_soon(peer.person, frame.conversation, frame.client_id, frame.body, done)
@@ -25,23 +25,23 @@ def post(chat: Chat, peer: Peer, frame: frames.Send, done: Callable[[Job[Posted]
         done(Job.failed(error))
 
 
-def outcome(frame: frames.Send, job: Job[Posted]) -> str | None:
+def outcome(frame: protocol.Send, job: Job[Posted]) -> str | None:
     """The answer to a message; None where the server made a mistake."""
     if isinstance(job.error, ChatError):
-        return frames.refused(frame.client_id, job.error.code, job.error.message)
+        return protocol.refused(frame.client_id, job.error.code, job.error.message)
     if isinstance(job.error, StorageUnavailable):
         words = "The server cannot store messages just now; send it again in a moment."
-        return frames.refused(frame.client_id, "storage", words, RETRY_S)
-    return None if job.error else frames.ack(job.outcome())
+        return protocol.refused(frame.client_id, "storage", words, RETRY_S)
+    return None if job.error else protocol.ack(job.outcome())
 
 
-def follow(parts: Parts, peer: Peer, frame: frames.Subscribe | frames.Unsubscribe) -> None:
+def follow(parts: Parts, peer: Peer, frame: protocol.Subscribe | protocol.Unsubscribe) -> None:
     """Begin or end to follow feeds; the news, or the reason why there are none, are written later."""
     match frame:
-        case frames.Unsubscribe(names):
+        case protocol.Unsubscribe(names):
             for name in names:
                 peer.unsubscribe(name)
-        case frames.Subscribe(epoch, feeds, mark):
+        case protocol.Subscribe(epoch, feeds, mark):
             reload = stale(parts.store.histories, epoch, parts.epoch, mark)
             for name, cursor in feeds.items():
                 if reload is None:
@@ -53,9 +53,9 @@ def follow(parts: Parts, peer: Peer, frame: frames.Subscribe | frames.Unsubscrib
 def stale(histories: Histories | None, epoch: str, own: str, mark: str) -> Callable[[str], str] | None:
     """What to say of a feed whose cursor is of another database, or of a future that this one lost; None: nothing."""
     if epoch != own:
-        return lambda name: frames.reload(name, "epoch", own, (histories.mark(0) if histories else "") or None)
+        return lambda name: protocol.reload(name, "epoch", own, (histories.mark(0) if histories else "") or None)
     if histories is not None and not histories.holds(mark):
-        return lambda name: frames.reload(name, "history", None, histories.mark(0))
+        return lambda name: protocol.reload(name, "history", None, histories.mark(0))
     return None
 
 
@@ -63,7 +63,7 @@ def _subscribe(peer: Peer, name: str, cursor: int) -> None:
     try:
         peer.subscribe(name, cursor)
     except ChatError:
-        peer.reply(frames.gone(name))
+        peer.reply(protocol.gone(name))
     except TooManyFeeds:
         words = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
-        peer.reply(frames.error("too-many-feeds", words))
+        peer.reply(protocol.error("too-many-feeds", words))

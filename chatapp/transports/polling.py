@@ -22,15 +22,15 @@ from chatapp.bus import Bus, session_topic
 from chatapp.cache import Cache
 from chatapp.chat import Gone
 from chatapp.config import Settings
-from chatapp.connection.peer import MOST_FEEDS, Reader, StaleCursor
 from chatapp.gunicorn_bridge import can_leave, end_request, know, take
 from chatapp.store import SignIn, StorageUnavailable
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
-from chatapp.transports import frames
+from chatapp.transports import protocol
 from chatapp.transports.doing import stale
-from chatapp.transports.held import MOST_HELD, UNREADABLE, HeldPoll, Lender
 from chatapp.transports.integrity import ARMOUR, UNKEPT, armoured
+from chatapp.transports.long_poll import MOST_HELD, UNREADABLE, HeldPoll, Lender
+from chatapp.transports.subscriptions import MOST_FEEDS, Reader, StaleCursor
 
 # Headers of an answer that holds no document.
 NOTHING = [("Cache-Control", UNKEPT), ("Vary", "Cookie"), ("Cross-Origin-Resource-Policy", "same-origin")]
@@ -124,7 +124,7 @@ class Polls:
         """The body of an answer; the same for many who waited for the same."""
         kept = self._bodies.get(is_armoured)
         if kept is None or found != kept[0]:
-            plain = frames.answer(found).encode()
+            plain = protocol.answer(found).encode()
             kept = self._bodies[is_armoured] = (found, armoured(plain) if is_armoured else plain)
         return kept[1]
 
@@ -197,9 +197,9 @@ class Polls:
                     if news.frame is not None:
                         found.append(news.frame)
             except Gone:
-                found.append(frames.gone(name))
+                found.append(protocol.gone(name))
             except StaleCursor:
-                found.append(frames.reload(name, "cursor"))
+                found.append(protocol.reload(name, "cursor"))
         return found
 
 
@@ -297,7 +297,7 @@ def register(app: Flask, polls: Polls, auth: Auth, settings: Settings) -> None:
             return response, status
         if not found:
             return Response(status=204)
-        return Response(frames.answer(found), content_type="text/html; charset=utf-8")
+        return Response(protocol.answer(found), content_type="text/html; charset=utf-8")
 
 
 def _error(code: str, message: str, status: int) -> tuple[Response, int]:

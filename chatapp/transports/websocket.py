@@ -1,224 +1,420 @@
-"""The door of /ws: flask-sock's handshake, after which the socket is the event loop's and the request ends.
+"""Carries one Peer over one WebSocket that the event loop watches (docs/architecture.md).
 
-Who may open one is judged before Flask, from the request's headers; the `Door` then calls flask-sock's endpoint itself.
-What it refuses, and what a drill is to spoil, goes through Flask, which asks the same judge.
+Idle, it is one small object: no greenlet, no request, no parser. What arrives is read in the event loop, which must
+never wait: frames that touch the database are done by a greenlet that lives as long as they do.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import json
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import sys
+import time
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-import flask_sock
-from flask import Flask, Response, request
-from flask_sock import Sock
-from werkzeug.wsgi import get_host
+import gevent
 
-from chatapp.auth import JUDGED, Comers, expected_origins, origin_is_allowed
-from chatapp.config import Settings
-from chatapp.gunicorn_bridge import can_leave, end_request, has_body, is_plain, take
-from chatapp.store import SignIn, StorageUnavailable, Store
-from chatapp.transports.carrier import WebSocketConnection
-from chatapp.transports.deflate import agreed
-from chatapp.transports.live import Live
-from chatapp.wellformed import shown
+from chatapp.quotas import EVENT_BYTES
+from chatapp.store import ConnectionEvent, Posted, SignIn, StorageUnavailable, now_ms
+from chatapp.store.database import Job
+from chatapp.transports import doing, protocol, rfc6455
+from chatapp.transports.connections import NOWHERE, Slot
+from chatapp.transports.deflate import Inflater
+from chatapp.transports.event_socket import LINGER_S, WatchedSocket
+from chatapp.transports.rfc6455 import PING, PONG, Violation
+from chatapp.transports.subscriptions import News, Peer
 
 if TYPE_CHECKING:
     from chatapp.parts import Parts
 
-__all__ = ["Door", "Live", "make_live", "register"]
-
-PATH, ENDPOINT = "/ws", "websocket_route"
-VERSION = "13"
-KEY_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455's
-ALONE = "An upgrade stands alone: no body, no Expect, and nothing behind it before it is answered.\n"
-FULL_RETRY_S = 5  # when a client that found no room may try again
-
 log = logging.getLogger("chatapp.websocket")
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why no WebSocket is opened."""
-
-    status: int
-    words: str
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-class Handshake:
-    """What flask-sock makes of the request: the answer, which is written together with the first frame.
-
-    It stands where simple-websocket's `Server` did, which reads the request a second time and starts a thread.
-    """
-
-    mode = "gunicorn"
-
-    def __init__(self, environ: dict[str, Any]) -> None:
-        self._environ = environ
-        self.extension = agreed(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
-        key = hashlib.sha1(environ["HTTP_SEC_WEBSOCKET_KEY"].encode() + KEY_GUID, usedforsecurity=False)
-        lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
-        lines.append(f"Sec-WebSocket-Accept: {base64.b64encode(key.digest()).decode()}")
-        if self.extension:
-            lines.append(f"Sec-WebSocket-Extensions: {self.extension}")
-        self.answer = "\r\n".join([*lines, "", ""]).encode()
-
-    def take(self) -> int:
-        """The descriptor of its socket, which changes hands."""
-        return take(self._environ)
-
-    def close(self) -> None:
-        """flask-sock closes what its endpoint leaves; this one has handed its socket on."""
+NORMAL, NO_BINARY, ABNORMAL, POLICY, SERVER_ERROR, RESTART, SIGNED_OUT = 1000, 1003, 1006, 1008, 1011, 1012, 4401
+REPLACED = 4409
+OPENED, CLOSED = (-2, "server-open"), (-1, "server-close")  # number, which no client can report, and type
+MOST_WAITING = 64  # answers to be written and frames to be done; beyond, a client floods and is not read
+MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
+ENOUGH_BYTES = 16_384  # for one write; more feeds than fit wait for room
+RECHECK_S = 600.0  # a session's end is told by the bus; that nothing was missed is checked so often
 
 
-class HandedOver(Exception):
-    """The socket is the event loop's: there is nothing left to answer."""
+class WebSocketConnection(WatchedSocket):
+    """Carries one Peer over one WebSocket."""
 
-
-class NoAnswer(Response):
-    """For requests that went through Flask."""
-
-    def __call__(self, *_: object) -> Iterable[bytes]:
-        """Tell gunicorn that all is answered, as flask-sock does."""
-        end_request()
-
-
-def make_live(settings: Settings, store: Store) -> Live:
-    """What all connections share, with a timer fine enough for the time-outs as they are set."""
-    shortest = min(settings.ws_ping_interval, settings.ws_pong_timeout, settings.ws_read_timeout)
-    return Live(min(shortest, settings.ws_write_timeout), store.events.note)
-
-
-class Judge:
-    """Says whether a request may open a WebSocket."""
-
-    def __init__(self, parts: Parts, comers: Comers) -> None:
-        self._parts = parts
-        self._comers = comers
-
-    def __call__(self, environ: dict[str, Any]) -> SignIn | Refusal:
-        """Whose it is, or why not: who is signed out, comes from a foreign page or finds no room."""
-        if has_body(environ):
-            return Refusal(400, ALONE)
-        if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != VERSION:
-            return Refusal(426, "WebSocket version 13 is needed.\n", (("Sec-WebSocket-Version", VERSION),))
-        if not is_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", "")):
-            return Refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64.\n")
-        sign_in = self._comers.sign_in(environ.get("HTTP_COOKIE", ""))
-        if sign_in is None:
-            return Refusal(401, "Sign in first.\n")
-        origin, host = environ.get("HTTP_ORIGIN", ""), f"{environ['wsgi.url_scheme']}://{get_host(environ)}"
-        if not origin_is_allowed(self._parts.settings, origin, host):
-            words = _wrong_origin(self._parts.settings, environ, origin, host)
-            log.warning("refused a WebSocket: %s", words)
-            return Refusal(403, f"{words}\n")
-        if self._parts.live.is_full() or not is_plain(environ):
-            return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
-        if not can_leave(environ):
-            return Refusal(400, ALONE)
-        return sign_in
-
-
-class Door:
-    """WSGI middleware: lets in who may open a WebSocket, and leaves all else to Flask behind it."""
-
-    def __init__(self, app: Flask, parts: Parts, judge: Judge, behind: Any) -> None:
-        self._app = app
-        self._parts = parts
-        self._judge = judge
-        self._behind = behind
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if is_upgrade(environ) and not self._parts.drills.is_running:
-            judged = self._judged(environ)
-            if isinstance(judged, SignIn):
-                environ[JUDGED] = judged
-                self._open(environ)
-        behind: Iterable[bytes] = self._behind(environ, start_response)
-        return behind
-
-    def _judged(self, environ: dict[str, Any]) -> SignIn | Refusal | None:
-        """None where the database does not answer: Flask says so."""
-        try:
-            return self._judge(environ)
-        except StorageUnavailable:
-            return None
-
-    def _open(self, environ: dict[str, Any]) -> None:
-        """flask-sock's endpoint without Flask's way there and back: no answer follows the handshake."""
-        endpoint: Callable[[], object] = self._app.view_functions[ENDPOINT]
-        try:
-            with self._app.request_context(environ):
-                endpoint()
-        except HandedOver:
-            end_request()
-
-
-def is_upgrade(environ: dict[str, Any]) -> bool:
-    """Whether this is /ws, asked for as RFC 6455 wants it."""
-    return (
-        environ.get("PATH_INFO") == PATH
-        and environ.get("REQUEST_METHOD") == "GET"
-        and environ.get("HTTP_UPGRADE", "").lower() == "websocket"
-        and "upgrade" in (token.strip() for token in environ.get("HTTP_CONNECTION", "").lower().split(","))
-        and environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+    __slots__ = (
+        "_address",
+        "_bad_frames",
+        "_checked_at",
+        "_close",
+        "_closed_as",
+        "_deflates",
+        "_expires_at",
+        "_inbox",
+        "_is_awake",
+        "_is_doubtful",
+        "_is_flushing",
+        "_is_working",
+        "_next_ping",
+        "_opened_at",
+        "_parser",
+        "_parts",
+        "_peer",
+        "_person",
+        "_pinged_at",
+        "_sending",
+        "_session",
+        "feeds",
+        "name",
+        "slot",
     )
 
+    def __init__(self, fd: int, parts: Parts, sign_in: SignIn, address: str, deflates: bool) -> None:
+        super().__init__(fd)
+        self.slot: Slot = NOWHERE
+        self.feeds = 0  # how many were followed at the end
+        self._parts = parts
+        self.name = str(uuid4())
+        self._person, self._session = sign_in.person.uuid, sign_in.id
+        self._address, self._deflates = sys.intern(address), deflates  # many come from behind one proxy or router
+        self._peer = Peer(parts.reader, parts.bus, sign_in.person.id, self)
+        self._parser: rfc6455.Parser | None = None
+        self._inbox: tuple[protocol.Subscribe | protocol.Unsubscribe, ...] = ()
+        self._sending = 0  # messages that are not on disk yet
+        self._is_awake = self._is_flushing = self._is_working = False
+        self._is_doubtful = False  # the session may have ended: ask before anything more is written
+        self._close: tuple[int, str] | None = None  # to be said once there is room
+        self._closed_as: int | None = None
+        self._bad_frames = 0
+        self._opened_at = self._checked_at = self.heard_at
+        self._expires_at = self.heard_at + sign_in.left_s()
+        self._next_ping = self.heard_at + parts.settings.ws_ping_interval
+        self._pinged_at: float | None = None  # and no pong since
 
-def register(app: Flask, parts: Parts, comers: Comers) -> None:
-    """Hang /ws into the app, and its door before the app."""
-    judge, live = Judge(parts, comers), parts.live
-    flask_sock.Server = Handshake  # the seam: what flask-sock makes of each request
-    sock = Sock(app)
+    def start(self, answer: bytes) -> None:
+        """Answer the handshake, say hello and listen; returns at once."""
+        parts, settings, live = self._parts, self._parts.settings, self._parts.live
+        self._peer.follow_session(self._session)
+        self._note(OPENED, {"address": self._address})
+        limits = (settings.ws_max_message_size, settings.ws_ping_interval)
+        fails_ms = parts.drills.left_ms(self._peer.person)
+        hello = rfc6455.frame(protocol.hello(parts.epoch, self._person, self.name, *limits, fails_ms).encode())
+        self.read_on()
+        self.write(answer + hello)
+        self.bytes_out = max(0, self.bytes_out - len(answer))  # what is counted begins after the handshake
+        if not self.is_over:
+            live.timer.set(self, self._due())
+            live.add(self)
 
-    @app.before_request
-    def before_upgrade() -> Response | None:
-        """Refuse before the 101."""
-        if request.endpoint != ENDPOINT:
-            return None
-        if not is_upgrade(request.environ):
-            return Response("GET by HTTP/1.1 is needed.\n", 400, content_type="text/plain")
-        judged = judge(request.environ)
-        if isinstance(judged, Refusal):
-            return Response(judged.words, judged.status, judged.headers, content_type="text/plain")
-        request.environ[JUDGED] = judged
-        return None
+    @property
+    def person(self) -> int:
+        """Whose it is."""
+        return self._peer.person
 
-    @sock.route(PATH)  # type: ignore[untyped-decorator]
-    def websocket_route(ws: Handshake) -> None:
-        sign_in: SignIn = request.environ[JUDGED]
-        if request.query_string:
-            live.replace(request.args.get("replaces", ""), sign_in.person.id)
-        fd, address = ws.take(), request.remote_addr or ""
-        WebSocketConnection(fd, parts, sign_in, address, bool(ws.extension)).start(ws.answer)
-        raise HandedOver
+    # Reading: in the event loop
 
-    @app.errorhandler(HandedOver)
-    def handed_over(_: HandedOver) -> Response:
-        return NoAnswer()
+    def on_bytes(self, data: bytes) -> None:
+        """Frames arrived, or parts of them."""
+        if self._close is not None:
+            return  # the last word waits for room: whatever comes now would wait with it, without a bound
+        try:
+            most, inflates = self._parts.settings.ws_max_message_size, Inflater if self._deflates else None
+            parser = self._parser = self._parser or rfc6455.Parser(most, inflates)
+            parser.feed(data)
+            self._take(parser)
+        except Violation as violation:
+            self.close(violation.code, violation.reason)
+        except Exception as error:  # what escapes here would leave the connection deaf but open
+            self._fail("reading a WebSocket failed", error)
 
-    app.wsgi_app = Door(app, parts, judge, app.wsgi_app)  # type: ignore[method-assign]
+    def _take(self, parser: rfc6455.Parser) -> None:
+        """Do what is read; stop where too much waits, so that a flood stays in the kernel."""
+        while self._close is None and (message := parser.next()) is not None:
+            self._on_message(*message)
+            if self._waiting() > MOST_WAITING:
+                self._write_replies()
+                if self._waiting() > MOST_WAITING:
+                    self.pause()
+                    break
+        else:
+            if parser.is_idle():
+                self._parser = None
+        self._write_replies()
+        if self._inbox and not self._is_working:
+            self._is_working = True
+            gevent.spawn(self._work)
 
+    def _waiting(self) -> int:
+        return len(self._peer.replies) + len(self._inbox) + self._sending
 
-def is_key(key: str) -> bool:
-    """Whether a handshake's key is one."""
-    try:
-        return len(base64.b64decode(key, validate=True)) == 16
-    except ValueError:
-        return False
+    def _resume(self) -> None:
+        """There may be room again for what was left in the parser and in the kernel."""
+        if self.is_paused and self.ended_at is None and self._waiting() <= MOST_WAITING:
+            self.read_on()
+            if self._parser is not None:
+                self.on_bytes(b"")
 
+    def _on_message(self, opcode: int, payload: Any) -> None:
+        match opcode:
+            case rfc6455.TEXT:
+                self._on_text(payload)
+            case rfc6455.PING:
+                if self._may_write():  # else it is one of the last things that this reader would want
+                    self.write(rfc6455.frame(payload, PONG))
+            case rfc6455.PONG:
+                self._pinged_at = None
+            case rfc6455.CLOSE:
+                code = rfc6455.close_code(payload)
+                self._closed_as = self._closed_as or (code if code != rfc6455.NO_CODE else NORMAL)
+                self.close(code)
+            case _:
+                self.close(NO_BINARY, "text only")
 
-def _wrong_origin(settings: Settings, environ: dict[str, Any], origin: str, requested: str) -> str:
-    """What was expected, what came, and who can mend it."""
-    said = f"the Origin is {shown(origin)}, expected {shown(' or '.join(expected_origins(settings, requested)))}"
-    peer, scheme = environ.get("chatapp.peer", ""), environ.get("HTTP_X_FORWARDED_PROTO", "")
-    by = "the Host header" if not environ.get("werkzeug.proxy_fix.orig") else "X-Forwarded-Host and -Proto"
-    help_ = "A proxy must pass Host on with its port, or CHATAPP_PUBLIC_URL name the address that people open"
-    if scheme and "werkzeug.proxy_fix.orig" not in environ:
-        help_ += f"; {peer} sends X-Forwarded-Proto {shown(scheme)}, but is not in CHATAPP_TRUSTED_PROXIES"
-    return f"{said} (by {by}). {help_}."
+    def _on_text(self, text: str) -> None:
+        try:
+            frame = protocol.decode(text)
+        except protocol.BadFrame as error:
+            self._bad_frames += 1
+            self._peer.reply(protocol.error("bad-frame", str(error)))
+            if self._bad_frames >= MOST_BAD_FRAMES:
+                self.close(POLICY, "too many bad frames")
+            return
+        if isinstance(frame, protocol.Echo):
+            self._peer.reply(protocol.echo(frame.n))
+        elif isinstance(frame, protocol.Send):
+            self._send(frame)
+        else:
+            self._inbox += (frame,)
+
+    # Doing: in a greenlet of its own, because the database may let us wait
+
+    def _work(self) -> None:
+        try:
+            while self._inbox:
+                frame, self._inbox = self._inbox[0], self._inbox[1:]
+                if self._close is None:
+                    doing.follow(self._parts, self._peer, frame)
+                self.wake()
+        except Exception as error:  # the outermost line of the greenlet: the other side must learn that it failed
+            self._inbox = ()
+            self._fail("a frame on a WebSocket failed", error)
+        finally:
+            self._is_working = False
+            if self.ended_at is not None or self.is_over:
+                self._leave()  # what was followed meanwhile
+            self.wake()
+
+    def _send(self, frame: protocol.Send) -> None:
+        """Have it posted; it is answered when it is on disk."""
+
+        def posted(job: Job[Posted]) -> None:
+            self._sending -= 1
+            if (answer := doing.outcome(frame, job)) is not None:
+                self._peer.reply(answer)
+            else:
+                self._fail("a message from a WebSocket could not be stored", job.error)
+            self.wake()
+
+        self._sending += 1
+        doing.post(self._parts.chat, self._peer, frame, posted)
+
+    # Writing: by the sweep
+
+    def wake(self) -> None:
+        """There may be something to write."""
+        if not self._is_awake:
+            self._is_awake = True
+            self._parts.live.wake(self)
+
+    def on_blocked(self) -> None:
+        """The kernel is full."""
+        self._parts.live.timer.set(self, self._due())
+
+    def on_room(self) -> None:
+        """The kernel took the rest."""
+        if self._close is not None:
+            self._say_goodbye()
+        else:
+            self.wake()
+
+    def push(self, news: News) -> bool:
+        """Write at once what others had already; False where something else comes first, which `flush` knows."""
+        if self._close or self._rest is not None or self._is_doubtful or self._is_flushing:
+            return False
+        frame = news.deflated if self._deflates else news.encoded
+        self.write(frame or protocol.encoded("", news, self._deflates))
+        return True
+
+    def flush(self) -> None:
+        """Write answers and news if there is room; a slow reader gets what is newest when it has room again."""
+        self._is_awake = False
+        if self._is_flushing:
+            return  # another sweep is at it, waits for something, and looks again afterwards
+        self._is_flushing = True
+        try:
+            if self._is_doubtful and not self._is_signed_in():
+                self.close(SIGNED_OUT, "signed out")
+            if self._may_flush() and (data := self._output()) and self._may_flush():
+                self.write(data)
+            if self._may_flush() and (self._peer.dirty or self._peer.replies or self._is_doubtful):
+                self.wake()  # the rest in another turn: a reader with much to catch up with must not hold others
+        except Exception as error:  # the sweep must go on for all others
+            self._fail("writing a WebSocket failed", error)
+        self._is_flushing = False
+        if self.is_paused:
+            self._resume()
+
+    def _may_flush(self) -> bool:
+        return self._close is None and not self.is_blocked
+
+    def _output(self) -> bytes:
+        """The next write: one frame as all its readers share it, or several small ones."""
+        first = self._replies()
+        while len(first) < ENOUGH_BYTES and (news := self._peer.next_news()) is not None:
+            data = protocol.encoded(*news, self._deflates)
+            if first:
+                first += data
+            elif self._peer.dirty or self._peer.replies:
+                first = data
+            else:
+                return data
+        return first
+
+    def _replies(self) -> bytes:
+        replies, self._peer.replies = self._peer.replies, ()
+        return b"".join([rfc6455.frame(text.encode()) for text in replies])
+
+    def _write_replies(self) -> None:
+        if self._peer.replies and self._may_write():
+            self.write(self._replies())
+
+    def _may_write(self) -> bool:
+        """Whether the event loop may write at once, instead of leaving it to the sweep."""
+        return self._may_flush() and not self._is_flushing and not self._is_doubtful
+
+    def announce_drill(self, ms: int) -> None:
+        """A drill begins: what happens now is no fault of the network."""
+        if self._may_write():
+            self.write(rfc6455.frame(protocol.drill(ms).encode()))
+
+    # Time-outs: by the one timer
+
+    def _due(self) -> float:
+        settings = self._parts.settings
+        due = min(self._next_ping, self.heard_at + settings.ws_read_timeout, self._expires_at)
+        if self._pinged_at is not None:
+            due = min(due, self._pinged_at + settings.ws_pong_timeout)
+        return due if self.blocked_at is None else min(due, self.blocked_at + settings.ws_write_timeout)
+
+    def check(self, now: float) -> float:
+        """Ping, or close what is silent, mute, blocked, expired or signed out; returns when to look again."""
+        try:
+            return self._check(now)
+        except StorageUnavailable as error:  # whether the session goes on cannot be asked
+            self._fail("", error)
+            return now + LINGER_S / 4
+
+    def _check(self, now: float) -> float:
+        settings = self._parts.settings
+        if self.blocked_at is not None and now - self.blocked_at >= settings.ws_write_timeout:
+            self.cut()
+        elif self.ended_at is not None:
+            if now - self.ended_at >= LINGER_S and not self.is_blocked:
+                self.cut()
+            return now + LINGER_S / 4
+        elif now >= self._expires_at and self._close is None and not self._is_signed_in():
+            self.close(SIGNED_OUT, "signed out")
+        elif self._pinged_at is not None and now - self._pinged_at >= settings.ws_pong_timeout:
+            self.close(POLICY, "no pong")
+        elif now - self.heard_at >= settings.ws_read_timeout:
+            self.close(POLICY, "nothing received")
+        elif now >= self._next_ping:
+            self._ping(now)
+        return self._due()
+
+    def _ping(self, now: float) -> None:
+        self._next_ping = max(self._next_ping + self._parts.settings.ws_ping_interval, now)
+        if now - self._checked_at >= RECHECK_S and not self._is_signed_in():
+            self.close(SIGNED_OUT, "signed out")
+        elif self._may_write():
+            self._pinged_at = self._pinged_at or now
+            self.write(rfc6455.frame(b"", PING))
+
+    # The session
+
+    def doubt(self) -> None:
+        """The session may have ended."""
+        self._is_doubtful = True
+        self.wake()
+
+    def _is_signed_in(self) -> bool:
+        """Ask the database, and learn when the session expires."""
+        self._checked_at, self._is_doubtful = time.monotonic(), False
+        left_s = self._parts.auth.left_s(self._session)
+        self._expires_at = self._checked_at + left_s
+        return left_s > 0
+
+    # The end
+
+    def _fail(self, what: str, error: Exception | None) -> None:
+        """Close for a fault of ours, and say which kind: the client must not blame the network for it."""
+        if isinstance(error, StorageUnavailable):
+            self.close(SERVER_ERROR, "storage")  # the store has logged it
+        else:
+            log.error(what, exc_info=error)
+            self.close(SERVER_ERROR, "the server made a mistake")
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Say goodbye as soon as what is being written is written. The first word counts."""
+        if self._close is None:
+            self._close = (code, reason)
+            self._parser = None
+            if not self.is_blocked:
+                self._say_goodbye()
+
+    def restart(self, advice: str) -> None:
+        """The worker closes: come back when the advice says so."""
+        self.close(RESTART, advice)
+
+    def replace(self) -> None:
+        """The browser has opened another one."""
+        self.close(REPLACED, "replaced")
+
+    def _say_goodbye(self) -> None:
+        assert self._close is not None
+        code, reason = self._close
+        self._closed_as = self._closed_as or code
+        last = b"" if code == SIGNED_OUT else self._replies()
+        self.end(last + rfc6455.close_frame(code, reason))
+        self._leave()
+        if not self.is_over:
+            self._parts.live.timer.set(self, time.monotonic() + LINGER_S)
+
+    def on_cut(self) -> None:
+        """The stream broke, or the write timeout was over."""
+        self._close = self._close or (ABNORMAL, "")
+        self._closed_as = self._closed_as or ABNORMAL
+
+    def _leave(self) -> None:
+        """Follow nothing any more."""
+        if self._peer.feeds():
+            self.feeds = self._peer.feeds()
+            self._peer.close()
+        self._peer.forget_session(self._session)
+
+    def on_end(self) -> None:
+        """The connection's own line in the access log, which gunicorn leaves out, and its event."""
+        self._leave()
+        self._parser = None
+        self._parts.live.remove(self)
+        seconds, code = time.monotonic() - self._opened_at, self._closed_as or ABNORMAL
+        line = f'{self._address} - {self._person} "WEBSOCKET /ws" {code} in={self.bytes_in} out={self.bytes_out}'
+        data = {"code": code, "seconds": round(seconds, 3), "in": self.bytes_in, "out": self.bytes_out}
+        self._note(CLOSED, {**data, "feeds": self.feeds}, f"{line} {seconds:.1f}s")
+        self._peer.abandon()
+
+    def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
+        text = (now_ms(), json.dumps(data))
+        event = ConnectionEvent(self.name, what[0], self._person, what[1], "websocket", None, None, None, *text)
+        is_kept = not self._parts.quotas.events.take(self._person, 1, EVENT_BYTES + len(text[1]))
+        self._parts.live.note(event if is_kept else None, line)

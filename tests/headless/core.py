@@ -12,7 +12,7 @@ from typing import Any
 
 import quickjs
 
-from chatapp.connection.states import table_json
+from chatapp.connection_states import table_json
 from chatapp.linker import joined
 from chatapp.served import minified
 from headless.elements import parsed

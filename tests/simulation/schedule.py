@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from chatapp.bus import Bus
 from chatapp.chat import Chat
-from chatapp.connection.states import is_connected
+from chatapp.connection_states import is_connected
 from chatapp.store import ChangedMessage, Person
 from chatapp.store.tables import conversations
 from simulation.client import LIST, Client

@@ -15,12 +15,12 @@ from chatapp.assets import asset_dir
 from chatapp.assistant.runner import LOOK_AROUND_S
 from chatapp.bus import RUNS, Bus
 from chatapp.chat import Chat, ChatError, Conflict, Gone
-from chatapp.connection.peer import News, Peer, Reader, StaleCursor
 from chatapp.store import ClaimedRun, Person, Posted
 from chatapp.store.conversations import MOST_CHANGES, Conversations
 from chatapp.store.runs import AGAIN
-from chatapp.transports import frames
+from chatapp.transports import protocol
 from chatapp.transports.polling import Poll, Polls
+from chatapp.transports.subscriptions import News, Peer, Reader, StaleCursor
 from simulation.disk import EPOCH, Crashed, Disk, MemoryStore
 from simulation.network import WINDOW, Answer, Ask, Reply, Socket
 from simulation.world import World
@@ -61,13 +61,13 @@ class Traits:
 
 
 class Line:
-    """The server's side of one WebSocket: what transports/websocket.py does around a Peer."""
+    """The server's side of one WebSocket: what transports/handshake.py does around a Peer."""
 
     def __init__(self, server: Server, socket: Socket, person: Person) -> None:
         self._server, self._socket = server, socket
         self._peer = Peer(server.reader, server.bus, person.id, self)
         self._is_waking = False
-        self._peer.reply(frames.hello(EPOCH, person.uuid, f"socket-{socket.number}", 512, 30))
+        self._peer.reply(protocol.hello(EPOCH, person.uuid, f"socket-{socket.number}", 512, 30))
         socket.on_text, socket.on_room, socket.on_end = self.take, self.wake, self.close
 
     def take(self, text: str) -> None:
@@ -75,31 +75,31 @@ class Line:
         server, person = self._server, self._peer.person
         if not server.owns(self):
             return
-        match frames.decode(text):
-            case frames.Echo(n):
-                self._peer.reply(frames.echo(n))
-            case frames.Send(conversation, client_id, body):
+        match protocol.decode(text):
+            case protocol.Echo(n):
+                self._peer.reply(protocol.echo(n))
+            case protocol.Send(conversation, client_id, body):
                 server.post(person, conversation, client_id, body, False, lambda word: self._reply(client_id, word))
-            case frames.Unsubscribe(names):
+            case protocol.Unsubscribe(names):
                 for name in names:
                     self._peer.unsubscribe(name)
-            case frames.Subscribe(epoch, feeds, _):
+            case protocol.Subscribe(epoch, feeds, _):
                 for name, cursor in feeds.items():
                     self._subscribe(name, cursor, epoch)
         self.wake()
 
     def _subscribe(self, name: str, cursor: int, epoch: str) -> None:
         if epoch != EPOCH:
-            self._peer.reply(frames.reload(name, "epoch", EPOCH))
+            self._peer.reply(protocol.reload(name, "epoch", EPOCH))
             return
         try:
             self._peer.subscribe(name, cursor)
         except ChatError:
-            self._peer.reply(frames.gone(name))
+            self._peer.reply(protocol.gone(name))
 
     def _reply(self, client_id: str, word: Posted | ChatError) -> None:
         is_posted = isinstance(word, Posted)
-        self._peer.reply(frames.ack(word) if is_posted else frames.refused(client_id, word.code, word.message))
+        self._peer.reply(protocol.ack(word) if is_posted else protocol.refused(client_id, word.code, word.message))
         self.wake()
 
     def doubt(self) -> None:
@@ -162,7 +162,7 @@ class Server:
         self.bus = Bus()
         self.store = MemoryStore(self.disk, self.bus, self.traits.conversations, self.most_changes)
         self.chat = Chat(self.store, assistant_answers=self.answers)
-        self.reader = Reader(self.store, self.chat, frames.Renderer(drawing_app(), "/"))
+        self.reader = Reader(self.store, self.chat, protocol.Renderer(drawing_app(), "/"))
         self.polls = Polls(self.reader, self.bus, EPOCH)
         self.connections.clear()
         self.bus.subscribe(RUNS, lambda _: self._claim_soon())
@@ -276,7 +276,7 @@ class Server:
                 for cancel in cancels:
                     cancel()
                 cancels.clear()
-                reply(Answer(200, frames.answer(found)) if found else Answer(204, ""))
+                reply(Answer(200, protocol.answer(found)) if found else Answer(204, ""))
             elif not cancels:
                 for name in cursors:
                     cancels.append(self.bus.subscribe(self.reader.feed(self.person.id, name), wake))
@@ -400,5 +400,5 @@ def _source(words: list[str]) -> str:
 
 def _frame(name: str, news: News | Exception) -> str:
     if isinstance(news, News):
-        return news.frame if news.frame is not None else frames.nothing(name, news.cursor)
-    return frames.reload(name, "cursor") if isinstance(news, StaleCursor) else frames.gone(name)
+        return news.frame if news.frame is not None else protocol.nothing(name, news.cursor)
+    return protocol.reload(name, "cursor") if isinstance(news, StaleCursor) else protocol.gone(name)

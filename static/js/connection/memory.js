@@ -1,5 +1,5 @@
 // What is remembered of networks between pages: whether WebSocket worked there, and which rewrite HTML. The server
-// keeps the first for a person's other browsers: chatapp/connection/memory.py, and tests/vectors/memory.json runs in both.
+// keeps the first for a person's other browsers: chatapp/network_memory.py, and tests/vectors/memory.json runs in both.
 
 const HALF_LIFE = 72 * 3600000
 const MOST_FAILURES = 8

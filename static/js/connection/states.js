@@ -1,4 +1,4 @@
-// The state machine's interpreter: the table comes with the page's script (chatapp/connection/states.py), and
+// The state machine's interpreter: the table comes with the page's script (chatapp/connection_states.py), and
 // tests/vectors/states.json says what comes of it. No I/O, no clock: what happened and when goes in, a new record and the
 // names of actions come out. Times and delays are milliseconds; `random` returns a value in [0, 1).
 //

@@ -18,11 +18,11 @@ from flask import Flask
 from markupsafe import Markup, escape
 
 from chatapp.cache import Cache
-from chatapp.connection.peer import News, StaleCursor
 from chatapp.store import ChangedMessage, Changes, Entry, Posted, Waiting
-from chatapp.transports import framing
+from chatapp.transports import rfc6455
 from chatapp.transports.deflate import deflated
 from chatapp.transports.integrity import check_of, message_check
+from chatapp.transports.subscriptions import News, StaleCursor
 
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
 MOST_RENDERED_BYTES = 16 << 20  # of them together: a long one has 20,000 characters, each up to six as HTML
@@ -327,12 +327,12 @@ def encoded(name: str, news: News | Exception, deflates: bool) -> bytes:
     """The frame with its header; of news once for all its readers, and once for those who take it compressed."""
     if not isinstance(news, News):
         text = reload(name, "cursor") if isinstance(news, StaleCursor) else gone(name)
-        return framing.frame(text.encode())
+        return rfc6455.frame(text.encode())
     if news.frame is None:
-        return framing.frame(nothing(name, news.cursor).encode())
+        return rfc6455.frame(nothing(name, news.cursor).encode())
     if deflates:
         if news.deflated is None:
-            news.deflated = deflated(news.frame.encode()) if news.compresses else framing.frame(news.frame.encode())
+            news.deflated = deflated(news.frame.encode()) if news.compresses else rfc6455.frame(news.frame.encode())
         return news.deflated
-    news.encoded = news.encoded or framing.frame(news.frame.encode())
+    news.encoded = news.encoded or rfc6455.frame(news.frame.encode())
     return news.encoded

@@ -14,8 +14,8 @@ import gevent
 from chatapp import descriptors
 from chatapp.bus import Wake
 from chatapp.concurrency import ParkedWorker
-from chatapp.connection.peer import bring
 from chatapp.store import ConnectionEvent
+from chatapp.transports.subscriptions import bring
 
 RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
 FIRST_RETRY_S = 0.2  # the successor needs a moment to listen

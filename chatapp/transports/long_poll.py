@@ -19,9 +19,9 @@ from chatapp.bus import session_topic
 from chatapp.chat import Gone
 from chatapp.store import SignIn, StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
+from chatapp.transports.connections import NOWHERE, Live, Slot
+from chatapp.transports.event_socket import LINGER_S, WatchedSocket, has_unread
 from chatapp.transports.integrity import UNKEPT
-from chatapp.transports.live import NOWHERE, Live, Slot
-from chatapp.transports.watched import LINGER_S, WatchedSocket, has_unread
 
 if TYPE_CHECKING:
     from chatapp.transports.polling import Poll, Polls
