@@ -27,7 +27,7 @@ from chatapp.config import Settings
 from chatapp.fair_queue import Attempts
 from chatapp.gunicorn_bridge import has_left, know
 from chatapp.hashing import Hashing
-from chatapp.store import Person, SignIn, Store
+from chatapp.store import AuthSession, Person, Store
 from chatapp.visible import is_blank
 
 TOKEN = "token"
@@ -60,7 +60,7 @@ class Auth:
     def __init__(self, store: Store, settings: Settings, bus: Bus) -> None:
         self._people = store.people
         self._settings = settings
-        self._cache: Cache[str, tuple[SignIn, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)  # and until when
+        self._cache: Cache[str, tuple[AuthSession, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)  # and until when
         self._guesses = Attempts()
         self.attempts = Attempts()  # to sign in: pages, forms and passwords
         self._hashing = Hashing(settings.data_dir / "hashing.lock" if settings.workers > 1 else None, self.attempts)
@@ -68,7 +68,7 @@ class Auth:
 
     # Sessions
 
-    def current(self) -> SignIn | None:
+    def current(self) -> AuthSession | None:
         """Whose request this is. Costs no database for a session that was seen lately."""
         if "sign_in" not in g and JUDGED in request.environ:
             g.sign_in = request.environ[JUDGED]
@@ -77,10 +77,10 @@ class Auth:
             g.sign_in = self.check(hash_token(token)) if isinstance(token, str) else None
             if g.sign_in is not None:
                 know(request.environ)
-        sign_in: SignIn | None = g.sign_in
+        sign_in: AuthSession | None = g.sign_in
         return sign_in
 
-    def check(self, token_hash: str, keeps: bool = True) -> SignIn | None:
+    def check(self, token_hash: str, keeps: bool = True) -> AuthSession | None:
         """The live session of this token's hash; `keeps` it for whoever will soon ask again."""
         cached = self._cache.get(token_hash)
         if cached is not None and time.monotonic() < cached[1]:
@@ -162,7 +162,7 @@ class Cookies:
         # The token's hash by the digest, and when it was read.
         self._known: Cache[bytes, tuple[str, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
 
-    def sign_in(self, header: str) -> SignIn | None:
+    def sign_in(self, header: str) -> AuthSession | None:
         """The live session of a Cookie header; None where there is none, or its signature is not ours."""
         value = self.own(header)
         if not value:
@@ -201,10 +201,10 @@ class Comers:
         self._auth = auth
         self._cookies = cookies
         # By the digest of the session's cookie, and until when it is believed.
-        self._known: Cache[bytes, tuple[SignIn, float]] = Cache(MOST_COMERS, MOST_CACHED_BYTES)
+        self._known: Cache[bytes, tuple[AuthSession, float]] = Cache(MOST_COMERS, MOST_CACHED_BYTES)
         bus.subscribe(ACCESS, lambda _topic: self._known.clear())
 
-    def sign_in(self, header: str) -> SignIn | None:
+    def sign_in(self, header: str) -> AuthSession | None:
         """The live session of a Cookie header."""
         value = self._cookies.own(header)
         key = digest(value)
@@ -219,7 +219,7 @@ class Comers:
         return found
 
 
-def believed_until(sign_in: SignIn) -> float:
+def believed_until(sign_in: AuthSession) -> float:
     """Until when a session is believed without the database (monotonic clock, s)."""
     return time.monotonic() + min(CACHE_S, sign_in.left_s())
 
@@ -229,7 +229,7 @@ def digest(value: str) -> bytes:
     return hashlib.sha256(value.encode()).digest()
 
 
-def size_of(sign_in: SignIn) -> int:
+def size_of(sign_in: AuthSession) -> int:
     """About how many bytes a cache's entry of this session takes."""
     return SIGN_IN_BYTES + 4 * (len(sign_in.person.name) + len(sign_in.person.email))
 

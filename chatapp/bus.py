@@ -30,7 +30,7 @@ class Bus:
     def __init__(self) -> None:
         # One subscriber stands for itself, several in a dictionary: most topics have one, and there are thousands.
         self._wakes: dict[int, Wake | dict[Wake, None]] = {}
-        self.on_crowd: Callable[[int, Iterator[Wake]], None] = _wake_all
+        self.on_broadcast: Callable[[int, Iterator[Wake]], None] = _wake_all
         self.published = 0  # how often: who looked and then subscribed, and finds the same number, has missed nothing
 
     def subscribe(self, topic: int, wake: Wake) -> Callable[[], None]:
@@ -59,7 +59,7 @@ class Bus:
             found = self._wakes.get(topic)
             if isinstance(found, dict):
                 # What ends somebody's access must be known before anything else is written.
-                (self.on_crowd if topic > RUNS else _wake_all)(topic, iter(tuple(found)))
+                (self.on_broadcast if topic > RUNS else _wake_all)(topic, iter(tuple(found)))
             elif found is not None:
                 found(topic)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from uuid import UUID, uuid4
 
 from chatapp.store import ChangedMessage, Changes, Entry, EntryPlace, Place, Posted, Store
-from chatapp.store.database import Job, Write
+from chatapp.store.database import Write, WriteJob
 from chatapp.visible import is_blank
 
 LONGEST_MESSAGE = 20_000  # characters: some ten pages; more belongs into a file
@@ -100,7 +100,7 @@ class Chat:
         return self._store.database.together(self._posting(person, conversation, client_id, body, create))
 
     def post_soon(
-        self, person: int, conversation: str, client_id: str, body: str, done: Callable[[Job[Posted]], None]
+        self, person: int, conversation: str, client_id: str, body: str, done: Callable[[WriteJob[Posted]], None]
     ) -> None:
         """As `post`, without waiting for the disk: `done` gets the outcome. Raises BadMessage."""
         self._store.database.submit(self._posting(person, conversation, client_id, body), done)

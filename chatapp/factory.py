@@ -26,7 +26,7 @@ from chatapp.config import Settings, load
 from chatapp.connection.drills import Drills
 from chatapp.connection_states import table_json
 from chatapp.parts import Parts
-from chatapp.proxies import InFront
+from chatapp.proxies import ProxyMiddleware
 from chatapp.quotas import Quotas
 from chatapp.served import OWN_SCRIPTS, Files, brought
 from chatapp.store import Store
@@ -94,7 +94,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         partial(security.answer_headers, is_public_https=app.config["SESSION_COOKIE_SECURE"]),
         lambda: parts.drills.is_running,
     )
-    app.wsgi_app = InFront(wellformed.Door(bodies.Door(door, cookies)), settings)  # type: ignore[method-assign]
+    app.wsgi_app = ProxyMiddleware(wellformed.Door(bodies.Door(door, cookies)), settings)  # type: ignore[method-assign]
     return app
 
 
@@ -109,8 +109,8 @@ def _build(app: Flask, settings: Settings, instance: str) -> Parts:
     reader = Reader(store, chat, renderer)
     store.histories.look_back()
     epoch = store.people.epoch()
-    live = handshake.make_live(settings, store)
-    bus.on_crowd = live.gather
+    connections = handshake.make_connections(settings, store)
+    bus.on_broadcast = connections.broadcast
     return Parts(
         settings=settings,
         instance=instance,
@@ -123,9 +123,9 @@ def _build(app: Flask, settings: Settings, instance: str) -> Parts:
         renderer=renderer,
         reader=reader,
         polls=polling.Polls(reader, bus, epoch, store.histories),
-        live=live,
+        connections=connections,
         quotas=Quotas(),
-        drills=Drills(store, bus, live.sockets, settings.drill_schedule),
+        drills=Drills(store, bus, connections.sockets, settings.drill_schedule),
         runner=None
         if provider is None
         else Runner(store.runs, bus, provider, Worker(settings.data_dir / "workers"), settings.longest_answer),
@@ -174,7 +174,7 @@ def _register_plain(app: Flask, parts: Parts, files: Files) -> None:
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        trouble = "closing" if parts.live.is_draining else parts.store.trouble()
+        trouble = "closing" if parts.connections.is_draining else parts.store.trouble()
         return (jsonify(ready=False, reason=trouble), 503) if trouble else (jsonify(ready=True), 200)
 
     @app.context_processor

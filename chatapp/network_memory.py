@@ -72,7 +72,7 @@ def trust(network: Network | None, now: int) -> float:
     return (worked + 2) / (worked + failed + 2.5)
 
 
-def is_doubtful(networks: Networks, key: str, now: int) -> bool:
+def is_distrusted(networks: Networks, key: str, now: int) -> bool:
     """Whether to begin by polling there."""
     return bool(key) and trust(networks.get(key), now) < DOUBT
 

@@ -15,7 +15,7 @@ from chatapp.config import Settings
 from chatapp.connection.drills import Drills
 from chatapp.quotas import Quotas
 from chatapp.store import Store
-from chatapp.transports.handshake import Live
+from chatapp.transports.handshake import Connections
 from chatapp.transports.polling import Polls
 from chatapp.transports.protocol import Renderer
 from chatapp.transports.subscriptions import Reader
@@ -36,7 +36,7 @@ class Parts:
     renderer: Renderer
     reader: Reader
     polls: Polls
-    live: Live
+    connections: Connections
     drills: Drills
     quotas: Quotas
     runner: Runner | None
@@ -55,7 +55,7 @@ class Parts:
         self.store.watcher.stop()
         self.store.retention.stop()
         self.drills.stop()
-        self.live.drain()
+        self.connections.drain()
         self.polls.drain()
         if self.runner is not None:
             self.runner.drain()
@@ -63,7 +63,7 @@ class Parts:
     def finish(self) -> None:
         """The worker ends: wait, in bounds, until every connection has heard it."""
         self.drain()
-        self.live.finish()
+        self.connections.finish()
 
 
 def current_parts() -> Parts:

@@ -98,7 +98,7 @@ def mark() -> Response:
         "header": _word(HEADER in request.headers),
         "drill": drill.fault if (drill := parts.drills.on(_me())) else "",
         "drill-ms": str(fails_ms),
-        "room": _word(not parts.live.is_full()),
+        "room": _word(not parts.connections.is_full()),
         "offered": _word("websocket" in parts.settings.transports),
         "hold": f"{parts.settings.poll_longest_hold:g}",
     }
@@ -114,7 +114,7 @@ def hold() -> Any:
     until = time.monotonic() + (min(wanted, longest) if wanted > 0 else 0)
 
     def parts() -> Iterator[str]:
-        while (left := until - time.monotonic()) > 0 and not here.live.is_draining:
+        while (left := until - time.monotonic()) > 0 and not here.connections.is_draining:
             time.sleep(min(left, LOOK_EVERY_S))
         yield f"{MARK}>{END}"
 

@@ -71,7 +71,7 @@ def post_worker_init(worker: Any) -> None:
     gc.collect()
     gc.freeze()  # what was loaded stays: a full collection that looks at all of it would hold the loop for 50 ms
     parts.start()
-    parts.polls.lender = Lender(worker.log.note, parts.live)
+    parts.polls.lender = Lender(worker.log.note, parts.connections)
 
     idle = IdleConnections(worker)
     ending = Event()

@@ -47,7 +47,7 @@ def test_frames_of_long_messages_do_not_fill_the_memory(parts: Parts) -> None:
     tracemalloc.start()
     try:
         for cursor in range(1, CURSORS + 1):
-            news = parts.reader.news(ada, place.uuid, cursor)
+            news = parts.reader.read(ada, place.uuid, cursor)
             assert news.frame is not None
         del news
         kept, _ = tracemalloc.get_traced_memory()

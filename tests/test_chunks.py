@@ -51,7 +51,7 @@ class Talk:
 
     def read(self, feed: Feed) -> int:
         """Take the next part; the feed's cursor after it."""
-        news = self.parts.reader.news(self.person, self.place.uuid, feed.cursor)
+        news = self.parts.reader.read(self.person, self.place.uuid, feed.cursor)
         assert news.frame is not None
         reader = Applied()
         reader.feeds[self.place.uuid] = feed

@@ -23,7 +23,7 @@ from chatapp.bus import Bus
 from chatapp.config import Settings
 from chatapp.parts import Parts
 from chatapp.transports.connections import STORE_AFTER_S
-from chatapp.transports.subscriptions import Followed, Peer
+from chatapp.transports.subscriptions import Subscriber, Subscription
 from chatapp.transports.websocket import WebSocketConnection
 
 SOCKETS = 200
@@ -141,13 +141,13 @@ def test_an_idle_socket_holds_little(app: Flask) -> None:
         for theirs in open_:
             theirs.close()
     print(f"{each:.0f} bytes a socket")
-    assert len(app.extensions["chatapp"].live) == SOCKETS + 20
+    assert len(app.extensions["chatapp"].connections) == SOCKETS + 20
     assert each < MOST_BYTES
 
 
 def ours() -> list[object]:
     """What is in memory of any connection."""
-    return [one for one in gc.get_objects() if isinstance(one, (WebSocketConnection, Peer, Followed))]
+    return [one for one in gc.get_objects() if isinstance(one, (WebSocketConnection, Subscriber, Subscription))]
 
 
 @pytest.mark.timeout(60)
@@ -160,10 +160,10 @@ def test_one_that_ended_is_gone_at_once(app: Flask) -> None:
     try:
         for visitor in visitors:
             visitor.open().close()
-        live = app.extensions["chatapp"].live
+        connections = app.extensions["chatapp"].connections
         for _ in range(100):
             gevent.sleep(STORE_AFTER_S / 10)
-            if not len(live):
+            if not len(connections):
                 break
         gevent.sleep(2 * STORE_AFTER_S)
         assert [one for one in ours() if id(one) not in earlier] == []
@@ -211,7 +211,7 @@ def test_what_the_door_does_not_let_in_flask_refuses(app: Flask, change: dict[st
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
     assert said[0].startswith(status)
-    assert not len(app.extensions["chatapp"].live)
+    assert not len(app.extensions["chatapp"].connections)
 
 
 def test_a_topic_with_one_subscriber_and_with_several() -> None:

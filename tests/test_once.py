@@ -64,7 +64,7 @@ def test_a_post_is_few_statements_and_its_readers_need_none(parts: Parts, place:
     say(parts, place, "hello")
     assert 0 < len(statements) <= MOST_STATEMENTS, statements
     statements.clear()
-    news = parts.reader.news(place.person, place.uuid, cursor)
+    news = parts.reader.read(place.person, place.uuid, cursor)
     assert news.frame is not None and "hello" in news.frame
     assert statements == []
 

@@ -19,12 +19,12 @@ from chatapp import create_app
 from chatapp.bus import Bus
 from chatapp.config import Settings
 from chatapp.parts import Parts
-from chatapp.store import SignIn, StorageUnavailable, database
+from chatapp.store import AuthSession, StorageUnavailable, database
 from chatapp.transports import connections, long_poll, polling
-from chatapp.transports.connections import Live
-from chatapp.transports.long_poll import HeldPoll, Lender
+from chatapp.transports.connections import Connections
+from chatapp.transports.long_poll import Lender, LongPoll
 from chatapp.transports.polling import Poll
-from chatapp.transports.subscriptions import News, Peer, bring
+from chatapp.transports.subscriptions import Subscriber, Update, broadcast
 
 BUSY_S = 0.0001  # what one flush takes
 FLUSHES = 2000
@@ -73,7 +73,7 @@ def test_a_long_sweep_lets_the_loop_look_at_its_sockets(monkeypatch: pytest.Monk
     watcher.start(lambda: slices.__setitem__(0, 0))
     gevent.sleep(0.01)
     monkeypatch.setattr(connections, "gevent", counted)
-    lives = Live(1.0, lambda *_: None)
+    lives = Connections(1.0, lambda *_: None)
     for _ in range(FLUSHES):
         lives.wake(Busy())
     while lives._awake:
@@ -88,7 +88,7 @@ def test_a_long_sweep_lets_the_loop_look_at_its_sockets(monkeypatch: pytest.Monk
 
 @pytest.mark.timeout(30)
 def test_a_sweep_that_waits_is_relieved_and_costs_nothing_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    lives, looks, told = Live(1.0, lambda *_: None), [0], Told()
+    lives, looks, told = Connections(1.0, lambda *_: None), [0], Told()
     relieve = lives._relieve
 
     def counted() -> None:
@@ -115,16 +115,16 @@ class Pages:
 
     def __init__(self) -> None:
         self.generation = 0
-        self.kept: dict[int, News] = {}
+        self.kept: dict[int, Update] = {}
 
     def feed(self, _person: int, _name: str) -> int:
         return 7
 
-    def shared(self, _feed: int, cursor: int) -> News | None:
+    def shared(self, _feed: int, cursor: int) -> Update | None:
         return self.kept.get(cursor)
 
-    def news(self, _person: int, _name: str, cursor: int) -> News:
-        return News(f"{cursor} to 5", 5) if cursor < 5 else News(None, 5)
+    def read(self, _person: int, _name: str, cursor: int) -> Update:
+        return Update(f"{cursor} to 5", 5) if cursor < 5 else Update(None, 5)
 
 
 class Owns:
@@ -132,40 +132,40 @@ class Owns:
 
     def __init__(self) -> None:
         self.written: list[str | None] = []
-        self.peer: Any = None
+        self.subscriber: Any = None
 
     def wake(self) -> None:
         pass
 
-    doubt = wake
+    recheck_session = wake
 
     def flush(self) -> None:
-        while (found := self.peer.next_news()) is not None:
+        while (found := self.subscriber.next_update()) is not None:
             self.written.append(found[1].frame)
 
-    def push(self, news: News) -> bool:
+    def push(self, news: Update) -> bool:
         self.written.append(news.frame)
         return True
 
 
-def reading(bus: Bus, pages: Pages) -> tuple[Owns, Peer]:
+def reading(bus: Bus, pages: Pages) -> tuple[Owns, Subscriber]:
     """Somebody who lacks what came from revision 4 to 5."""
     owner = Owns()
-    peer = Peer(pages, bus, 1, owner)  # type: ignore[arg-type]
-    owner.peer = peer
+    peer = Subscriber(pages, bus, 1, owner)  # type: ignore[arg-type]
+    owner.subscriber = peer
     peer.subscribe("conversation", 5)
     owner.flush()
     owner.written.clear()
-    peer._followed[0].cursor, peer._followed[0].generation = 4, 0
+    peer._subscriptions[0].cursor, peer._subscriptions[0].generation = 4, 0
     return owner, peer
 
 
 @pytest.mark.parametrize("then", ["stays", "unsubscribes", "starts over", "leaves"])
 def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
     bus, pages = Bus(), Pages()
-    pages.kept = {4: News("4 to 5", 5)}
+    pages.kept = {4: Update("4 to 5", 5)}
     crowds: list[Any] = []
-    bus.on_crowd = lambda topic, wakes: crowds.append((topic, wakes))
+    bus.on_broadcast = lambda topic, wakes: crowds.append((topic, wakes))
     (owner, peer), other = reading(bus, pages), reading(bus, pages)
     bus.publish([7])
     if then == "unsubscribes":
@@ -174,7 +174,7 @@ def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
         peer.subscribe("conversation", 0)
     elif then == "leaves":
         peer.abandon()
-    bring(*crowds[0])
+    broadcast(*crowds[0])
     owner.flush()
     assert other[0].written == ["4 to 5"]
     assert owner.written == {"stays": ["4 to 5"], "starts over": ["0 to 5"]}.get(then, [])
@@ -187,12 +187,12 @@ def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
 @pytest.fixture
 def parts(tmp_path: Path) -> Iterator[Parts]:
     parts: Parts = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
-    parts.polls.lender = Lender(lambda _line: None, parts.live)
+    parts.polls.lender = Lender(lambda _line: None, parts.connections)
     yield parts
     parts.store.close()
 
 
-Hold = Callable[..., tuple[HeldPoll, socket.socket]]
+Hold = Callable[..., tuple[LongPoll, socket.socket]]
 
 
 @pytest.fixture
@@ -201,12 +201,12 @@ def hold(parts: Parts) -> Iterator[Hold]:
     ada = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
     parts.store.people.add_session(ada, "hash", 3600, "127.0.0.1", "")
     sign_in = parts.store.people.session("hash")
-    assert isinstance(sign_in, SignIn)
+    assert isinstance(sign_in, AuthSession)
     conversation = str(uuid.uuid4())
     place = parts.chat.create(ada, conversation)
     ends: list[socket.socket] = []
 
-    def begin(wait_s: float = 5, meanwhile: bool = False) -> tuple[HeldPoll, socket.socket]:
+    def begin(wait_s: float = 5, meanwhile: bool = False) -> tuple[LongPoll, socket.socket]:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         ends.append(theirs)
@@ -215,7 +215,7 @@ def hold(parts: Parts) -> Iterator[Hold]:
         if meanwhile:
             parts.chat.post(ada, conversation, str(uuid.uuid4()), "between the look and the subscription")
         assert parts.polls.lender is not None
-        one = HeldPoll(ours.detach(), parts.polls, parts.polls.lender, sign_in, poll)
+        one = LongPoll(ours.detach(), parts.polls, parts.polls.lender, sign_in, poll)
         one.start("127.0.0.1", "", looked)
         gevent.sleep(0.02)
         return one, theirs
@@ -224,10 +224,10 @@ def hold(parts: Parts) -> Iterator[Hold]:
     for theirs in ends:
         theirs.close()
     gevent.sleep(0.1)
-    assert parts.live.lent == 0, "each was counted once"
+    assert parts.connections.lent == 0, "each was counted once"
 
 
-def say(parts: Parts, one: HeldPoll) -> None:
+def say(parts: Parts, one: LongPoll) -> None:
     for conversation in one._poll.cursors:
         parts.chat.post(one._sign_in.person.id, conversation, str(uuid.uuid4()), "news")
     gevent.sleep(0.1)
@@ -284,9 +284,9 @@ def test_a_poll_is_answered_once_even_if_to_look_takes_a_while(
         return ["<p>news</p>"]
 
     monkeypatch.setattr(parts.polls, "now", slow)
-    one.news(0)
+    one.wake(0)
     gevent.sleep(0.1)
-    one.news(0)
+    one.wake(0)
     gevent.sleep(2 * takes_s)
     got = end.recv(4096)
     assert got.startswith(b"HTTP/1.1 200" if then == "news again" else b"HTTP/1.1 204")
@@ -321,7 +321,7 @@ def test_held_polls_are_bounded_and_an_answered_one_makes_room(
         environ |= {"gunicorn.socket": asks}
         assert not parts.polls.hand_over(environ, one._sign_in, one._poll, "", 0)
         say(parts, one)
-        assert len(parts.polls.held) == parts.live.lent == 0
+        assert len(parts.polls.held) == parts.connections.lent == 0
 
 
 @pytest.mark.timeout(30)
@@ -334,7 +334,7 @@ def test_a_reader_that_is_slow_but_steady_gets_its_answer(
     size, ready = 2_000_000, []
     monkeypatch.setattr(parts.polls, "now", lambda *_: ready)
     ready.append("x" * size)
-    one.news(0)
+    one.wake(0)
     taken, until = 0, time.monotonic() + 15
     while taken < size and time.monotonic() < until:
         gevent.sleep(0.05)

@@ -36,7 +36,7 @@ from chatapp.store.drills import Drill, DrillRunning, DrillTable
 from chatapp.store.events import ConnectionEvent, Events
 from chatapp.store.histories import Histories
 from chatapp.store.networks import NetworkTable
-from chatapp.store.people import AlreadySetUp, EmailTaken, People, Person, SignIn
+from chatapp.store.people import AlreadySetUp, AuthSession, EmailTaken, People, Person
 from chatapp.store.retention import Retention
 from chatapp.store.runs import ClaimedRun, Runs, Turn
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, EntryPlace, Place, Posted, Waiting
@@ -46,6 +46,7 @@ from chatapp.store.watch import Watcher
 
 __all__ = [
     "AlreadySetUp",
+    "AuthSession",
     "Block",
     "ChangedMessage",
     "Changes",
@@ -59,7 +60,6 @@ __all__ = [
     "Person",
     "Place",
     "Posted",
-    "SignIn",
     "StorageUnavailable",
     "Store",
     "Turn",

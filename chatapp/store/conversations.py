@@ -12,7 +12,7 @@ from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select, u
 from chatapp.bus import ACCESS
 from chatapp.cache import Cache
 from chatapp.store.database import REVISION, Database, Write, bumping, new_id, now_ms
-from chatapp.store.hot import Hot
+from chatapp.store.hot import Prepared
 from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, EntryPlace, Place, Posted, Waiting, moment
 from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people, runs
 
@@ -24,7 +24,7 @@ MOST_CHANGES = 200  # in one answer; the rest follows from the new cursor
 
 
 # Statements that run with every message or read are built once: building one costs more than running it.
-PLACE = Hot(
+PLACE = Prepared(
     select(conversations.c.id, conversations.c.feed_id, conversations.c.uuid, conversations.c.title)
     .join(memberships)
     .where(
@@ -34,7 +34,7 @@ PLACE = Hot(
         memberships.c.left_at.is_(None),
     )
 )
-SAID = Hot(
+SAID = Prepared(
     select(
         conversations.c.id,
         conversations.c.feed_id,
@@ -67,7 +67,7 @@ BUMP_WITH_LISTS = bumping(
         feeds.c.id.in_(_member_feeds.where(memberships.c.conversation_id == bindparam("conversation"))),
     )
 )
-TOUCH_ENTRIES = Hot(
+TOUCH_ENTRIES = Prepared(
     update(memberships)
     .where(memberships.c.conversation_id == bindparam("conversation"))
     .values(
@@ -77,32 +77,32 @@ TOUCH_ENTRIES = Hot(
         .scalar_subquery()
     )
 )
-TOUCH = Hot(
+TOUCH = Prepared(
     update(conversations).where(conversations.c.id == bindparam("conversation")).values(updated_at=bindparam("now"))
 )
 NEW = {"uuid", "conversation_id", "author_id", "client_id", "position", "revision", "state", "state_revision", "body"}
-INSERT_MESSAGE = Hot(messages.insert(), sorted(NEW | {"created_at"}))
+INSERT_MESSAGE = Prepared(messages.insert(), sorted(NEW | {"created_at"}))
 BLOCKS = select(blocks).where(blocks.c.message_id.in_(bindparam("ids", expanding=True))).order_by(blocks.c.ordinal)
 MESSAGES = (
     select(messages, people.c.kind)
     .join(people, people.c.id == messages.c.author_id)
     .where(messages.c.conversation_id == bindparam("conversation"))
 )
-CHANGED = Hot(
+CHANGED = Prepared(
     MESSAGES.where(messages.c.revision > bindparam("cursor")).order_by(messages.c.revision).limit(bindparam("most"))
 )
-NEWEST_ANSWER = Hot(
+NEWEST_ANSWER = Prepared(
     MESSAGES.where(people.c.kind == "assistant", messages.c.position <= bindparam("end"))
     .order_by(messages.c.position.desc())
     .limit(1)
 )
-BEFORE = Hot(
+BEFORE = Prepared(
     MESSAGES.where(messages.c.position < bindparam("before"))
     .order_by(messages.c.position.desc())
     .limit(bindparam("most"))
 )
 # What waits, and what was stopped before it began; an answer that began is a message.
-WAITING = Hot(
+WAITING = Prepared(
     select(runs.c.uuid, runs.c.revision, runs.c.ahead, runs.c.state).where(
         runs.c.conversation_id == bindparam("conversation"),
         or_(runs.c.state == "queued", runs.c.state == "stopped"),
@@ -121,12 +121,12 @@ _ENTRIES = (
     .join(memberships)
     .where(memberships.c.person_id == bindparam("person"))
 )
-ENTRIES = Hot(
+ENTRIES = Prepared(
     _ENTRIES.where(conversations.c.deleted_at.is_(None), memberships.c.left_at.is_(None))
     .order_by(conversations.c.updated_at.desc(), conversations.c.uuid.desc())
     .limit(MOST_CHANGES)
 )
-OLDER_ENTRIES = Hot(
+OLDER_ENTRIES = Prepared(
     _ENTRIES.where(
         conversations.c.deleted_at.is_(None),
         memberships.c.left_at.is_(None),
@@ -138,7 +138,7 @@ OLDER_ENTRIES = Hot(
     .order_by(conversations.c.updated_at.desc(), conversations.c.uuid.desc())
     .limit(MOST_CHANGES + 1)
 )
-CHANGED_ENTRIES = Hot(
+CHANGED_ENTRIES = Prepared(
     _ENTRIES.where(memberships.c.list_revision > bindparam("cursor"))
     .order_by(memberships.c.list_revision)
     .limit(bindparam("most"))
@@ -275,7 +275,7 @@ class Conversations:
         which = {"conversation": place.conversation, "before": before, "most": most}
         return self._messages(connection, BEFORE, which)[::-1]
 
-    def _messages(self, connection: Connection, query: Hot, parameters: dict[str, int]) -> Messages:
+    def _messages(self, connection: Connection, query: Prepared, parameters: dict[str, int]) -> Messages:
         rows = query.all(connection, **parameters)
         answers = [row.id for row in rows if row.kind == "assistant"]
         parts = self._blocks(connection, answers) if answers else {}

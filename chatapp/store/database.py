@@ -17,7 +17,7 @@ from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.concurrency import ParkedWorker, SingleThread, has_loop
 from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
-from chatapp.store.hot import Hot, Value, driver
+from chatapp.store.hot import Prepared, Value, driver
 from chatapp.store.shapes import Changes, Waiting
 from chatapp.store.tables import feeds, instance
 from chatapp.store.unavailable import Reason, StorageUnavailable, translated, translating
@@ -29,16 +29,16 @@ WRITES, BY_HAND = "writes", "by_hand"
 BUSY_TIMEOUT_MS = 5000  # how long a write waits for others, in this process and elsewhere, before it is given up
 
 
-def bumping(which: ColumnElement[bool]) -> Hot:
+def bumping(which: ColumnElement[bool]) -> Prepared:
     """The statement that takes the next revision of each of these feeds, and returns their numbers and revisions."""
     change = select(func.coalesce(func.max(feeds.c.change), 0) + 1).scalar_subquery()
     values = {"revision": feeds.c.revision + 1, "change": change}
-    return Hot(update(feeds).where(which).values(**values).returning(feeds.c.id, feeds.c.revision, feeds.c.change))
+    return Prepared(update(feeds).where(which).values(**values).returning(feeds.c.id, feeds.c.revision, feeds.c.change))
 
 
 # Statements that run with every message are built once: building one costs more than running it.
 BUMP = bumping(feeds.c.id == bindparam("feed"))
-REVISION = Hot(select(feeds.c.revision, feeds.c.change).where(feeds.c.id == bindparam("feed")))
+REVISION = Prepared(select(feeds.c.revision, feeds.c.change).where(feeds.c.id == bindparam("feed")))
 # Changes nothing, and is written and committed like anything else.
 TRY = update(instance).where(instance.c.name == "epoch").values(value=instance.c.value)
 TRY_EVERY_S = 5.0
@@ -140,7 +140,7 @@ class Write:
         self.bump_all(BUMP, feed=feed)
         return self.heads[feed]
 
-    def bump_all(self, statement: Hot, **which: Value) -> None:
+    def bump_all(self, statement: Prepared, **which: Value) -> None:
         """Take the next revision of all feeds of a statement that `bumping` made."""
         for feed, revision, change in statement.run(self.connection, **which).fetchall():
             self.topics[feed] = None
@@ -173,17 +173,17 @@ def _nothing(*_: object) -> Any:
     """What a change does that was refused before it began."""
 
 
-class Job(Generic[R]):
+class WriteJob(Generic[R]):
     """A change that waits for its transaction, and what came of it."""
 
-    def __init__(self, work: Callable[[Write], R], done: Callable[[Job[R]], None]) -> None:
+    def __init__(self, work: Callable[[Write], R], done: Callable[[WriteJob[R]], None]) -> None:
         self._work = work
         self._done = done
         self._result: list[R] = []
         self.error: Exception | None = None
 
     @classmethod
-    def failed(cls, error: Exception) -> Job[R]:
+    def failed(cls, error: Exception) -> WriteJob[R]:
         """One that was refused before it could wait."""
         job = cls(_nothing, _nothing)
         job.error = error
@@ -217,7 +217,7 @@ def _joined(before: Changes[Any] | None, changes: Changes[Any]) -> Changes[Any]:
     return Changes(start, changes.end, items[-MOST_ITEMS:], waiting=waiting + changes.waiting, change=changes.change)
 
 
-def _attempt(connection: Connection, job: Job[Any]) -> list[Write]:
+def _attempt(connection: Connection, job: WriteJob[Any]) -> list[Write]:
     """Do it; none where it failed."""
     tx = Write(connection)
     try:
@@ -228,7 +228,7 @@ def _attempt(connection: Connection, job: Job[Any]) -> list[Write]:
     return [tx]
 
 
-def _attempt_apart(connection: Connection, job: Job[Any]) -> list[Write]:
+def _attempt_apart(connection: Connection, job: WriteJob[Any]) -> list[Write]:
     """Do it as if the others of its group were not there."""
     execute = driver(connection).execute
     execute("SAVEPOINT job")
@@ -261,7 +261,7 @@ class Database:
         self._checkpoints = Checkpoints(engine, self._writer)
         # For groups of changes: to get one from the pool costs as much as two of them.
         self._kept: Connection | None = None
-        self._jobs: list[Job[Any]] = []  # changes that wait for the next group
+        self._jobs: list[WriteJob[Any]] = []  # changes that wait for the next group
         self._has_leader = False
         self._leader = ParkedWorker(self._lead)
         self._gate = threading.Lock()  # around the two; never held while waiting
@@ -326,7 +326,7 @@ class Database:
         latch, ended = threading.Lock(), []
         latch.acquire()
 
-        def done(job: Job[R]) -> None:
+        def done(job: WriteJob[R]) -> None:
             ended.append(job)
             latch.release()
 
@@ -334,10 +334,10 @@ class Database:
         latch.acquire()
         return ended[0].outcome()
 
-    def submit(self, work: Callable[[Write], R], done: Callable[[Job[R]], None]) -> None:
+    def submit(self, work: Callable[[Write], R], done: Callable[[WriteJob[R]], None]) -> None:
         """As `together`, without waiting: `done` is called with the outcome. It must neither wait nor raise."""
         with self._gate:
-            self._jobs.append(Job(work, done))
+            self._jobs.append(WriteJob(work, done))
             leads, self._has_leader = not self._has_leader, True
         if leads and has_loop():
             self._leader.ask()  # others that are ready in this turn of the loop join
@@ -371,7 +371,7 @@ class Database:
                 job.end(error)
         return bool(jobs)
 
-    def _next_jobs(self, most: int | None) -> list[Job[Any]]:
+    def _next_jobs(self, most: int | None) -> list[WriteJob[Any]]:
         """Take those that wait; without any there is no leader any more."""
         with self._gate:
             taken = self._jobs[:most]
@@ -379,7 +379,7 @@ class Database:
             self._has_leader = bool(taken)
         return taken
 
-    def _commit_and_tell(self, jobs: list[Job[Any]], deadline: float) -> None:
+    def _commit_and_tell(self, jobs: list[WriteJob[Any]], deadline: float) -> None:
         topics: dict[int, None] = {}
         problem: Exception | None = RuntimeError("whoever was to commit this was ended")
         try:
@@ -398,7 +398,7 @@ class Database:
                 for job in jobs:
                     job.end(problem)
 
-    def _commit_group(self, jobs: list[Job[Any]], deadline: float) -> dict[int, None]:
+    def _commit_group(self, jobs: list[WriteJob[Any]], deadline: float) -> dict[int, None]:
         if self._kept is None:
             self._kept = self.engine.connect().execution_options(**{BY_HAND: True})
             self._kept.begin()
@@ -415,7 +415,7 @@ class Database:
             topics |= tx.topics
         return topics
 
-    def _attempt_all(self, connection: Connection, jobs: list[Job[Any]], deadline: float) -> list[Write]:
+    def _attempt_all(self, connection: Connection, jobs: list[WriteJob[Any]], deadline: float) -> list[Write]:
         """One transaction for all of them; what each wrote that is on disk now."""
         execute = driver(connection).execute
         _begin_immediate(execute, deadline)
@@ -451,12 +451,12 @@ class Database:
 
     def learn(self, heads: Mapping[int, int]) -> list[int]:
         """Note the newest revisions of feeds; returns those that were news."""
-        news = [feed for feed, revision in heads.items() if revision > self.heads.get(feed, -1)]
-        self.heads.update({feed: heads[feed] for feed in news})
-        if ACCESS in news:
+        changed = [feed for feed, revision in heads.items() if revision > self.heads.get(feed, -1)]
+        self.heads.update({feed: heads[feed] for feed in changed})
+        if ACCESS in changed:
             for forget in self._forget:
                 forget()
-        return news
+        return changed
 
     def _commit(self, execute: Callable[[str], object], changes: int = 1) -> None:
         """Wait for the disk; where it is slow, beside the event loop. SQLAlchemy has nothing left to commit."""

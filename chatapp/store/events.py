@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.store.database import Database, now_ms
-from chatapp.store.hot import Hot
+from chatapp.store.hot import Prepared
 from chatapp.store.tables import connection_events
 from chatapp.store.unavailable import StorageUnavailable
 
@@ -39,7 +39,7 @@ class ConnectionEvent:
 
 COLUMNS = [field.name for field in fields(ConnectionEvent)]
 # One row at a time: a statement for many is another statement for each number of rows, and is kept as such.
-ADD = Hot(
+ADD = Prepared(
     insert(connection_events)
     .values({name: bindparam(name) for name in (*COLUMNS, "received_at")})
     .on_conflict_do_nothing()

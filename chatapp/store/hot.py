@@ -21,7 +21,7 @@ def driver(connection: Connection) -> Any:
     return connection.connection.driver_connection
 
 
-class Hot:
+class Prepared:
     """A statement with named parameters."""
 
     def __init__(self, statement: ClauseElement, inserted: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from chatapp.bus import ACCESS, session_topic
 from chatapp.store.database import Database, Write, new_id, now_ms
-from chatapp.store.hot import Hot
+from chatapp.store.hot import Prepared
 from chatapp.store.tables import instance, people, sessions
 
 FIRST_ADMIN = "first-admin"  # row of `instance` whose uniqueness decides a race of two first runs
@@ -22,7 +22,7 @@ LIVE_SESSION = (
     sessions.c.expires_at > bindparam("now"),
     people.c.disabled_at.is_(None),
 )
-SESSION = Hot(
+SESSION = Prepared(
     select(
         sessions.c.id.label("session"),
         sessions.c.uuid.label("session_uuid"),
@@ -37,7 +37,9 @@ SESSION = Hot(
     .join(people)
     .where(sessions.c.token_hash == bindparam("token_hash"), *LIVE_SESSION)
 )
-EXPIRES = Hot(select(sessions.c.expires_at).join(people).where(sessions.c.id == bindparam("session"), *LIVE_SESSION))
+EXPIRES = Prepared(
+    select(sessions.c.expires_at).join(people).where(sessions.c.id == bindparam("session"), *LIVE_SESSION)
+)
 
 
 class AlreadySetUp(Exception):
@@ -61,7 +63,7 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
-class SignIn:
+class AuthSession:
     """A live session and whose it is. `expires_at` is milliseconds."""
 
     id: int
@@ -168,14 +170,14 @@ class People:
                 )
             )
 
-    def session(self, token_hash: str) -> SignIn | None:
+    def session(self, token_hash: str) -> AuthSession | None:
         """The live session of a token."""
         with self.database.read() as connection:
             row = SESSION.first(connection, token_hash=token_hash, now=now_ms())
         if row is None:
             return None
         person = Person(row.id, row.uuid, row.name, row.email, bool(row.is_admin), bool(row.is_operator))
-        return SignIn(row.session, row.session_uuid, row.expires_at, person)
+        return AuthSession(row.session, row.session_uuid, row.expires_at, person)
 
     def left_s(self, session: int) -> float:
         """How long a session goes on, by its number, s; 0 where it has ended."""
@@ -190,13 +192,13 @@ class People:
             self._revoke(tx, sessions.c.token_hash == token_hash)
 
     def _revoke(self, tx: Write, which: ColumnElement[bool]) -> None:
-        live = (which, sessions.c.revoked_at.is_(None))
-        for number in tx.connection.execute(select(sessions.c.id).where(*live)).scalars().all():
+        connections = (which, sessions.c.revoked_at.is_(None))
+        for number in tx.connection.execute(select(sessions.c.id).where(*connections)).scalars().all():
             tx.notify(session_topic(number))
         tx.bump(ACCESS)
         # A time that only grows, whatever the clock does: other processes look for what ended after the last they know.
         last = tx.connection.execute(select(func.max(sessions.c.revoked_at))).scalar_one() or 0
-        tx.connection.execute(update(sessions).where(*live).values(revoked_at=max(now_ms(), last + 1)))
+        tx.connection.execute(update(sessions).where(*connections).values(revoked_at=max(now_ms(), last + 1)))
 
     def _add(self, tx: Write, name: str, email: str, password_hash: str, **roles: bool) -> Person:
         uuid = str(uuid4())

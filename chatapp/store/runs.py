@@ -14,7 +14,7 @@ from chatapp.bus import RUNS
 from chatapp.store.conversations import END as AFTER_ALL
 from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, Write, now_ms
-from chatapp.store.hot import Hot, Value
+from chatapp.store.hot import Prepared, Value
 from chatapp.store.shapes import Place, Waiting
 from chatapp.store.tables import blocks, conversations, messages, people, runs
 
@@ -50,7 +50,7 @@ class ClaimedRun:
 # Statements that run with every message or piece of an answer are built once: building costs more than running.
 _other = runs.alias("other")
 _live = or_(runs.c.state == "queued", runs.c.state == "running")
-CLAIMABLE = Hot(
+CLAIMABLE = Prepared(
     select(runs.c.id, runs.c.uuid, runs.c.conversation_id)
     .where(
         runs.c.state == "queued",
@@ -59,21 +59,23 @@ CLAIMABLE = Hot(
     .order_by(runs.c.id)
     .limit(1)
 )
-QUEUE = Hot(runs.insert(), ("uuid", "conversation_id", "state", "created_at", "revision", "ahead"))
+QUEUE = Prepared(runs.insert(), ("uuid", "conversation_id", "state", "created_at", "revision", "ahead"))
 # Who is before a new one: all that is written or waits, and what of it is this conversation's.
-BEFORE = Hot(
+BEFORE = Prepared(
     select(func.count(), func.coalesce(func.sum(runs.c.conversation_id == bindparam("conversation")), 0)).where(_live)
 )
-LIVE = Hot(
+LIVE = Prepared(
     select(runs.c.id, runs.c.uuid, runs.c.conversation_id, runs.c.state, runs.c.ahead).where(_live).order_by(runs.c.id)
 )
-RECOUNT = Hot(
+RECOUNT = Prepared(
     update(runs).where(runs.c.id == bindparam("run")).values(ahead=bindparam("count"), revision=bindparam("at"))
 )
-WAITING = Hot(select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), runs.c.state == "queued"))
-ANSWERING = Hot(select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), _live).limit(1))
-PLACE = Hot(select(conversations).where(conversations.c.id == bindparam("conversation")))
-HISTORY = Hot(
+WAITING = Prepared(
+    select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), runs.c.state == "queued")
+)
+ANSWERING = Prepared(select(runs.c.id).where(runs.c.conversation_id == bindparam("conversation"), _live).limit(1))
+PLACE = Prepared(select(conversations).where(conversations.c.id == bindparam("conversation")))
+HISTORY = Prepared(
     select(people.c.kind, messages.c.body)
     .join(people, people.c.id == messages.c.author_id)
     .where(
@@ -85,7 +87,7 @@ HISTORY = Hot(
     .limit(MOST_TURNS)
 )
 ASSISTANT = select(people.c.id).where(people.c.kind == "assistant")
-START = Hot(
+START = Prepared(
     update(runs)
     .where(runs.c.id == bindparam("run"))
     .values(
@@ -95,33 +97,35 @@ START = Hot(
         started_at=bindparam("now"),
     )
 )
-VERDICT = Hot(select(runs.c.state, runs.c.lease, runs.c.stop_asked).where(runs.c.id == bindparam("run")))
-FEED = Hot(select(conversations.c.feed_id).where(conversations.c.id == bindparam("conversation")))
-GROW = Hot(
+VERDICT = Prepared(select(runs.c.state, runs.c.lease, runs.c.stop_asked).where(runs.c.id == bindparam("run")))
+FEED = Prepared(select(conversations.c.feed_id).where(conversations.c.id == bindparam("conversation")))
+GROW = Prepared(
     update(messages)
     .where(messages.c.id == bindparam("message"))
     .values(body=bindparam("text"), revision=bindparam("at"))
 )
-BLOCK = Hot(select(blocks).where(blocks.c.message_id == bindparam("message"), blocks.c.ordinal == bindparam("index")))
-ADD_BLOCK = Hot(blocks.insert(), ("message_id", "ordinal", "revision", "html"))
-CHANGE_BLOCK = Hot(
+BLOCK = Prepared(
+    select(blocks).where(blocks.c.message_id == bindparam("message"), blocks.c.ordinal == bindparam("index"))
+)
+ADD_BLOCK = Prepared(blocks.insert(), ("message_id", "ordinal", "revision", "html"))
+CHANGE_BLOCK = Prepared(
     update(blocks)
     .where(blocks.c.message_id == bindparam("message"), blocks.c.ordinal == bindparam("index"))
     .values(revision=bindparam("at"), html=bindparam("text"), steps=bindparam("by"))
 )
-RUNNING = Hot(
+RUNNING = Prepared(
     select(runs.c.id, runs.c.conversation_id, runs.c.message_id, runs.c.lease, runs.c.stop_asked, messages.c.position)
     .join(messages, messages.c.id == runs.c.message_id)
     .where(runs.c.state == "running")
 )
-SHOWN = Hot(select(func.length(messages.c.body)).where(messages.c.id == bindparam("message")))
-TAKE_OVER = Hot(update(runs).where(runs.c.id == bindparam("run")).values(lease=bindparam("by")))
-END = Hot(
+SHOWN = Prepared(select(func.length(messages.c.body)).where(messages.c.id == bindparam("message")))
+TAKE_OVER = Prepared(update(runs).where(runs.c.id == bindparam("run")).values(lease=bindparam("by")))
+END = Prepared(
     update(runs)
     .where(runs.c.id == bindparam("run"))
     .values(state=bindparam("word"), ended_at=bindparam("now"), error=bindparam("why"))
 )
-END_MESSAGE = Hot(
+END_MESSAGE = Prepared(
     update(messages)
     .where(messages.c.id == bindparam("message"))
     .values(state=bindparam("word"), revision=bindparam("at"), state_revision=bindparam("at"), error=bindparam("why"))
@@ -142,8 +146,8 @@ class Runs:
         if WAITING.first(tx.connection, conversation=place.conversation) is None:
             where, feed = place.conversation, place.feed
             revision = tx.heads[feed] if feed in tx.heads else tx.bump(feed)
-            live, own = BEFORE.run(tx.connection, conversation=where).fetchone()
-            waiting = Waiting(str(uuid4()), revision, live if live >= self._capacity else own)
+            connections, own = BEFORE.run(tx.connection, conversation=where).fetchone()
+            waiting = Waiting(str(uuid4()), revision, connections if connections >= self._capacity else own)
             values: dict[str, Value] = {"revision": revision, "ahead": waiting.ahead, "created_at": now_ms()}
             QUEUE.run(tx.connection, uuid=waiting.uuid, conversation_id=where, state="queued", **values)
             tx.keep_waiting(feed, waiting)
@@ -164,9 +168,9 @@ class Runs:
 
     def _miscounted(self, connection: Connection) -> list[tuple[Any, int]]:
         """Those that wait and say a number that is true no more, with the true one."""
-        live = LIVE.all(connection)
-        running = [row for row in live if row.state == "running"]
-        queued = [row for row in live if row.state == "queued"]
+        connections = LIVE.all(connection)
+        running = [row for row in connections if row.state == "running"]
+        queued = [row for row in connections if row.state == "queued"]
         busy = {row.conversation_id for row in running}
         found = []
         for place, row in enumerate(queued[:MOST_RECOUNTED]):

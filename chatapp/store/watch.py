@@ -14,13 +14,13 @@ from sqlalchemy import and_, func, or_, select
 
 from chatapp.bus import ACCESS, Bus, session_topic
 from chatapp.store.database import Database
-from chatapp.store.hot import Hot
+from chatapp.store.hot import Prepared
 from chatapp.store.tables import feeds, people, sessions
 from chatapp.store.unavailable import StorageUnavailable, translating
 
 LOOK_EVERY_S = 0.02  # with other workers: how late their news may be
 LOOK_SELDOM_S = 1.0  # alone: only a command such as `admin reset-password` writes beside us
-ENDS = Hot(
+ENDS = Prepared(
     select(
         select(func.max(sessions.c.revoked_at)).scalar_subquery(),
         func.count(people.c.disabled_at),
@@ -72,8 +72,8 @@ class Watcher:
         self._version = version
         self._change = max([self._change, *(row.change for row in moved)])
         self._ends = ends
-        news = self._database.learn({row.id: row.revision for row in moved})
-        self._bus.publish(dict.fromkeys([*news, *ended]))
+        changed = self._database.learn({row.id: row.revision for row in moved})
+        self._bus.publish(dict.fromkeys([*changed, *ended]))
 
     def _ended_sessions(self) -> list[int]:
         """Those that were revoked since the last look, and those of people who were disabled, by whatever means."""

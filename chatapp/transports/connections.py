@@ -15,7 +15,7 @@ from chatapp import descriptors
 from chatapp.bus import Wake
 from chatapp.concurrency import ParkedWorker
 from chatapp.store import ConnectionEvent
-from chatapp.transports.subscriptions import bring
+from chatapp.transports.subscriptions import broadcast
 
 RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
 FIRST_RETRY_S = 0.2  # the successor needs a moment to listen
@@ -80,7 +80,7 @@ class Connection(Flushed, Timed, Protocol):
 
 
 Slot = dict[Timed, None]  # those that are due within one tick
-NOWHERE: Slot = {}  # of one that the timer does not keep; always empty
+NO_SLOT: Slot = {}  # of one that the timer does not keep; always empty
 
 
 class Timer:
@@ -128,10 +128,10 @@ class Timer:
                 self.set(connection, at)
 
 
-class Crowd:
+class Broadcast:
     """All who wait for the news of one feed: the sweep brings it to one after the other, and gives way between."""
 
-    def __init__(self, topic: int, wakes: Iterator[Wake], again: Callable[[Crowd], None]) -> None:
+    def __init__(self, topic: int, wakes: Iterator[Wake], again: Callable[[Broadcast], None]) -> None:
         self._topic = topic
         self._wakes = wakes
         self._again = again
@@ -140,13 +140,13 @@ class Crowd:
         """Bring it to the next ones."""
         until = time.monotonic() + SLICE_S
         while several := tuple(islice(self._wakes, AT_ONCE)):
-            bring(self._topic, several)
+            broadcast(self._topic, several)
             if time.monotonic() > until:
                 self._again(self)
                 return
 
 
-class Live:
+class Connections:
     """This worker's WebSockets."""
 
     def __init__(self, shortest_timeout_s: float, store: Callable[..., None]) -> None:
@@ -196,9 +196,9 @@ class Live:
 
     # Writing: a change is news for thousands at once, hence no greenlet for each
 
-    def gather(self, topic: int, wakes: Iterator[Wake]) -> None:
+    def broadcast(self, topic: int, wakes: Iterator[Wake]) -> None:
         """Have the news of a topic brought to all of these."""
-        self.wake(Crowd(topic, wakes, self.wake))
+        self.wake(Broadcast(topic, wakes, self.wake))
 
     def wake(self, one: Flushed) -> None:
         """Have it flushed by the next sweep."""

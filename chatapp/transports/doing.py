@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 
 from chatapp.chat import Chat, ChatError
 from chatapp.store import Posted, StorageUnavailable
-from chatapp.store.database import Job
+from chatapp.store.database import WriteJob
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import protocol
-from chatapp.transports.subscriptions import MOST_FEEDS, Peer, TooManyFeeds
+from chatapp.transports.subscriptions import MOST_FEEDS, Subscriber, TooManyFeeds
 
 if TYPE_CHECKING:
     from chatapp.parts import Parts
 
 
-def post(chat: Chat, peer: Peer, frame: protocol.Send, done: Callable[[Job[Posted]], None]) -> None:
+def post(chat: Chat, subscriber: Subscriber, frame: protocol.Send, done: Callable[[WriteJob[Posted]], None]) -> None:
     """Have a message posted, without waiting: `done` gets the outcome. It gets it at once where that is clear."""
     try:
-        chat.post_soon(peer.person, frame.conversation, frame.client_id, frame.body, done)
+        chat.post_soon(subscriber.person, frame.conversation, frame.client_id, frame.body, done)
     except ChatError as error:
-        done(Job.failed(error))
+        done(WriteJob.failed(error))
 
 
-def outcome(frame: protocol.Send, job: Job[Posted]) -> str | None:
+def outcome(frame: protocol.Send, job: WriteJob[Posted]) -> str | None:
     """The answer to a message; None where the server made a mistake."""
     if isinstance(job.error, ChatError):
         return protocol.refused(frame.client_id, job.error.code, job.error.message)
@@ -35,19 +35,19 @@ def outcome(frame: protocol.Send, job: Job[Posted]) -> str | None:
     return None if job.error else protocol.ack(job.outcome())
 
 
-def follow(parts: Parts, peer: Peer, frame: protocol.Subscribe | protocol.Unsubscribe) -> None:
+def follow(parts: Parts, subscriber: Subscriber, frame: protocol.Subscribe | protocol.Unsubscribe) -> None:
     """Begin or end to follow feeds; the news, or the reason why there are none, are written later."""
     match frame:
         case protocol.Unsubscribe(names):
             for name in names:
-                peer.unsubscribe(name)
+                subscriber.unsubscribe(name)
         case protocol.Subscribe(epoch, feeds, mark):
             reload = stale(parts.store.histories, epoch, parts.epoch, mark)
             for name, cursor in feeds.items():
                 if reload is None:
-                    _subscribe(peer, name, cursor)
+                    _subscribe(subscriber, name, cursor)
                 else:
-                    peer.reply(reload(name))
+                    subscriber.reply(reload(name))
 
 
 def stale(histories: Histories | None, epoch: str, own: str, mark: str) -> Callable[[str], str] | None:
@@ -59,11 +59,11 @@ def stale(histories: Histories | None, epoch: str, own: str, mark: str) -> Calla
     return None
 
 
-def _subscribe(peer: Peer, name: str, cursor: int) -> None:
+def _subscribe(subscriber: Subscriber, name: str, cursor: int) -> None:
     try:
-        peer.subscribe(name, cursor)
+        subscriber.subscribe(name, cursor)
     except ChatError:
-        peer.reply(protocol.gone(name))
+        subscriber.reply(protocol.gone(name))
     except TooManyFeeds:
         words = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
-        peer.reply(protocol.error("too-many-feeds", words))
+        subscriber.reply(protocol.error("too-many-feeds", words))

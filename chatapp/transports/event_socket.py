@@ -23,7 +23,7 @@ PlainSocket: Any = monkey.get_original("socket", "socket")
 close: Any = monkey.get_original("os", "close")
 
 
-class WatchedSocket:
+class EventSocket:
     """Reads when bytes arrive, writes what the kernel takes and keeps the rest of that one write.
 
     Subclasses say what happens: `on_bytes`, `on_blocked`, `on_room`, `on_cut`, `on_end`.

@@ -21,8 +21,8 @@ from werkzeug.wsgi import get_host
 from chatapp.auth import JUDGED, Comers, expected_origins, origin_is_allowed
 from chatapp.config import Settings
 from chatapp.gunicorn_bridge import can_leave, end_request, has_body, is_plain, take
-from chatapp.store import SignIn, StorageUnavailable, Store
-from chatapp.transports.connections import Live
+from chatapp.store import AuthSession, StorageUnavailable, Store
+from chatapp.transports.connections import Connections
 from chatapp.transports.deflate import agreed
 from chatapp.transports.websocket import WebSocketConnection
 from chatapp.wellformed import shown
@@ -30,7 +30,7 @@ from chatapp.wellformed import shown
 if TYPE_CHECKING:
     from chatapp.parts import Parts
 
-__all__ = ["Door", "Live", "make_live", "register"]
+__all__ = ["Connections", "Door", "make_connections", "register"]
 
 PATH, ENDPOINT = "/ws", "websocket_route"
 VERSION = "13"
@@ -88,10 +88,10 @@ class NoAnswer(Response):
         end_request()
 
 
-def make_live(settings: Settings, store: Store) -> Live:
+def make_connections(settings: Settings, store: Store) -> Connections:
     """What all connections share, with a timer fine enough for the time-outs as they are set."""
     shortest = min(settings.ws_ping_interval, settings.ws_pong_timeout, settings.ws_read_timeout)
-    return Live(min(shortest, settings.ws_write_timeout), store.events.note)
+    return Connections(min(shortest, settings.ws_write_timeout), store.events.note)
 
 
 class Judge:
@@ -101,7 +101,7 @@ class Judge:
         self._parts = parts
         self._comers = comers
 
-    def __call__(self, environ: dict[str, Any]) -> SignIn | Refusal:
+    def __call__(self, environ: dict[str, Any]) -> AuthSession | Refusal:
         """Whose it is, or why not: who is signed out, comes from a foreign page or finds no room."""
         if has_body(environ):
             return Refusal(400, ALONE)
@@ -117,7 +117,7 @@ class Judge:
             words = _wrong_origin(self._parts.settings, environ, origin, host)
             log.warning("refused a WebSocket: %s", words)
             return Refusal(403, f"{words}\n")
-        if self._parts.live.is_full() or not is_plain(environ):
+        if self._parts.connections.is_full() or not is_plain(environ):
             return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
         if not can_leave(environ):
             return Refusal(400, ALONE)
@@ -136,13 +136,13 @@ class Door:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if is_upgrade(environ) and not self._parts.drills.is_running:
             judged = self._judged(environ)
-            if isinstance(judged, SignIn):
+            if isinstance(judged, AuthSession):
                 environ[JUDGED] = judged
                 self._open(environ)
         behind: Iterable[bytes] = self._behind(environ, start_response)
         return behind
 
-    def _judged(self, environ: dict[str, Any]) -> SignIn | Refusal | None:
+    def _judged(self, environ: dict[str, Any]) -> AuthSession | Refusal | None:
         """None where the database does not answer: Flask says so."""
         try:
             return self._judge(environ)
@@ -172,7 +172,7 @@ def is_upgrade(environ: dict[str, Any]) -> bool:
 
 def register(app: Flask, parts: Parts, comers: Comers) -> None:
     """Hang /ws into the app, and its door before the app."""
-    judge, live = Judge(parts, comers), parts.live
+    judge, connections = Judge(parts, comers), parts.connections
     flask_sock.Server = Handshake  # the seam: what flask-sock makes of each request
     sock = Sock(app)
 
@@ -191,9 +191,9 @@ def register(app: Flask, parts: Parts, comers: Comers) -> None:
 
     @sock.route(PATH)  # type: ignore[untyped-decorator]
     def websocket_route(ws: Handshake) -> None:
-        sign_in: SignIn = request.environ[JUDGED]
+        sign_in: AuthSession = request.environ[JUDGED]
         if request.query_string:
-            live.replace(request.args.get("replaces", ""), sign_in.person.id)
+            connections.replace(request.args.get("replaces", ""), sign_in.person.id)
         fd, address = ws.take(), request.remote_addr or ""
         WebSocketConnection(fd, parts, sign_in, address, bool(ws.extension)).start(ws.answer)
         raise HandedOver

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from chatapp.bus import session_topic
 from chatapp.chat import Gone
-from chatapp.store import SignIn, StorageUnavailable
+from chatapp.store import AuthSession, StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
-from chatapp.transports.connections import NOWHERE, Live, Slot
-from chatapp.transports.event_socket import LINGER_S, WatchedSocket, has_unread
+from chatapp.transports.connections import NO_SLOT, Connections, Slot
+from chatapp.transports.event_socket import LINGER_S, EventSocket, has_unread
 from chatapp.transports.integrity import UNKEPT
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class Lender:
     """What a held poll needs of gunicorn, which is its log, and who looks after it."""
 
     log: Callable[[str], None]
-    live: Live
+    connections: Connections
 
 
-class HeldPoll(WatchedSocket):
+class LongPoll(EventSocket):
     """One poll, and the connection it came by."""
 
     __slots__ = (
@@ -61,9 +61,9 @@ class HeldPoll(WatchedSocket):
         "slot",
     )
 
-    def __init__(self, fd: int, polls: Polls, lender: Lender, sign_in: SignIn, poll: Poll) -> None:
+    def __init__(self, fd: int, polls: Polls, lender: Lender, sign_in: AuthSession, poll: Poll) -> None:
         super().__init__(fd)
-        self.slot: Slot = NOWHERE
+        self.slot: Slot = NO_SLOT
         self._polls, self._lender = polls, lender
         self._sign_in, self._poll = sign_in, poll
         self._since = time.monotonic()
@@ -78,11 +78,11 @@ class HeldPoll(WatchedSocket):
         self._client, self._head = client, head
         self._topics = self._subscribed()
         self._polls.held.add(self)
-        self._lender.live.lent += 1
-        self._lender.live.timer.set(self, self._due)
+        self._lender.connections.lent += 1
+        self._lender.connections.timer.set(self, self._due)
         self.read_on()
         if self._polls.bus.published != looked or not self._topics:  # something came between, or cannot be followed
-            self.news(0)
+            self.wake(0)
 
     def _subscribed(self) -> tuple[int, ...]:
         polls, person = self._polls, self._sign_in.person.id
@@ -92,28 +92,28 @@ class HeldPoll(WatchedSocket):
             return ()  # `news` finds out
         polls.bus.subscribe(session_topic(self._sign_in.id), self.let_go)
         for feed in feeds:
-            polls.bus.subscribe(feed, self.news)
+            polls.bus.subscribe(feed, self.wake)
         return tuple(feeds)
 
     def _leave(self) -> None:
         self._polls.held.discard(self)
         self._polls.bus.unsubscribe(session_topic(self._sign_in.id), self.let_go)
         for feed in self._topics:
-            self._polls.bus.unsubscribe(feed, self.news)
+            self._polls.bus.unsubscribe(feed, self.wake)
         self._topics = ()
 
     # Waiting
 
-    def news(self, _topic: int) -> None:
+    def wake(self, _topic: int) -> None:
         """There may be an answer."""
         if not self._is_awake:
             self._is_awake = True
-            self._lender.live.wake(self)
+            self._lender.connections.wake(self)
 
     def let_go(self, topic: int = 0) -> None:
         """Answer that there is nothing: the session has ended, or the worker."""
         self._is_ended = True
-        self.news(topic)
+        self.wake(topic)
 
     def flush(self) -> None:
         """Answer, if there is anything to say."""
@@ -167,7 +167,7 @@ class HeldPoll(WatchedSocket):
         """The kernel has all of the answer and delivers it, also after the end; unless something unread is there."""
         if self.bytes_in or has_unread(self._fd):
             super()._half_close()
-            self._lender.live.timer.set(self, time.monotonic() + LINGER_S)
+            self._lender.connections.timer.set(self, time.monotonic() + LINGER_S)
         else:
             self.cut()
 
@@ -186,7 +186,7 @@ class HeldPoll(WatchedSocket):
 
     def on_blocked(self) -> None:
         """The kernel did not take all of it."""
-        self._lender.live.timer.set(self, time.monotonic() + WRITE_S)
+        self._lender.connections.timer.set(self, time.monotonic() + WRITE_S)
 
     def on_cut(self) -> None:
         """The other side has gone."""
@@ -194,8 +194,8 @@ class HeldPoll(WatchedSocket):
     def on_end(self) -> None:
         """Nothing is left of it."""
         self._leave()
-        self._lender.live.timer.clear(self)
-        self._lender.live.lent -= 1
+        self._lender.connections.timer.clear(self)
+        self._lender.connections.lent -= 1
 
 
 def answer(body: bytes, fixed: str) -> tuple[int, bytes]:

@@ -23,13 +23,13 @@ from chatapp.cache import Cache
 from chatapp.chat import Gone
 from chatapp.config import Settings
 from chatapp.gunicorn_bridge import can_leave, end_request, know, take
-from chatapp.store import SignIn, StorageUnavailable
+from chatapp.store import AuthSession, StorageUnavailable
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import protocol
 from chatapp.transports.doing import stale
 from chatapp.transports.integrity import ARMOUR, UNKEPT, armoured
-from chatapp.transports.long_poll import MOST_HELD, UNREADABLE, HeldPoll, Lender
+from chatapp.transports.long_poll import MOST_HELD, UNREADABLE, Lender, LongPoll
 from chatapp.transports.subscriptions import MOST_FEEDS, Reader, StaleCursor
 
 # Headers of an answer that holds no document.
@@ -79,7 +79,7 @@ def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
     return Poll(epoch, cursors, wait_s, arguments.get("person"), mark, is_armoured)
 
 
-def within(poll: Poll, sign_in: SignIn) -> Poll:
+def within(poll: Poll, sign_in: AuthSession) -> Poll:
     """A poll that is held no longer than its session lasts."""
     left_s = sign_in.left_s()
     return poll if left_s >= poll.wait_s else replace(poll, wait_s=left_s)
@@ -107,7 +107,7 @@ class Polls:
     def __init__(self, reader: Reader, bus: Bus, epoch: str, histories: Histories | None = None) -> None:
         self.reader = reader
         self.bus = bus
-        self.held: set[HeldPoll] = set()  # by the event loop
+        self.held: set[LongPoll] = set()  # by the event loop
         self.lender: Lender | None = None  # of sockets, where there is one
         self._epoch = epoch
         self._histories = histories
@@ -128,16 +128,16 @@ class Polls:
             kept = self._bodies[is_armoured] = (found, armoured(plain) if is_armoured else plain)
         return kept[1]
 
-    def hand_over(self, environ: dict[str, Any], sign_in: SignIn, poll: Poll, head: str, looked: int) -> bool:
+    def hand_over(self, environ: dict[str, Any], sign_in: AuthSession, poll: Poll, head: str, looked: int) -> bool:
         """Have the event loop hold this request, if it can take its socket: False where it must wait as it is.
 
         looked: how much had been published before it was looked for news."""
         if self.lender is None or not can_leave(environ):
             return False
-        live = self.lender.live
-        if live.lent >= MOST_HELD or live.is_full():
+        connections = self.lender.connections
+        if connections.lent >= MOST_HELD or connections.is_full():
             return False
-        HeldPoll(take(environ), self, self.lender, sign_in, poll).start(environ["REMOTE_ADDR"], head, looked)
+        LongPoll(take(environ), self, self.lender, sign_in, poll).start(environ["REMOTE_ADDR"], head, looked)
         return True
 
     def drain(self) -> None:
@@ -193,9 +193,9 @@ class Polls:
         for name, cursor in poll.cursors.items():
             try:
                 if self.reader.is_new(person, name, cursor):
-                    news = self.reader.news(person, name, cursor)
-                    if news.frame is not None:
-                        found.append(news.frame)
+                    update = self.reader.read(person, name, cursor)
+                    if update.frame is not None:
+                        found.append(update.frame)
             except Gone:
                 found.append(protocol.gone(name))
             except StaleCursor:

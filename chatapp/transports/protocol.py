@@ -22,7 +22,7 @@ from chatapp.store import ChangedMessage, Changes, Entry, Posted, Waiting
 from chatapp.transports import rfc6455
 from chatapp.transports.deflate import deflated
 from chatapp.transports.integrity import check_of, message_check
-from chatapp.transports.subscriptions import News, StaleCursor
+from chatapp.transports.subscriptions import StaleCursor, Update
 
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
 MOST_RENDERED_BYTES = 16 << 20  # of them together: a long one has 20,000 characters, each up to six as HTML
@@ -323,16 +323,18 @@ def utf16_length(text: str) -> int:
     return len(text.encode("utf-16-le", "surrogatepass")) // 2 if not text.isascii() else len(text)
 
 
-def encoded(name: str, news: News | Exception, deflates: bool) -> bytes:
+def encoded(name: str, update: Update | Exception, deflates: bool) -> bytes:
     """The frame with its header; of news once for all its readers, and once for those who take it compressed."""
-    if not isinstance(news, News):
-        text = reload(name, "cursor") if isinstance(news, StaleCursor) else gone(name)
+    if not isinstance(update, Update):
+        text = reload(name, "cursor") if isinstance(update, StaleCursor) else gone(name)
         return rfc6455.frame(text.encode())
-    if news.frame is None:
-        return rfc6455.frame(nothing(name, news.cursor).encode())
+    if update.frame is None:
+        return rfc6455.frame(nothing(name, update.cursor).encode())
     if deflates:
-        if news.deflated is None:
-            news.deflated = deflated(news.frame.encode()) if news.compresses else rfc6455.frame(news.frame.encode())
-        return news.deflated
-    news.encoded = news.encoded or rfc6455.frame(news.frame.encode())
-    return news.encoded
+        if update.deflated is None:
+            update.deflated = (
+                deflated(update.frame.encode()) if update.compresses else rfc6455.frame(update.frame.encode())
+            )
+        return update.deflated
+    update.encoded = update.encoded or rfc6455.frame(update.frame.encode())
+    return update.encoded

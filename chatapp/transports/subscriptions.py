@@ -31,7 +31,7 @@ class Encoder(Protocol):
 
 
 @dataclass(slots=True)
-class News:
+class Update:
     """A frame for a reader, and where it takes them. `frame` is None where nothing is new."""
 
     frame: str | None
@@ -57,7 +57,7 @@ class Reader:
         self._store = store
         self._chat = chat
         self._encoder = encoder
-        self._frames: Cache[tuple[int, int], tuple[int, News]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
+        self._frames: Cache[tuple[int, int], tuple[int, Update]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
         self._heads = store.database.heads
         self.generation = 0  # of permissions: what was checked in an earlier one must be checked again
         store.database.on_access_change(self._forget)
@@ -75,7 +75,7 @@ class Reader:
         """Whether a reader at this cursor lacks anything; without the database where the feed is known."""
         return self._store.database.head(self.feed(person, name)) != cursor
 
-    def news(self, person: int, name: str, cursor: int) -> News:
+    def read(self, person: int, name: str, cursor: int) -> Update:
         """What a reader at this cursor lacks. Raises Gone, StaleCursor."""
         place = None if name == LIST else self._chat.place(person, name)
         feed = place.feed if place else self._store.conversations.list_feed(person)
@@ -87,35 +87,35 @@ class Reader:
         cached = self._frames.get((feed, cursor))
         if cached is not None and cached[0] == head:
             return cached[1]
-        news = self._read(person, name, place, cursor)
-        size = 3 * getsizeof(news.frame) + getsizeof(news)  # as text, and soon as bytes of both kinds
-        self._frames.put((feed, cursor), (head, news), size)
-        return news
+        update = self._read_feed(person, name, place, cursor)
+        size = 3 * getsizeof(update.frame) + getsizeof(update)  # as text, and soon as bytes of both kinds
+        self._frames.put((feed, cursor), (head, update), size)
+        return update
 
-    def shared(self, feed: int, cursor: int) -> News | None:
+    def shared(self, feed: int, cursor: int) -> Update | None:
         """What another reader at this cursor got, if it is the newest and all there is. Does not check permission."""
         cached = self._frames.get((feed, cursor))
         if cached is None or cached[0] != self._heads.get(feed):
             return None
-        news = cached[1]
-        return None if news.more or news.frame is None else news
+        update = cached[1]
+        return None if update.more or update.frame is None else update
 
-    def _read(self, person: int, name: str, place: Place | None, cursor: int) -> News:
+    def _read_feed(self, person: int, name: str, place: Place | None, cursor: int) -> Update:
         changes: Changes[object] = (
             self._chat.changes(place, cursor) if place else self._chat.entries(person, cursor)  # type: ignore[assignment]
         )
         if changes.end == cursor:
-            return News(None, cursor)
-        return News(self._encoder.feed(name, changes), changes.end, changes.more, compresses=name != LIST)
+            return Update(None, cursor)
+        return Update(self._encoder.feed(name, changes), changes.end, changes.more, compresses=name != LIST)
 
 
-class Followed:
+class Subscription:
     """A feed that the other side follows. Calling it says that the feed has news: it is what the bus wakes."""
 
-    __slots__ = ("cursor", "feed", "generation", "is_dirty", "is_greeted", "name", "peer")
+    __slots__ = ("cursor", "feed", "generation", "is_dirty", "is_greeted", "name", "subscriber")
 
-    def __init__(self, peer: Peer, name: str, feed: int, cursor: int) -> None:
-        self.peer = peer
+    def __init__(self, subscriber: Subscriber, name: str, feed: int, cursor: int) -> None:
+        self.subscriber = subscriber
         self.name = name
         self.feed = feed
         self.cursor = cursor
@@ -126,85 +126,85 @@ class Followed:
     def __call__(self, _topic: int) -> None:
         if not self.is_dirty:
             self.is_dirty = True
-            self.peer.dirty += (self,)
-            self.peer.owner.wake()
+            self.subscriber.dirty += (self,)
+            self.subscriber.transport.wake()
 
 
-def bring(topic: int, wakes: Iterable[Wake]) -> None:
+def broadcast(topic: int, wakes: Iterable[Wake]) -> None:
     """As calling them, but at once: what others at the same cursor had is pushed, and else the owner is flushed.
 
     Thousands may wait for one message, and for each of them this is a few look-ups and the write.
     """
-    cursor, news = NOBODYS, None
+    cursor, update = NOBODYS, None
     for wake in wakes:
-        if not isinstance(wake, Followed):
+        if not isinstance(wake, Subscription):
             wake(topic)
             continue
-        peer = wake.peer
-        reader = peer.reader
+        subscriber = wake.subscriber
+        reader = subscriber.reader
         if wake.cursor != cursor:
-            cursor, news = wake.cursor, reader.shared(topic, wake.cursor)
-        is_calm = not (wake.is_dirty or peer.dirty or peer.replies) and wake.generation == reader.generation
-        if news is not None and is_calm and peer.owner.push(news):
-            wake.cursor = news.cursor
+            cursor, update = wake.cursor, reader.shared(topic, wake.cursor)
+        is_calm = not (wake.is_dirty or subscriber.dirty or subscriber.replies) and wake.generation == reader.generation
+        if update is not None and is_calm and subscriber.transport.push(update):
+            wake.cursor = update.cursor
         else:
             wake(topic)
-            peer.owner.flush()
+            subscriber.transport.flush()
             cursor = NOBODYS  # it may have waited: what is shared now is another matter
 
 
-class Owner(Protocol):
+class Transport(Protocol):
     """The transport's side of a connection."""
 
     def wake(self) -> None:
         """There may be something to write."""
 
-    def doubt(self) -> None:
+    def recheck_session(self) -> None:
         """The session may have ended."""
 
     def flush(self) -> None:
         """Write what there is to write, now if there is room."""
 
-    def push(self, news: News) -> bool:
+    def push(self, update: Update) -> bool:
         """Write this at once; False, and nothing is written, where anything else must come first."""
 
 
-class Nobody:
+class NoTransport:
     """Owns what nobody owns any more."""
 
     def wake(self) -> None:
         """Nothing is written."""
 
-    doubt = flush = wake
+    recheck_session = flush = wake
 
-    def push(self, _news: News) -> bool:
+    def push(self, _news: Update) -> bool:
         """Nothing is written."""
         return False
 
 
-NOBODY = Nobody()
+NO_TRANSPORT = NoTransport()
 
 
-class Peer:
+class Subscriber:
     """One connection's subscriptions and what is to be written to it next.
 
     What may be empty is a tuple: thousands of idle connections share the one empty tuple there is.
     """
 
-    __slots__ = ("_bus", "_followed", "dirty", "owner", "person", "reader", "replies")
+    __slots__ = ("_bus", "_subscriptions", "dirty", "person", "reader", "replies", "transport")
 
-    def __init__(self, reader: Reader, bus: Bus, person: int, owner: Owner) -> None:
+    def __init__(self, reader: Reader, bus: Bus, person: int, transport: Transport) -> None:
         self.person = person
-        self.owner = owner
+        self.transport = transport
         self.replies: tuple[str, ...] = ()  # control frames; bounded by the transport, which stops reading
-        self.dirty: tuple[Followed, ...] = ()  # feeds with news, in turn, so that a busy feed starves no other
+        self.dirty: tuple[Subscription, ...] = ()  # feeds with news, in turn, so that a busy feed starves no other
         self.reader = reader
         self._bus = bus
-        self._followed: tuple[Followed, ...] = ()
+        self._subscriptions: tuple[Subscription, ...] = ()
 
     def __call__(self, _topic: int) -> None:
         """Told by the bus: the session may have ended."""
-        self.owner.doubt()
+        self.transport.recheck_session()
 
     def follow_session(self, session: int) -> None:
         """Have the owner told when this session may have ended."""
@@ -221,61 +221,61 @@ class Peer:
     def subscribe(self, name: str, cursor: int) -> None:
         """Follow a feed from a cursor. Raises Gone, TooManyFeeds."""
         self.unsubscribe(name)
-        if len(self._followed) >= MOST_FEEDS:
+        if len(self._subscriptions) >= MOST_FEEDS:
             raise TooManyFeeds
         feed = self.reader.feed(self.person, name)
-        followed = Followed(self, name, feed, cursor)
-        self._followed += (followed,)
-        self._bus.subscribe(feed, followed)
-        followed(feed)
+        subscription = Subscription(self, name, feed, cursor)
+        self._subscriptions += (subscription,)
+        self._bus.subscribe(feed, subscription)
+        subscription(feed)
 
     def unsubscribe(self, name: str) -> None:
         """Follow a feed no longer."""
-        for followed in self._followed:
-            if followed.name == name:
-                followed.is_dirty = True  # a notice that is on its way finds nothing to do
-                self._followed = _without(self._followed, followed)
-                self._bus.unsubscribe(followed.feed, followed)
-                self.dirty = _without(self.dirty, followed)
+        for subscription in self._subscriptions:
+            if subscription.name == name:
+                subscription.is_dirty = True  # a notice that is on its way finds nothing to do
+                self._subscriptions = _without(self._subscriptions, subscription)
+                self._bus.unsubscribe(subscription.feed, subscription)
+                self.dirty = _without(self.dirty, subscription)
 
     def close(self) -> None:
         """End all subscriptions."""
-        for followed in self._followed:
-            followed.is_dirty = True
-            self._bus.unsubscribe(followed.feed, followed)
-        self._followed = self.dirty = ()
+        for subscription in self._subscriptions:
+            subscription.is_dirty = True
+            self._bus.unsubscribe(subscription.feed, subscription)
+        self._subscriptions = self.dirty = ()
 
     def abandon(self) -> None:
         """The owner has ended. Each would keep the other in memory until the next full collection of garbage."""
         self.close()
-        self.owner = NOBODY
+        self.transport = NO_TRANSPORT
 
-    def next_news(self) -> tuple[str, News | Exception] | None:
+    def next_update(self) -> tuple[str, Update | Exception] | None:
         """The next feed with something to say."""
         while self.dirty:
-            followed, self.dirty = self.dirty[0], self.dirty[1:]
-            followed.is_dirty = False
+            subscription, self.dirty = self.dirty[0], self.dirty[1:]
+            subscription.is_dirty = False
             generation = self.reader.generation
             try:
-                news = self.reader.news(self.person, followed.name, followed.cursor)
+                update = self.reader.read(self.person, subscription.name, subscription.cursor)
             except (Gone, StaleCursor) as error:
-                self.unsubscribe(followed.name)
-                return followed.name, error
-            if followed not in self._followed:
+                self.unsubscribe(subscription.name)
+                return subscription.name, error
+            if subscription not in self._subscriptions:
                 continue  # meanwhile it was given up, or started over
-            followed.cursor, followed.generation = news.cursor, generation
-            if news.more and not followed.is_dirty:
-                followed.is_dirty = True
-                self.dirty += (followed,)
-            if news.frame is not None or not followed.is_greeted:
-                followed.is_greeted = True
-                return followed.name, news
+            subscription.cursor, subscription.generation = update.cursor, generation
+            if update.more and not subscription.is_dirty:
+                subscription.is_dirty = True
+                self.dirty += (subscription,)
+            if update.frame is not None or not subscription.is_greeted:
+                subscription.is_greeted = True
+                return subscription.name, update
         return None
 
     def feeds(self) -> int:
         """How many feeds are followed."""
-        return len(self._followed)
+        return len(self._subscriptions)
 
 
-def _without(several: tuple[Followed, ...], one: Followed) -> tuple[Followed, ...]:
+def _without(several: tuple[Subscription, ...], one: Subscription) -> tuple[Subscription, ...]:
     return tuple(other for other in several if other is not one)

@@ -16,14 +16,14 @@ from uuid import uuid4
 import gevent
 
 from chatapp.quotas import EVENT_BYTES
-from chatapp.store import ConnectionEvent, Posted, SignIn, StorageUnavailable, now_ms
-from chatapp.store.database import Job
+from chatapp.store import AuthSession, ConnectionEvent, Posted, StorageUnavailable, now_ms
+from chatapp.store.database import WriteJob
 from chatapp.transports import doing, protocol, rfc6455
-from chatapp.transports.connections import NOWHERE, Slot
+from chatapp.transports.connections import NO_SLOT, Slot
 from chatapp.transports.deflate import Inflater
-from chatapp.transports.event_socket import LINGER_S, WatchedSocket
+from chatapp.transports.event_socket import LINGER_S, EventSocket
 from chatapp.transports.rfc6455 import PING, PONG, Violation
-from chatapp.transports.subscriptions import News, Peer
+from chatapp.transports.subscriptions import Subscriber, Update
 
 if TYPE_CHECKING:
     from chatapp.parts import Parts
@@ -39,7 +39,7 @@ ENOUGH_BYTES = 16_384  # for one write; more feeds than fit wait for room
 RECHECK_S = 600.0  # a session's end is told by the bus; that nothing was missed is checked so often
 
 
-class WebSocketConnection(WatchedSocket):
+class WebSocketConnection(EventSocket):
     """Carries one Peer over one WebSocket."""
 
     __slots__ = (
@@ -52,37 +52,37 @@ class WebSocketConnection(WatchedSocket):
         "_expires_at",
         "_inbox",
         "_is_awake",
-        "_is_doubtful",
         "_is_flushing",
         "_is_working",
+        "_must_recheck",
         "_next_ping",
         "_opened_at",
         "_parser",
         "_parts",
-        "_peer",
         "_person",
         "_pinged_at",
         "_sending",
         "_session",
+        "_subscriber",
         "feeds",
         "name",
         "slot",
     )
 
-    def __init__(self, fd: int, parts: Parts, sign_in: SignIn, address: str, deflates: bool) -> None:
+    def __init__(self, fd: int, parts: Parts, sign_in: AuthSession, address: str, deflates: bool) -> None:
         super().__init__(fd)
-        self.slot: Slot = NOWHERE
+        self.slot: Slot = NO_SLOT
         self.feeds = 0  # how many were followed at the end
         self._parts = parts
         self.name = str(uuid4())
         self._person, self._session = sign_in.person.uuid, sign_in.id
         self._address, self._deflates = sys.intern(address), deflates  # many come from behind one proxy or router
-        self._peer = Peer(parts.reader, parts.bus, sign_in.person.id, self)
+        self._subscriber = Subscriber(parts.reader, parts.bus, sign_in.person.id, self)
         self._parser: rfc6455.Parser | None = None
         self._inbox: tuple[protocol.Subscribe | protocol.Unsubscribe, ...] = ()
         self._sending = 0  # messages that are not on disk yet
         self._is_awake = self._is_flushing = self._is_working = False
-        self._is_doubtful = False  # the session may have ended: ask before anything more is written
+        self._must_recheck = False  # the session may have ended: ask before anything more is written
         self._close: tuple[int, str] | None = None  # to be said once there is room
         self._closed_as: int | None = None
         self._bad_frames = 0
@@ -93,23 +93,23 @@ class WebSocketConnection(WatchedSocket):
 
     def start(self, answer: bytes) -> None:
         """Answer the handshake, say hello and listen; returns at once."""
-        parts, settings, live = self._parts, self._parts.settings, self._parts.live
-        self._peer.follow_session(self._session)
+        parts, settings, connections = self._parts, self._parts.settings, self._parts.connections
+        self._subscriber.follow_session(self._session)
         self._note(OPENED, {"address": self._address})
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
-        fails_ms = parts.drills.left_ms(self._peer.person)
+        fails_ms = parts.drills.left_ms(self._subscriber.person)
         hello = rfc6455.frame(protocol.hello(parts.epoch, self._person, self.name, *limits, fails_ms).encode())
         self.read_on()
         self.write(answer + hello)
         self.bytes_out = max(0, self.bytes_out - len(answer))  # what is counted begins after the handshake
         if not self.is_over:
-            live.timer.set(self, self._due())
-            live.add(self)
+            connections.timer.set(self, self._due())
+            connections.add(self)
 
     @property
     def person(self) -> int:
         """Whose it is."""
-        return self._peer.person
+        return self._subscriber.person
 
     # Reading: in the event loop
 
@@ -145,7 +145,7 @@ class WebSocketConnection(WatchedSocket):
             gevent.spawn(self._work)
 
     def _waiting(self) -> int:
-        return len(self._peer.replies) + len(self._inbox) + self._sending
+        return len(self._subscriber.replies) + len(self._inbox) + self._sending
 
     def _resume(self) -> None:
         """There may be room again for what was left in the parser and in the kernel."""
@@ -175,12 +175,12 @@ class WebSocketConnection(WatchedSocket):
             frame = protocol.decode(text)
         except protocol.BadFrame as error:
             self._bad_frames += 1
-            self._peer.reply(protocol.error("bad-frame", str(error)))
+            self._subscriber.reply(protocol.error("bad-frame", str(error)))
             if self._bad_frames >= MOST_BAD_FRAMES:
                 self.close(POLICY, "too many bad frames")
             return
         if isinstance(frame, protocol.Echo):
-            self._peer.reply(protocol.echo(frame.n))
+            self._subscriber.reply(protocol.echo(frame.n))
         elif isinstance(frame, protocol.Send):
             self._send(frame)
         else:
@@ -193,7 +193,7 @@ class WebSocketConnection(WatchedSocket):
             while self._inbox:
                 frame, self._inbox = self._inbox[0], self._inbox[1:]
                 if self._close is None:
-                    doing.follow(self._parts, self._peer, frame)
+                    doing.follow(self._parts, self._subscriber, frame)
                 self.wake()
         except Exception as error:  # the outermost line of the greenlet: the other side must learn that it failed
             self._inbox = ()
@@ -207,16 +207,16 @@ class WebSocketConnection(WatchedSocket):
     def _send(self, frame: protocol.Send) -> None:
         """Have it posted; it is answered when it is on disk."""
 
-        def posted(job: Job[Posted]) -> None:
+        def posted(job: WriteJob[Posted]) -> None:
             self._sending -= 1
             if (answer := doing.outcome(frame, job)) is not None:
-                self._peer.reply(answer)
+                self._subscriber.reply(answer)
             else:
                 self._fail("a message from a WebSocket could not be stored", job.error)
             self.wake()
 
         self._sending += 1
-        doing.post(self._parts.chat, self._peer, frame, posted)
+        doing.post(self._parts.chat, self._subscriber, frame, posted)
 
     # Writing: by the sweep
 
@@ -224,11 +224,11 @@ class WebSocketConnection(WatchedSocket):
         """There may be something to write."""
         if not self._is_awake:
             self._is_awake = True
-            self._parts.live.wake(self)
+            self._parts.connections.wake(self)
 
     def on_blocked(self) -> None:
         """The kernel is full."""
-        self._parts.live.timer.set(self, self._due())
+        self._parts.connections.timer.set(self, self._due())
 
     def on_room(self) -> None:
         """The kernel took the rest."""
@@ -237,12 +237,12 @@ class WebSocketConnection(WatchedSocket):
         else:
             self.wake()
 
-    def push(self, news: News) -> bool:
+    def push(self, update: Update) -> bool:
         """Write at once what others had already; False where something else comes first, which `flush` knows."""
-        if self._close or self._rest is not None or self._is_doubtful or self._is_flushing:
+        if self._close or self._rest is not None or self._must_recheck or self._is_flushing:
             return False
-        frame = news.deflated if self._deflates else news.encoded
-        self.write(frame or protocol.encoded("", news, self._deflates))
+        frame = update.deflated if self._deflates else update.encoded
+        self.write(frame or protocol.encoded("", update, self._deflates))
         return True
 
     def flush(self) -> None:
@@ -252,11 +252,11 @@ class WebSocketConnection(WatchedSocket):
             return  # another sweep is at it, waits for something, and looks again afterwards
         self._is_flushing = True
         try:
-            if self._is_doubtful and not self._is_signed_in():
+            if self._must_recheck and not self._is_signed_in():
                 self.close(SIGNED_OUT, "signed out")
             if self._may_flush() and (data := self._output()) and self._may_flush():
                 self.write(data)
-            if self._may_flush() and (self._peer.dirty or self._peer.replies or self._is_doubtful):
+            if self._may_flush() and (self._subscriber.dirty or self._subscriber.replies or self._must_recheck):
                 self.wake()  # the rest in another turn: a reader with much to catch up with must not hold others
         except Exception as error:  # the sweep must go on for all others
             self._fail("writing a WebSocket failed", error)
@@ -270,27 +270,27 @@ class WebSocketConnection(WatchedSocket):
     def _output(self) -> bytes:
         """The next write: one frame as all its readers share it, or several small ones."""
         first = self._replies()
-        while len(first) < ENOUGH_BYTES and (news := self._peer.next_news()) is not None:
-            data = protocol.encoded(*news, self._deflates)
+        while len(first) < ENOUGH_BYTES and (update := self._subscriber.next_update()) is not None:
+            data = protocol.encoded(*update, self._deflates)
             if first:
                 first += data
-            elif self._peer.dirty or self._peer.replies:
+            elif self._subscriber.dirty or self._subscriber.replies:
                 first = data
             else:
                 return data
         return first
 
     def _replies(self) -> bytes:
-        replies, self._peer.replies = self._peer.replies, ()
+        replies, self._subscriber.replies = self._subscriber.replies, ()
         return b"".join([rfc6455.frame(text.encode()) for text in replies])
 
     def _write_replies(self) -> None:
-        if self._peer.replies and self._may_write():
+        if self._subscriber.replies and self._may_write():
             self.write(self._replies())
 
     def _may_write(self) -> bool:
         """Whether the event loop may write at once, instead of leaving it to the sweep."""
-        return self._may_flush() and not self._is_flushing and not self._is_doubtful
+        return self._may_flush() and not self._is_flushing and not self._must_recheck
 
     def announce_drill(self, ms: int) -> None:
         """A drill begins: what happens now is no fault of the network."""
@@ -342,14 +342,14 @@ class WebSocketConnection(WatchedSocket):
 
     # The session
 
-    def doubt(self) -> None:
+    def recheck_session(self) -> None:
         """The session may have ended."""
-        self._is_doubtful = True
+        self._must_recheck = True
         self.wake()
 
     def _is_signed_in(self) -> bool:
         """Ask the database, and learn when the session expires."""
-        self._checked_at, self._is_doubtful = time.monotonic(), False
+        self._checked_at, self._must_recheck = time.monotonic(), False
         left_s = self._parts.auth.left_s(self._session)
         self._expires_at = self._checked_at + left_s
         return left_s > 0
@@ -388,7 +388,7 @@ class WebSocketConnection(WatchedSocket):
         self.end(last + rfc6455.close_frame(code, reason))
         self._leave()
         if not self.is_over:
-            self._parts.live.timer.set(self, time.monotonic() + LINGER_S)
+            self._parts.connections.timer.set(self, time.monotonic() + LINGER_S)
 
     def on_cut(self) -> None:
         """The stream broke, or the write timeout was over."""
@@ -397,24 +397,24 @@ class WebSocketConnection(WatchedSocket):
 
     def _leave(self) -> None:
         """Follow nothing any more."""
-        if self._peer.feeds():
-            self.feeds = self._peer.feeds()
-            self._peer.close()
-        self._peer.forget_session(self._session)
+        if self._subscriber.feeds():
+            self.feeds = self._subscriber.feeds()
+            self._subscriber.close()
+        self._subscriber.forget_session(self._session)
 
     def on_end(self) -> None:
         """The connection's own line in the access log, which gunicorn leaves out, and its event."""
         self._leave()
         self._parser = None
-        self._parts.live.remove(self)
+        self._parts.connections.remove(self)
         seconds, code = time.monotonic() - self._opened_at, self._closed_as or ABNORMAL
         line = f'{self._address} - {self._person} "WEBSOCKET /ws" {code} in={self.bytes_in} out={self.bytes_out}'
         data = {"code": code, "seconds": round(seconds, 3), "in": self.bytes_in, "out": self.bytes_out}
         self._note(CLOSED, {**data, "feeds": self.feeds}, f"{line} {seconds:.1f}s")
-        self._peer.abandon()
+        self._subscriber.abandon()
 
     def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
         text = (now_ms(), json.dumps(data))
         event = ConnectionEvent(self.name, what[0], self._person, what[1], "websocket", None, None, None, *text)
         is_kept = not self._parts.quotas.events.take(self._person, 1, EVENT_BYTES + len(text[1]))
-        self._parts.live.note(event if is_kept else None, line)
+        self._parts.connections.note(event if is_kept else None, line)

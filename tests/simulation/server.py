@@ -20,7 +20,7 @@ from chatapp.store.conversations import MOST_CHANGES, Conversations
 from chatapp.store.runs import AGAIN
 from chatapp.transports import protocol
 from chatapp.transports.polling import Poll, Polls
-from chatapp.transports.subscriptions import News, Peer, Reader, StaleCursor
+from chatapp.transports.subscriptions import Reader, StaleCursor, Subscriber, Update
 from simulation.disk import EPOCH, Crashed, Disk, MemoryStore
 from simulation.network import WINDOW, Answer, Ask, Reply, Socket
 from simulation.world import World
@@ -61,28 +61,28 @@ class Traits:
 
 
 class Line:
-    """The server's side of one WebSocket: what transports/handshake.py does around a Peer."""
+    """The server's side of one WebSocket: what transports/handshake.py does around a Subscriber."""
 
     def __init__(self, server: Server, socket: Socket, person: Person) -> None:
         self._server, self._socket = server, socket
-        self._peer = Peer(server.reader, server.bus, person.id, self)
+        self._subscriber = Subscriber(server.reader, server.bus, person.id, self)
         self._is_waking = False
-        self._peer.reply(protocol.hello(EPOCH, person.uuid, f"socket-{socket.number}", 512, 30))
+        self._subscriber.reply(protocol.hello(EPOCH, person.uuid, f"socket-{socket.number}", 512, 30))
         socket.on_text, socket.on_room, socket.on_end = self.take, self.wake, self.close
 
     def take(self, text: str) -> None:
         """A frame of the client."""
-        server, person = self._server, self._peer.person
+        server, person = self._server, self._subscriber.person
         if not server.owns(self):
             return
         match protocol.decode(text):
             case protocol.Echo(n):
-                self._peer.reply(protocol.echo(n))
+                self._subscriber.reply(protocol.echo(n))
             case protocol.Send(conversation, client_id, body):
                 server.post(person, conversation, client_id, body, False, lambda word: self._reply(client_id, word))
             case protocol.Unsubscribe(names):
                 for name in names:
-                    self._peer.unsubscribe(name)
+                    self._subscriber.unsubscribe(name)
             case protocol.Subscribe(epoch, feeds, _):
                 for name, cursor in feeds.items():
                     self._subscribe(name, cursor, epoch)
@@ -90,19 +90,21 @@ class Line:
 
     def _subscribe(self, name: str, cursor: int, epoch: str) -> None:
         if epoch != EPOCH:
-            self._peer.reply(protocol.reload(name, "epoch", EPOCH))
+            self._subscriber.reply(protocol.reload(name, "epoch", EPOCH))
             return
         try:
-            self._peer.subscribe(name, cursor)
+            self._subscriber.subscribe(name, cursor)
         except ChatError:
-            self._peer.reply(protocol.gone(name))
+            self._subscriber.reply(protocol.gone(name))
 
     def _reply(self, client_id: str, word: Posted | ChatError) -> None:
         is_posted = isinstance(word, Posted)
-        self._peer.reply(protocol.ack(word) if is_posted else protocol.refused(client_id, word.code, word.message))
+        self._subscriber.reply(
+            protocol.ack(word) if is_posted else protocol.refused(client_id, word.code, word.message)
+        )
         self.wake()
 
-    def doubt(self) -> None:
+    def recheck_session(self) -> None:
         """Sessions do not end here."""
 
     def wake(self) -> None:
@@ -114,18 +116,18 @@ class Line:
     def _write(self) -> None:
         self._is_waking = False
         while self._server.owns(self) and not self._socket.is_dead and self._socket.in_flight < WINDOW:
-            if self._peer.replies:
-                first, *rest = self._peer.replies
-                self._peer.replies = tuple(rest)
+            if self._subscriber.replies:
+                first, *rest = self._subscriber.replies
+                self._subscriber.replies = tuple(rest)
                 self._socket.down(first)
-            elif (news := self._peer.next_news()) is not None:
+            elif (news := self._subscriber.next_update()) is not None:
                 self._socket.down(_frame(*news))
             else:
                 return
 
     def close(self) -> None:
         """The socket ended."""
-        self._peer.close()
+        self._subscriber.close()
         self._server.connections.pop(self, None)
 
     def say_goodbye(self, advice: str) -> None:
@@ -398,7 +400,7 @@ def _source(words: list[str]) -> str:
     return f"<p>{html.escape(' '.join(words), quote=False)}</p>" if words else ""
 
 
-def _frame(name: str, news: News | Exception) -> str:
-    if isinstance(news, News):
+def _frame(name: str, news: Update | Exception) -> str:
+    if isinstance(news, Update):
         return news.frame if news.frame is not None else protocol.nothing(name, news.cursor)
     return protocol.reload(name, "cursor") if isinstance(news, StaleCursor) else protocol.gone(name)
