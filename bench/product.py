@@ -193,7 +193,7 @@ def answer_html_bytes(data: Path, room: str) -> int:
 SIGN = """
 import json, sys
 from flask import Flask
-from chatapp.auth import Sessions
+from chatapp.accounts.auth import Sessions
 given = json.load(sys.stdin)
 app = Flask("bench")
 app.secret_key = given["key"]

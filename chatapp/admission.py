@@ -10,7 +10,7 @@ from typing import Any
 
 import gevent
 
-from chatapp.auth import JUDGED, Cookies
+from chatapp.accounts.auth import JUDGED, Cookies
 from chatapp.concurrency import has_loop
 from chatapp.fair_queue import Attempts, FairQueue, Full, Refusals
 from chatapp.gunicorn_bridge import end_request, has_left, is_cut, know, leave_body

@@ -114,7 +114,7 @@ def serve() -> None:
 
 def _seed(parts: Parts) -> None:
     """Make the first admin from the settings, where there is nobody yet."""
-    from chatapp import auth
+    from chatapp.accounts import auth
     from chatapp.store import AlreadySetUp
 
     settings = parts.settings
@@ -129,7 +129,7 @@ def _seed(parts: Parts) -> None:
 
 
 def _welcome(parts: Parts) -> str:
-    from chatapp import auth
+    from chatapp.accounts import auth
 
     settings = parts.settings
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
@@ -170,7 +170,7 @@ def admin() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def create_admin(name: str, email: str, password: str | None, as_json: bool) -> None:
     """Make an admin."""
-    from chatapp import auth
+    from chatapp.accounts import auth
     from chatapp.store import EmailTaken
 
     password = _password(password)
@@ -193,7 +193,7 @@ def create_admin(name: str, email: str, password: str | None, as_json: bool) -> 
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def reset_password(email: str, password: str | None, as_json: bool) -> None:
     """Set another password and end the person's sessions."""
-    from chatapp import auth
+    from chatapp.accounts import auth
 
     password = _password(password)
     parts = _parts()
@@ -253,7 +253,7 @@ def drill() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def start_drill(fault: str, seconds: int, person: str, amount: float | None, wait: bool, as_json: bool) -> None:
     """Begin a drill. refuse, close, mute, delay or 429: see docs/operations.md."""
-    from chatapp.connection.drills import AMOUNTS_S
+    from chatapp.diagnostics.drills import AMOUNTS_S
     from chatapp.store import DrillRunning
 
     parts = _served()
@@ -294,7 +294,7 @@ def report_drill(as_json: bool) -> None:
 
 
 def _show_drill(parts: Parts, as_json: bool) -> None:
-    from chatapp.connection.drills import SETTLE_MS, report
+    from chatapp.diagnostics.drills import SETTLE_MS, report
 
     newest = parts.store.drills.newest()
     if newest is None:
@@ -334,8 +334,7 @@ def examine(
     as_json: bool,
 ) -> NoReturn:
     """Test the way to a server. Exit code 0: good, 1: degraded, 2: unreachable."""
-    from chatapp import doctor
-    from chatapp.connection import advice, probes
+    from chatapp.diagnostics import advice, doctor, verdicts
 
     if email and not password:
         password = click.prompt("Password", hide_input=True)
@@ -353,7 +352,7 @@ def examine(
     except doctor.Unreachable as error:
         raise click.UsageError(str(error)) from None
     print(json.dumps(report.as_dict(), indent=2) if as_json else "\n".join(["", *report.lines()]))
-    sys.exit(probes.EXIT_CODES[report.verdict.worth])
+    sys.exit(verdicts.EXIT_CODES[report.verdict.worth])
 
 
 if __name__ == "__main__":

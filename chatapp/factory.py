@@ -15,24 +15,25 @@ from flask_wtf.csrf import CSRFProtect, generate_csrf
 from werkzeug.routing import MapAdapter
 
 from chatapp import offline, pages, probing, security, wellformed
+from chatapp.accounts.auth import JUDGED, Auth, Comers, Cookies, Sessions, secret_key
+from chatapp.accounts.quotas import Quotas
 from chatapp.admission import Admission
 from chatapp.assets import asset_dir
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
-from chatapp.auth import JUDGED, Auth, Comers, Cookies, Sessions, secret_key
 from chatapp.bus import Bus
 from chatapp.chat import Chat
 from chatapp.config import Settings, load
-from chatapp.connection.drills import Drills
 from chatapp.connection_states import table_json
+from chatapp.diagnostics import fault_injection
+from chatapp.diagnostics.drills import Drills
 from chatapp.parts import Parts
 from chatapp.proxies import ProxyMiddleware
-from chatapp.quotas import Quotas
 from chatapp.served import OWN_SCRIPTS, Files, brought
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
-from chatapp.transports import bodies, drilled, handshake, integrity, polling
+from chatapp.transports import bodies, handshake, integrity, polling
 from chatapp.transports.protocol import Renderer
 from chatapp.transports.subscriptions import Reader
 
@@ -78,7 +79,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     CSRFProtect(app)
     app.register_blueprint(pages.pages)
     app.register_blueprint(probing.probing)
-    drilled.register(app, parts.drills, parts.auth)  # before what it spoils
+    fault_injection.register(app, parts.drills, parts.auth)  # before what it spoils
     if "websocket" in settings.transports:
         handshake.register(app, parts, Comers(parts.auth, cookies, parts.bus))
     polling.register(app, parts.polls, parts.auth, settings)

@@ -17,14 +17,14 @@ from uuid import UUID, uuid4
 from flask import Blueprint, abort, current_app, jsonify, make_response, redirect, render_template, request, url_for
 from flask_babel import gettext as _
 
-from chatapp import auth as auth_room
-from chatapp.auth import Refused, TooManyGuesses
+from chatapp.accounts import auth as auth_room
+from chatapp.accounts.auth import Refused, TooManyGuesses
+from chatapp.accounts.hashing import Busy
+from chatapp.accounts.quotas import EVENT_BYTES
 from chatapp.chat import LONGEST_MESSAGE, ChatError, Conflict, Gone
 from chatapp.config import browser_config
-from chatapp.hashing import Busy
 from chatapp.network_memory import experience, network_key
 from chatapp.parts import current_parts
-from chatapp.quotas import EVENT_BYTES
 from chatapp.store import AlreadySetUp, ConnectionEvent, Entry, EntryPlace, Place, Posted
 from chatapp.store.conversations import MOST_CHANGES
 

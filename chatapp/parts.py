@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from flask import current_app
 
+from chatapp.accounts.auth import Auth
+from chatapp.accounts.quotas import Quotas
 from chatapp.assistant.builtin import Knowledge
 from chatapp.assistant.runner import Runner
-from chatapp.auth import Auth
 from chatapp.bus import Bus
 from chatapp.chat import Chat
 from chatapp.config import Settings
-from chatapp.connection.drills import Drills
-from chatapp.quotas import Quotas
+from chatapp.diagnostics.drills import Drills
 from chatapp.store import Store
 from chatapp.transports.handshake import Connections
 from chatapp.transports.polling import Polls

@@ -14,9 +14,9 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from chatapp.auth import origin_is_allowed
-from chatapp.connection import advice, probes
-from chatapp.connection.probes import LARGE_BYTES, STREAM_EVERY_S, STREAM_PARTS
+from chatapp.accounts.auth import origin_is_allowed
+from chatapp.diagnostics import advice, verdicts
+from chatapp.diagnostics.verdicts import LARGE_BYTES, STREAM_EVERY_S, STREAM_PARTS
 from chatapp.parts import current_parts
 
 MARK, END = "<chat-test", "</chat-test>"
@@ -51,8 +51,8 @@ def connection_check() -> dict[str, Any]:
     drill = parts.drills.on(_me())
     states = parts.store.events.states_of(sign_in.person.uuid, MOST_HISTORY) if sign_in else []
     return {
-        "rules": probes.rules_json(),
-        "probes": probes.PROBES,
+        "rules": verdicts.rules_json(),
+        "probes": verdicts.PROBES,
         "words": {
             "probes": advice.PROBE_WORDS,
             "outcomes": advice.OUTCOME_WORDS,

@@ -10,7 +10,7 @@ from lab.server import EMAIL, PASSWORD, Server
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from chatapp.doctor import Doctor, Report, Way
+from chatapp.diagnostics.doctor import Doctor, Report, Way
 
 OPENED = "https://chat.example.org:8443"  # what people type; the proxy before the server ends TLS
 

@@ -15,7 +15,7 @@ from lab.processes import free_port
 from lab.server import EMAIL, PASSWORD, Server, run_chatapp
 from lab.squid import Squid
 
-from chatapp.doctor import Doctor, Report, Way
+from chatapp.diagnostics.doctor import Doctor, Report, Way
 
 WAIT_S = 6.0  # of the held poll and of the silence: longer than the 3 and 4 s after which the lab's proxies cut
 AT_ONCE = 3  # examinations; the server lets one person make a few at a time

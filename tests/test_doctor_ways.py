@@ -18,10 +18,10 @@ from lab.processes import free_port
 from lab.server import EMAIL, PASSWORD, Server
 from lab.squid import Squid
 
-from chatapp.connection import probes
-from chatapp.doctor import Doctor, Report, Unreachable, Way
-from chatapp.doctor.line import Line
-from chatapp.doctor.wire import Visitor
+from chatapp.diagnostics import verdicts
+from chatapp.diagnostics.doctor import Doctor, Report, Unreachable, Way
+from chatapp.diagnostics.line import Line
+from chatapp.diagnostics.wire import Visitor
 
 PAGE = b"<html>not here</html>"
 SERVER = {"drill": None, "protocol": "HTTP/1.1", "origin": True, "offered": True}
@@ -134,12 +134,12 @@ def upgrade(url: str, proxy: str = "") -> tuple[str, dict[str, Any]]:
     line = Line()
     facts = line.open(Visitor(Way.to(url, proxy)), "/ws")
     line.close()
-    return probes.outcome("upgrade", facts | SERVER), facts
+    return verdicts.outcome("upgrade", facts | SERVER), facts
 
 
 def test_answers_to_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is said instead of a 101 has its status, also where the library would not read it; nobody goes along."""
-    monkeypatch.setattr("chatapp.doctor.line.CONNECT_S", 1.0)
+    monkeypatch.setattr("chatapp.diagnostics.line.CONNECT_S", 1.0)
 
     def one(name: str) -> tuple[str, int]:
         said, then, _, _ = UPGRADES[name]
@@ -160,7 +160,7 @@ def test_answers_to_a_poll() -> None:
         said, then, _, _ = POLLS[name]
         with Parrot(said, then) as parrot:
             got = Visitor(Way.to(parrot.url, "")).get("/changes", within_s=1.0)
-        return probes.outcome("poll", got.facts("<chat-answer")), got.location
+        return verdicts.outcome("poll", got.facts("<chat-answer")), got.location
 
     with ThreadPoolExecutor(4) as pool:
         found = dict(zip(POLLS, pool.map(one, POLLS), strict=True))
@@ -321,9 +321,10 @@ def test_a_foreign_sign_in_page_gets_no_password() -> None:
 
 def test_only_the_doctor_loads_its_libraries() -> None:
     """The command line, and with it the server, goes without them until they are used."""
-    code = "import sys, chatapp.cli; print([m for m in ('chatapp.doctor', 'httpx', 'websockets') if m in sys.modules])"
+    libraries = ("chatapp.diagnostics.doctor", "httpx", "websockets")
+    code = f"import sys, chatapp.cli; print([m for m in {libraries} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert found.stdout.strip() == "[]"
-    code = "import sys, chatapp.doctor; print([m for m in ('flask', 'gevent') if m in sys.modules])"
+    code = "import sys, chatapp.diagnostics.doctor; print([m for m in ('flask', 'gevent') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert found.stdout.strip() == "[]"

@@ -17,9 +17,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from chatapp.config import DRILL_FAULTS, ConfigError, DrillSlot, load
-from chatapp.connection.drills import report
-from chatapp.connection.probes import FAULTS
-from chatapp.doctor import Doctor, Way
+from chatapp.diagnostics.doctor import Doctor, Way
+from chatapp.diagnostics.drills import report
+from chatapp.diagnostics.verdicts import FAULTS
 from chatapp.store import ConnectionEvent, Drill
 
 OTHER = ("bo@example.org", "another long password")

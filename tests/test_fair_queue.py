@@ -6,9 +6,9 @@ import gevent
 import pytest
 
 from chatapp import fair_queue
+from chatapp.accounts.hashing import Hashing
 from chatapp.admission import APART_S, LONGEST_S, Pace
 from chatapp.fair_queue import Attempts, FairQueue, Full
-from chatapp.hashing import Hashing
 
 
 def asks(queue: FairQueue, address: str, done: list[str], has_left: bool = False) -> gevent.Greenlet:

@@ -40,16 +40,13 @@ ROWS: list[set[str]] = [
         "network_memory",
     },
     {"strangers", "served"},
-    {"store", "hashing", "quotas", "gunicorn_bridge"},
-    {"chat", "auth"},
-    {"connection"},
-    {"transports", "assistant", "monitoring", "knowledge"},
+    {"store", "gunicorn_bridge"},
+    {"chat", "accounts"},
+    {"transports", "assistant", "diagnostics", "monitoring", "knowledge"},
     {"parts"},
     {"pages", "probing", "security", "proxies", "offline", "admission"},
-    {"doctor"},
     {"cli", "server", "factory", ""},
 ]
-ROWS[0] |= {"connection.probes", "connection.advice"}
 
 
 def tracked() -> list[Path]:

@@ -18,7 +18,7 @@ from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 
 from chatapp import create_app
-from chatapp.auth import TOKEN, hash_token
+from chatapp.accounts.auth import TOKEN, hash_token
 from chatapp.bus import Bus
 from chatapp.config import Settings
 from chatapp.parts import Parts

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from lab.http import Client
-from lab.server import Server
 from lab.peer import WebSocketPeer
+from lab.server import Server
 
 SLOW_SYNC_US = 200_000  # each fsync takes so much longer
 BOUND_S = 0.05  # p99 of an echo, median of the runs

@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 
 from chatapp import create_app
-from chatapp.auth import first_run_code
+from chatapp.accounts.auth import first_run_code
 from chatapp.cli import _welcome
 from chatapp.config import Settings, load
 from chatapp.parts import Parts

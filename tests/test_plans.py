@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from chatapp import create_app
-from chatapp.auth import hash_token
+from chatapp.accounts.auth import hash_token
 from chatapp.config import Settings
 from chatapp.network_memory import Experience
 from chatapp.parts import Parts

@@ -13,7 +13,7 @@ from lab.http import Client
 from lab.server import Server
 
 from chatapp import create_app
-from chatapp.auth import hash_token
+from chatapp.accounts.auth import hash_token
 from chatapp.config import Settings
 
 HELD = 30

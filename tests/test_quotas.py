@@ -12,7 +12,7 @@ from lab.http import JSON, Client
 from lab.processes import wait_for
 from lab.server import Server
 
-from chatapp.quotas import Quota, Rate
+from chatapp.accounts.quotas import Quota, Rate
 
 REPORTS = 30  # of 200 events of 2 kB: 12 MB in a few seconds
 CONVERSATIONS = 340

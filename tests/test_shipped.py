@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from headless.core import Script
 
-from chatapp.connection.probes import rules_json
 from chatapp.connection_states import table_json
+from chatapp.diagnostics.verdicts import rules_json
 
 FOLDER = Path(__file__).parent / "vectors"
 

@@ -5,7 +5,8 @@ import sys
 
 from lab.server import PASSWORD
 
-from chatapp import auth, create_app
+from chatapp import create_app
+from chatapp.accounts import auth
 from chatapp.config import load
 from chatapp.parts import Parts
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Flask, request
 
-from chatapp.auth import Cookies
+from chatapp.accounts.auth import Cookies
 from chatapp.gunicorn_bridge import has_body, know, leave_body, place
 from chatapp.store import StorageUnavailable
 from chatapp.wellformed import PLAIN

@@ -18,7 +18,7 @@ from flask import Flask, Response, request
 from flask_sock import Sock
 from werkzeug.wsgi import get_host
 
-from chatapp.auth import JUDGED, Comers, expected_origins, origin_is_allowed
+from chatapp.accounts.auth import JUDGED, Comers, expected_origins, origin_is_allowed
 from chatapp.config import Settings
 from chatapp.gunicorn_bridge import can_leave, end_request, has_body, is_plain, take
 from chatapp.store import AuthSession, StorageUnavailable, Store

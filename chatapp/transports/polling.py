@@ -17,7 +17,7 @@ from gevent.event import Event
 from werkzeug.datastructures import MultiDict
 from werkzeug.wsgi import get_host
 
-from chatapp.auth import Auth, Cookies
+from chatapp.accounts.auth import Auth, Cookies
 from chatapp.bus import Bus, session_topic
 from chatapp.cache import Cache
 from chatapp.chat import Gone

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import gevent
 
-from chatapp.quotas import EVENT_BYTES
+from chatapp.accounts.quotas import EVENT_BYTES
 from chatapp.store import AuthSession, ConnectionEvent, Posted, StorageUnavailable, now_ms
 from chatapp.store.database import WriteJob
 from chatapp.transports import doing, protocol, rfc6455

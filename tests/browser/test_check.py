@@ -13,7 +13,7 @@ from lab.nginx import Nginx
 from lab.server import Server, run_chatapp
 from playwright.sync_api import Page
 
-from chatapp.connection.probes import rules_json
+from chatapp.diagnostics.verdicts import rules_json
 
 pytestmark = pytest.mark.browser
 IDLE_S = 6  # of silence: longer than the 4 s after which the lab's proxies cut

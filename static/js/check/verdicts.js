@@ -1,4 +1,4 @@
-// Judges a test of the connection by the rules that the page carries: the same as chatapp/connection/probes.py, and the
+// Judges a test of the connection by the rules that the page carries: the same as chatapp/diagnostics/verdicts.py, and the
 // same vectors run against both. Nothing here does I/O.
 
 const fits = (fact, wanted) => Array.isArray(wanted)

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from chatapp.connection import advice, probes
-from chatapp.connection.probes import LARGE_BYTES, Verdict
-from chatapp.doctor.line import Line
-from chatapp.doctor.wire import ANSWER_S, MARK, Got, NotSignedIn, Unreachable, Visitor, Way, tags
+from chatapp.diagnostics import advice, verdicts
+from chatapp.diagnostics.line import Line
+from chatapp.diagnostics.verdicts import LARGE_BYTES, Verdict
+from chatapp.diagnostics.wire import ANSWER_S, MARK, Got, NotSignedIn, Unreachable, Visitor, Way, tags
 
 __all__ = ["Doctor", "Found", "Report", "Unreachable", "Way"]
 
@@ -37,7 +37,7 @@ class Found:
     @property
     def level(self) -> str:
         """ok, note, warning or failed."""
-        return probes.level(self.outcome)
+        return verdicts.level(self.outcome)
 
     @property
     def words(self) -> str:
@@ -116,11 +116,11 @@ class Doctor:
             if found.level == "ok":
                 self._test(idle_s, hold_s)
         outcomes = {one.probe: one.outcome for one in self._found}
-        for probe in probes.PROBES:
+        for probe in verdicts.PROBES:
             if probe not in outcomes:
                 self._add(Found(probe, "skipped"))
-        proxy = probes.proxy_of(self._headers)
-        return Report(self._way.url(""), proxy, self._found, probes.verdict(outcomes), problem)
+        proxy = verdicts.proxy_of(self._headers)
+        return Report(self._way.url(""), proxy, self._found, verdicts.verdict(outcomes), problem)
 
     def _meet(self, email: str, password: str) -> tuple[Found, str]:
         """Is it our server? And sign in, where a way was given."""
@@ -143,7 +143,7 @@ class Doctor:
         self._known = {"drill": drill, "hold": float(said.get("hold") or 0), "protocol": said.get("protocol")}
         self._known |= {"origin": said.get("origin") == "yes", "offered": said.get("offered") == "yes"}
         self._known |= {"expected": said.get("expected") or "", "came": self._way.origin}
-        return Found("mark", probes.outcome("mark", facts), facts)
+        return Found("mark", verdicts.outcome("mark", facts), facts)
 
     def _test(self, idle_s: float, hold_s: float | None) -> None:
         line = Line()
@@ -181,7 +181,7 @@ class Doctor:
         return got
 
     def _note(self, probe: str, facts: dict[str, Any]) -> None:
-        self._add(Found(probe, probes.outcome(probe, facts), facts))
+        self._add(Found(probe, verdicts.outcome(probe, facts), facts))
 
     def _add(self, found: Found) -> None:
         self._found.append(found)

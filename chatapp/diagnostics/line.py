@@ -18,7 +18,7 @@ from websockets.exceptions import (
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from chatapp.doctor.wire import CONNECT_S, Visitor, ms_since
+from chatapp.diagnostics.wire import CONNECT_S, Visitor, ms_since
 
 HELLO_S = 4.0  # from the 101 to the first frame, and for an echo
 GOODBYE_S = 1.0

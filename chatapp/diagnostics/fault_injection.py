@@ -7,8 +7,8 @@ import time
 
 from flask import Flask, Response, jsonify, request
 
-from chatapp.auth import Auth
-from chatapp.connection.drills import Drills
+from chatapp.accounts.auth import Auth
+from chatapp.diagnostics.drills import Drills
 from chatapp.store import Drill
 
 UPGRADE = "websocket_route"

@@ -21,12 +21,12 @@ from flask_babel import gettext as _
 from itsdangerous import BadSignature, Serializer, Signer, URLSafeTimedSerializer
 from werkzeug.security import generate_password_hash
 
+from chatapp.accounts.hashing import Hashing
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.config import Settings
 from chatapp.fair_queue import Attempts
 from chatapp.gunicorn_bridge import has_left, know
-from chatapp.hashing import Hashing
 from chatapp.store import AuthSession, Person, Store
 from chatapp.visible import is_blank
 

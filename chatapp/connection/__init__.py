@@ -1,1 +1,0 @@
-"""The connection: its state machine, the server's side of one connection, and the events that are recorded."""

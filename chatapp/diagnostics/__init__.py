@@ -1,0 +1,1 @@
+"""What is wrong between a browser and the server: Run test, the same from a shell (doctor), and faults on purpose."""
