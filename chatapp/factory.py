@@ -14,7 +14,7 @@ from flask_babel import Babel, force_locale, get_locale
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 from werkzeug.routing import MapAdapter
 
-from chatapp import offline, pages, probing, security, wellformed
+from chatapp import offline, security, wellformed
 from chatapp.accounts.auth import JUDGED, Auth, Comers, Cookies, Sessions, secret_key
 from chatapp.accounts.quotas import Quotas
 from chatapp.admission import Admission
@@ -36,6 +36,7 @@ from chatapp.store.workers import Worker
 from chatapp.transports import bodies, handshake, integrity, polling
 from chatapp.transports.protocol import Renderer
 from chatapp.transports.subscriptions import Reader
+from chatapp.views import auth, connection, connection_test, conversations, knowledge
 
 
 class Json(DefaultJSONProvider):
@@ -77,8 +78,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     Babel(app)
     bodies.register(app)  # before what reads forms
     CSRFProtect(app)
-    app.register_blueprint(pages.pages)
-    app.register_blueprint(probing.probing)
+    for view in (auth, conversations, connection, connection_test, knowledge):
+        app.register_blueprint(view.bp)
     fault_injection.register(app, parts.drills, parts.auth)  # before what it spoils
     if "websocket" in settings.transports:
         handshake.register(app, parts, Comers(parts.auth, cookies, parts.bus))

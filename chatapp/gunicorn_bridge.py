@@ -148,9 +148,9 @@ class Connection:
             self._limits.strangers.share(self._forwarder)
             self.belongs_to(self._forwarder)
 
-    def belongs_to(self, subscriber: str) -> None:
+    def belongs_to(self, peer: str) -> None:
         """Count it in this peer's budget."""
-        address = self._limits.strangers.budget_of(subscriber)
+        address = self._limits.strangers.budget_of(peer)
         if address != self.address:
             was_guest = self._is_guest
             self._leave()
@@ -158,12 +158,12 @@ class Connection:
             if was_guest:
                 self._enter()
 
-    def forwards(self, subscriber: str) -> None:
+    def forwards(self, peer: str) -> None:
         """It says that it is a proxy's. Anybody can: so what it gains by that, it gets with a live session."""
-        self._forwarder = subscriber
-        if stands_for_many(subscriber):
-            self._limits.strangers.share(subscriber)
-        self.belongs_to(subscriber)
+        self._forwarder = peer
+        if stands_for_many(peer):
+            self._limits.strangers.share(peer)
+        self.belongs_to(peer)
 
     def _enter(self) -> None:
         self._is_guest = True
@@ -397,9 +397,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve a connection."""
-        subscriber = addr[0] if isinstance(addr, tuple) else ""
+        peer = addr[0] if isinstance(addr, tuple) else ""
         listener = self._listeners.get(id(listener), listener)
-        super().handle(listener, Connection(client, self.limits, self.limits.strangers.budget_of(subscriber)), addr)
+        super().handle(listener, Connection(client, self.limits, self.limits.strangers.budget_of(peer)), addr)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what gunicorn could not understand in words, with one short line of log; the rest as gunicorn does."""
@@ -471,16 +471,16 @@ def leave_body(environ: dict[str, Any]) -> None:
         connection.leave_body()
 
 
-def place(environ: dict[str, Any], subscriber: str) -> None:
+def place(environ: dict[str, Any], peer: str) -> None:
     """Count the connection where it belongs: `peer` is connected, the environment says for whom it asks."""
     connection = environ.get("gunicorn.socket")
     if not isinstance(connection, Connection):
         return
     address = environ.get("REMOTE_ADDR", "")
-    if address != subscriber:  # a declared proxy says so
+    if address != peer:  # a declared proxy says so
         connection.belongs_to(address)
     elif "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ:
-        connection.forwards(subscriber)
+        connection.forwards(peer)
 
 
 class IdleConnections:

@@ -26,12 +26,12 @@ class ProxyMiddleware:
         self._is_declared = lru_cache(MOST_PEERS)(self._is_in_a_declared_network)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        subscriber = environ.get("REMOTE_ADDR", "")
-        environ["chatapp.peer"] = subscriber
+        peer = environ.get("REMOTE_ADDR", "")
+        environ["chatapp.peer"] = peer
         if not self._take_prefix(environ):
             start_response("404 NOT FOUND", [*PLAIN, ("Content-Length", "0")])
             return []
-        is_declared = self._is_declared(subscriber)
+        is_declared = self._is_declared(peer)
         if is_declared:
             _name_scheme_as_http_does(environ)
             _believe_only_addresses(environ)
@@ -39,8 +39,8 @@ class ProxyMiddleware:
         answer: Iterable[bytes] = app(environ, start_response)
         return answer
 
-    def _is_in_a_declared_network(self, subscriber: str) -> bool:
-        return any(subscriber in network for network in self._settings.trusted_proxies)
+    def _is_in_a_declared_network(self, peer: str) -> bool:
+        return any(peer in network for network in self._settings.trusted_proxies)
 
     def _take_prefix(self, environ: dict[str, Any]) -> bool:
         prefix = self._settings.url_prefix

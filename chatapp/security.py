@@ -97,7 +97,7 @@ def _why_without_token(app: Flask) -> tuple[str, str]:
             "its extensions. If that does not help, something on the way takes them out: show this to your admin."
         )
     sign_in = current_parts().auth.current()
-    if request.endpoint == "pages.sign_in_post" and sign_in is not None:
+    if request.endpoint == "auth.sign_in_post" and sign_in is not None:
         name = sign_in.person.name
         words = _("As %(name)s, in another tab or window. To be somebody else, sign out there first.", name=name)
         return _("You are signed in already"), words

@@ -54,12 +54,12 @@ class Strangers:
     def __len__(self) -> int:
         return len(self._all)
 
-    def share(self, subscriber: str) -> None:
+    def share(self, peer: str) -> None:
         """This peer speaks for others, whom it does not name to us: its connections count in the shared budget.
 
         To be called only where that is credible, as the shared budget is larger than an address's own.
         """
-        address = prefix(subscriber)
+        address = prefix(peer)
         is_new = address not in self._sharing
         self._sharing[address] = None
         self._sharing.move_to_end(address)
@@ -69,13 +69,13 @@ class Strangers:
             log.warning(
                 "%s forwards requests and is not declared: all who come by it without a session share one budget of"
                 " connections. If it is your proxy, name it in CHATAPP_TRUSTED_PROXIES.",
-                subscriber,
+                peer,
             )
 
-    def budget_of(self, subscriber: str) -> str:
+    def budget_of(self, peer: str) -> str:
         """In which budget connections of this peer count."""
-        address = prefix(subscriber)
-        return SHARED if address in self._sharing or stands_for_many(subscriber) else address
+        address = prefix(peer)
+        return SHARED if address in self._sharing or stands_for_many(peer) else address
 
     def add(self, guest: Guest) -> None:
         """Count it; where that makes too many, the oldest of its address, or of all, is cut."""
@@ -124,9 +124,9 @@ def advice(host: str, has_declared: bool, most: int) -> str:
 
 
 @lru_cache(MOST_SHARING)
-def stands_for_many(subscriber: str) -> bool:
+def stands_for_many(peer: str) -> bool:
     """Whether a peer is this machine (a proxy, a tunnel) or has no address (a unix socket)."""
     try:
-        return plain_address(subscriber).is_loopback
+        return plain_address(peer).is_loopback
     except ValueError:  # `localhost`, or a path
         return True

@@ -44,7 +44,7 @@ ROWS: list[set[str]] = [
     {"chat", "accounts"},
     {"transports", "assistant", "diagnostics", "monitoring", "knowledge"},
     {"parts"},
-    {"pages", "probing", "security", "proxies", "offline", "admission"},
+    {"views", "security", "proxies", "offline", "admission"},
     {"cli", "server", "factory", ""},
 ]
 

@@ -30,7 +30,7 @@ IDLE_S, LONG_IDLE_S = 20, 75  # of silence; the longer one outlasts the minute a
 PART = "." * 63 + "\n"  # as short as an echo: some proxies pass on 1.4 kB at a time
 LINE = "." * 1023 + "\n"
 
-probing = Blueprint("probing", __name__, url_prefix="/connection/test")
+bp = Blueprint("connection_test", __name__, url_prefix="/connection/test")
 _running: Counter[int] = Counter()
 
 
@@ -39,7 +39,7 @@ def _me() -> int:
     return sign_in.person.id if sign_in else 0
 
 
-@probing.app_context_processor
+@bp.app_context_processor
 def parts_of_the_page() -> dict[str, Any]:
     """What templates/connection/_check.html shows."""
     return {"connection_check": connection_check}
@@ -62,7 +62,7 @@ def connection_check() -> dict[str, Any]:
         "settings": advice.SETTINGS,
         "proxy_names": advice.PROXY_NAMES,
         "drill": {"words": advice.DRILL_WORDS[drill.fault], "until": _iso(drill.ends_at)} if drill else None,
-        "base": f"{request.script_root}{probing.url_prefix}",
+        "base": f"{request.script_root}{bp.url_prefix}",
         "ws": f"{request.script_root}/ws",
         "hold_s": parts.settings.poll_longest_hold,
         "idle_s": IDLE_S,
@@ -77,7 +77,7 @@ def _iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
-@probing.before_request
+@bp.before_request
 def guard() -> Any:
     """Everything here needs a session; who is signed out learns at least that it is our server that says so."""
     if current_parts().auth.current() is None:
@@ -85,7 +85,7 @@ def guard() -> Any:
     return None
 
 
-@probing.get("/mark")
+@bp.get("/mark")
 def mark() -> Response:
     """Whose answer this is, and what of the request arrived."""
     parts = current_parts()
@@ -105,7 +105,7 @@ def mark() -> Response:
     return _answer(" ".join(f'{name}="{escape(value)}"' for name, value in facts.items()))
 
 
-@probing.get("/hold")
+@bp.get("/hold")
 def hold() -> Any:
     """An answer that comes only after `seconds` (at most the longest hold of a poll)."""
     here = current_parts()
@@ -121,7 +121,7 @@ def hold() -> Any:
     return _long(lambda: iter(["".join(parts())]))
 
 
-@probing.get("/stream")
+@bp.get("/stream")
 def stream() -> Any:
     """An answer in parts, 0.4 s apart: what is buffered on the way arrives at once, at the end."""
 
@@ -135,7 +135,7 @@ def stream() -> Any:
     return _long(parts)
 
 
-@probing.get("/large")
+@bp.get("/large")
 def large() -> Any:
     """Half a megabyte, closed by its end mark."""
     body = LINE * (LARGE_BYTES // len(LINE))

@@ -1,0 +1,186 @@
+"""Conversations and their messages: pages, fragments, and the forms behind them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+from flask import Blueprint, abort, jsonify, make_response, redirect, render_template, request, url_for
+from flask_babel import gettext as _
+
+from chatapp.chat import LONGEST_MESSAGE, ChatError
+from chatapp.parts import current_parts
+from chatapp.store import Entry, EntryPlace, Place, Posted
+from chatapp.store.conversations import MOST_CHANGES
+from chatapp.views import check_origin, me, problem, refused, require_session, slow_down, wants_json
+from chatapp.views.connection import connection_context
+
+NEWEST = (1 << 62) - 1  # after every position
+
+bp = Blueprint("conversations", __name__)
+bp.before_request(check_origin)
+bp.before_request(require_session)
+bp.register_error_handler(ChatError, refused)
+
+
+@bp.get("/")
+def home() -> Any:
+    """The newest conversation, or an unsaved empty one."""
+    newest = current_parts().store.conversations.newest(me())
+    if newest is not None:
+        return redirect(url_for("conversations.show", uuid=newest))
+    return _page(None)
+
+
+@bp.get("/c/<uuid:uuid>")
+def show(uuid: UUID) -> Any:
+    """A conversation's page."""
+    return _page(current_parts().chat.place(me(), str(uuid)))
+
+
+def _page(place: Place | None) -> Any:
+    parts, person = current_parts(), me()
+    uuid = place.uuid if place else str(uuid4())
+    before = _position()
+    shown = parts.chat.older(place, before or NEWEST) if place else None
+    oldest = shown.items[0].position if shown and shown.more else 0
+    entries = parts.chat.entries(person, 0)
+    return render_template(
+        "conversation/show.html",
+        conversation=place or {"uuid": uuid, "title": ""},
+        unsaved=place is None,
+        messages=shown.items if shown else (),
+        waiting=shown.waiting if shown else (),
+        # From an old page the way to what is new is not the feed's: from 0 it brings the newest page instead.
+        cursor=shown.end if shown and not before else 0,
+        older_url=url_for("conversations.show", uuid=uuid, before=oldest) if oldest else None,
+        answering=bool(place and parts.store.runs.is_answering(place.conversation)),
+        conversations=entries.items,
+        older_conversations=_after(person, entries.items),
+        list_cursor=entries.end,
+        mark=parts.store.histories.mark(max(entries.change, shown.change if shown else 0)),
+        client_id=str(uuid4()),
+        longest=LONGEST_MESSAGE,
+        **connection_context(),
+    )
+
+
+def _after(person: int, shown: Sequence[Entry]) -> str | None:
+    """Where the conversations after those shown are, if there are any."""
+    if len(shown) < MOST_CHANGES:
+        return None
+    place = EntryPlace(round(shown[-1].updated_at.timestamp() * 1000), shown[-1].uuid)
+    there_are_more = current_parts().chat.older_entries(person, place)[0]
+    return url_for("conversations.older_list", before=f"{place.updated_at}.{place.uuid}") if there_are_more else None
+
+
+@bp.get("/conversations")
+def older_list() -> Any:
+    """The conversations after a place in the list: `?before=MILLISECONDS.UUID`."""
+    found = re.fullmatch(r"(\d{1,15})\.([0-9a-f-]{36})", request.args.get("before", ""), re.ASCII)
+    if found is None:
+        return problem("bad-position", "Say before which conversation: follow the link below the list.", 400)
+    entries = current_parts().chat.older_entries(me(), EntryPlace(int(found[1]), found[2]))[0]
+    following = _after(me(), entries)
+    return render_template("conversation/older.html", conversations=entries, older_conversations=following)
+
+
+def _position() -> int | None:
+    """The position in `?before=`; None where it is not there. Ends the request where it is none."""
+    if "before" not in request.args:
+        return None
+    before = request.args.get("before", type=int)
+    if before is None or not 1 <= before <= NEWEST:
+        abort(make_response(_bad_position()))
+    return before
+
+
+def _bad_position() -> Any:
+    return problem("bad-position", "Say before which position: ?before=41.", 400)
+
+
+@bp.post("/c")
+def create() -> Any:
+    """A new conversation, with or without its first message."""
+    form, chat = request.form, current_parts().chat
+    uuid = form.get("id") or str(uuid4())
+    if current_parts().store.conversations.place(me(), uuid) is None:  # else it is there, and nothing is begun
+        words = _("You began very many conversations in a short time. Try again in a while; what you wrote is kept.")
+        slow_down(current_parts().quotas.conversations.take(me(), 1), words)
+    if not form.get("body", "").strip():
+        # A person's button: five clicks are one empty conversation. Whoever names an id gets that one.
+        place = chat.create(me(), uuid) if wants_json() or "id" in form else chat.begin(me())
+        if wants_json():
+            return jsonify(conversation=place.uuid), 201
+        return redirect(url_for("conversations.show", uuid=place.uuid), 303)
+    posted = chat.post(me(), uuid, form.get("client_id") or str(uuid4()), form["body"], create=True)
+    return _posted(posted)
+
+
+@bp.post("/c/<uuid:uuid>/messages")
+def post(uuid: UUID) -> Any:
+    """Append a message."""
+    form = request.form if not request.is_json else request.get_json()
+    if not isinstance(form, dict):
+        return problem("bad-body", "Send fields client_id and body.", 400)
+    posted = current_parts().chat.post(me(), str(uuid), form.get("client_id") or str(uuid4()), form.get("body", ""))
+    return _posted(posted)
+
+
+def _posted(posted: Posted) -> Any:
+    if not wants_json():
+        return redirect(url_for("conversations.show", uuid=posted.conversation), 303)
+    answer = {key: getattr(posted, key) for key in ("id", "client_id", "conversation", "position", "revision")}
+    return jsonify(answer), 201 if posted.created else 200
+
+
+@bp.get("/c/<uuid:uuid>/messages")
+def older(uuid: UUID) -> Any:
+    """The page of messages before a position."""
+    before = _position()
+    if before is None:
+        return _bad_position()
+    place = current_parts().chat.place(me(), str(uuid))
+    changes = current_parts().chat.older(place, before)
+    return current_parts().renderer.older(place.uuid, changes)
+
+
+@bp.post("/c/<uuid:uuid>/title")
+def rename(uuid: UUID) -> Any:
+    """Rename a conversation."""
+    current_parts().chat.rename(me(), str(uuid), request.form.get("title", ""))
+    return _done(uuid)
+
+
+@bp.post("/c/<uuid:uuid>/delete")
+def delete(uuid: UUID) -> Any:
+    """Delete a conversation."""
+    current_parts().chat.delete(me(), str(uuid))
+    return ("", 204) if wants_json() else redirect(url_for("conversations.home"), 303)
+
+
+@bp.post("/c/<uuid:uuid>/messages/<uuid:message>/delete")
+def delete_message(uuid: UUID, message: UUID) -> Any:
+    """Delete one of one's own messages."""
+    current_parts().chat.delete_message(me(), str(uuid), str(message))
+    return _done(uuid)
+
+
+@bp.post("/c/<uuid:uuid>/stop")
+def stop(uuid: UUID) -> Any:
+    """Stop an answer."""
+    current_parts().chat.stop(me(), str(uuid), request.form.get("answer", ""))
+    return _done(uuid)
+
+
+@bp.post("/c/<uuid:uuid>/again")
+def again(uuid: UUID) -> Any:
+    """Answer again."""
+    current_parts().chat.again(me(), str(uuid))
+    return _done(uuid)
+
+
+def _done(uuid: UUID) -> Any:
+    return ("", 204) if wants_json() else redirect(url_for("conversations.show", uuid=uuid), 303)

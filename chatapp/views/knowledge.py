@@ -1,0 +1,28 @@
+"""What the built-in assistant has read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, render_template
+
+from chatapp.parts import current_parts
+from chatapp.views import came_from, problem, require_session
+
+bp = Blueprint("knowledge", __name__, url_prefix="/knowledge")
+bp.before_request(require_session)
+
+
+@bp.get("")
+def index() -> Any:
+    """What the built-in assistant has read."""
+    return render_template("knowledge/index.html", came_from=came_from(), documents=current_parts().knowledge.titles())
+
+
+@bp.get("/<slug>")
+def show(slug: str) -> Any:
+    """One document; citations open it at the passage."""
+    document = current_parts().knowledge.document(slug)
+    if document is None:
+        return problem("gone", "There is no such document in the knowledge folder.", 404)
+    return render_template("knowledge/show.html", came_from=came_from(), document=document)
