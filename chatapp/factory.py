@@ -34,8 +34,10 @@ from chatapp.store import Store
 from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
 from chatapp.transports import bodies, handshake, integrity, polling
+from chatapp.transports.connections import make_connections
 from chatapp.transports.protocol import Renderer
 from chatapp.transports.subscriptions import Reader
+from chatapp.transports.websocket import Services
 from chatapp.views import auth, connection, connection_test, conversations, knowledge
 
 
@@ -82,7 +84,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(view.bp)
     fault_injection.register(app, parts.drills, parts.auth)  # before what it spoils
     if "websocket" in settings.transports:
-        handshake.register(app, parts, Comers(parts.auth, cookies, parts.bus))
+        comers = Comers(parts.auth, cookies, parts.bus)
+        handshake.register(app, parts.websockets, comers, lambda: parts.drills.is_running)
     polling.register(app, parts.polls, parts.auth, settings)
     security.register(app)
     integrity.register(app)
@@ -111,7 +114,9 @@ def _build(app: Flask, settings: Settings, instance: str) -> Parts:
     reader = Reader(store, chat, renderer)
     store.histories.look_back()
     epoch = store.people.epoch()
-    connections = handshake.make_connections(settings, store)
+    connections = make_connections(settings, store)
+    auth, quotas = Auth(store, settings, bus), Quotas()
+    drills = Drills(store, bus, connections.sockets, settings.drill_schedule)
     bus.on_broadcast = connections.broadcast
     return Parts(
         settings=settings,
@@ -120,14 +125,17 @@ def _build(app: Flask, settings: Settings, instance: str) -> Parts:
         bus=bus,
         store=store,
         chat=chat,
-        auth=Auth(store, settings, bus),
+        auth=auth,
         knowledge=knowledge,
         renderer=renderer,
         reader=reader,
         polls=polling.Polls(reader, bus, epoch, store.histories),
         connections=connections,
-        quotas=Quotas(),
-        drills=Drills(store, bus, connections.sockets, settings.drill_schedule),
+        quotas=quotas,
+        drills=drills,
+        websockets=Services(
+            settings, epoch, chat, auth, quotas, reader, bus, store.histories, connections, drills.left_ms
+        ),
         runner=None
         if provider is None
         else Runner(store.runs, bus, provider, Worker(settings.data_dir / "workers"), settings.longest_answer),

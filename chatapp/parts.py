@@ -15,10 +15,11 @@ from chatapp.chat import Chat
 from chatapp.config import Settings
 from chatapp.diagnostics.drills import Drills
 from chatapp.store import Store
-from chatapp.transports.handshake import Connections
+from chatapp.transports.connections import Connections
 from chatapp.transports.polling import Polls
 from chatapp.transports.protocol import Renderer
 from chatapp.transports.subscriptions import Reader
+from chatapp.transports.websocket import Services
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Parts:
     reader: Reader
     polls: Polls
     connections: Connections
+    websockets: Services
     drills: Drills
     quotas: Quotas
     runner: Runner | None

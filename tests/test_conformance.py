@@ -21,7 +21,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 from wsproto.utilities import RemoteProtocolError
 
-from chatapp.transports.rfc6455 import NO_CODE, Parser, Violation, close_code, close_frame, frame
+from chatapp.transports.rfc6455 import CloseCode, Parser, Violation, close_code, close_frame, frame
 
 ROUNDS = int(os.environ.get("CONFORMANCE_ROUNDS", "1"))
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -302,7 +302,7 @@ def test_what_we_write_is_what_others_read(size: int) -> None:
     assert (bytes(first.data), bytes(ping.data)) == (payload, b"x")
     assert reference.close_rcvd is not None
     assert (reference.close_rcvd.code, reference.close_rcvd.reason) == (4401, "signed out")
-    assert close_frame(NO_CODE) == b"\x88\x00"
+    assert close_frame(CloseCode.NO_STATUS) == b"\x88\x00"
 
 
 def test_a_thousand_small_fragments_are_one_message(me: Client) -> None:

@@ -34,7 +34,7 @@ def pair(parts: Parts) -> Iterator[tuple[WebSocketConnection, socket.socket]]:
     assert sign_in is not None
     ours, theirs = socket.socketpair()
     theirs.settimeout(5)
-    connection = WebSocketConnection(ours.detach(), parts, sign_in, "127.0.0.1", False)
+    connection = WebSocketConnection(ours.detach(), parts.websockets, sign_in, "127.0.0.1", False)
     connection.start(b"")
     with theirs:
         yield connection, theirs
@@ -62,10 +62,10 @@ def test_what_comes_after_the_last_word_is_not_kept(pair: tuple[WebSocketConnect
     connection, theirs = pair
     connection.write(rfc6455.frame(b"x" * 4_000_000))
     assert connection.is_blocked
-    connection.close(rfc6455.TOO_BIG, "the message is too big")
+    connection.close(rfc6455.CloseCode.TOO_BIG, "the message is too big")
     for _ in range(FLOOD):
         theirs.sendall(b"y" * READ_BYTES)
         connection()  # as the event loop does
     assert connection.bytes_in >= FLOOD * READ_BYTES, "it was read, so that the other side's end would be seen"
     assert connection._parser is None
-    assert drain(theirs).endswith(rfc6455.close_frame(rfc6455.TOO_BIG, "the message is too big"))
+    assert drain(theirs).endswith(rfc6455.close_frame(rfc6455.CloseCode.TOO_BIG, "the message is too big"))

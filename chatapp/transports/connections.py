@@ -14,7 +14,8 @@ import gevent
 from chatapp import descriptors
 from chatapp.bus import Wake
 from chatapp.concurrency import ParkedWorker
-from chatapp.store import ConnectionEvent
+from chatapp.config import Settings
+from chatapp.store import ConnectionEvent, Store
 from chatapp.transports.subscriptions import broadcast
 
 RECONNECTS_PER_S = 100  # how densely a draining server asks its clients to come back
@@ -285,6 +286,12 @@ class Connections:
             connection.cut()
         while self._is_storing and time.monotonic() < end + FINISH_S:
             gevent.sleep(0.01)
+
+
+def make_connections(settings: Settings, store: Store) -> Connections:
+    """What all connections share, with a timer fine enough for the time-outs as they are set."""
+    shortest = min(settings.ws_ping_interval, settings.ws_pong_timeout, settings.ws_read_timeout)
+    return Connections(min(shortest, settings.ws_write_timeout), store.events.note)
 
 
 def _advice(number: int) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flask_sock
 from flask import Flask, Response, request
@@ -21,16 +21,10 @@ from werkzeug.wsgi import get_host
 from chatapp.accounts.auth import JUDGED, Comers, expected_origins, origin_is_allowed
 from chatapp.config import Settings
 from chatapp.gunicorn_bridge import can_leave, end_request, has_body, is_plain, take
-from chatapp.store import AuthSession, StorageUnavailable, Store
-from chatapp.transports.connections import Connections
-from chatapp.transports.deflate import agreed
-from chatapp.transports.websocket import WebSocketConnection
+from chatapp.store import AuthSession, StorageUnavailable
+from chatapp.transports.rfc6455 import agreed
+from chatapp.transports.websocket import Services, WebSocketConnection
 from chatapp.wellformed import shown
-
-if TYPE_CHECKING:
-    from chatapp.parts import Parts
-
-__all__ = ["Connections", "Door", "make_connections", "register"]
 
 PATH, ENDPOINT = "/ws", "websocket_route"
 VERSION = "13"
@@ -88,17 +82,11 @@ class NoAnswer(Response):
         end_request()
 
 
-def make_connections(settings: Settings, store: Store) -> Connections:
-    """What all connections share, with a timer fine enough for the time-outs as they are set."""
-    shortest = min(settings.ws_ping_interval, settings.ws_pong_timeout, settings.ws_read_timeout)
-    return Connections(min(shortest, settings.ws_write_timeout), store.events.note)
-
-
 class Judge:
     """Says whether a request may open a WebSocket."""
 
-    def __init__(self, parts: Parts, comers: Comers) -> None:
-        self._parts = parts
+    def __init__(self, services: Services, comers: Comers) -> None:
+        self._services = services
         self._comers = comers
 
     def __call__(self, environ: dict[str, Any]) -> AuthSession | Refusal:
@@ -113,11 +101,11 @@ class Judge:
         if sign_in is None:
             return Refusal(401, "Sign in first.\n")
         origin, host = environ.get("HTTP_ORIGIN", ""), f"{environ['wsgi.url_scheme']}://{get_host(environ)}"
-        if not origin_is_allowed(self._parts.settings, origin, host):
-            words = _wrong_origin(self._parts.settings, environ, origin, host)
+        if not origin_is_allowed(self._services.settings, origin, host):
+            words = _wrong_origin(self._services.settings, environ, origin, host)
             log.warning("refused a WebSocket: %s", words)
             return Refusal(403, f"{words}\n")
-        if self._parts.connections.is_full() or not is_plain(environ):
+        if self._services.connections.is_full() or not is_plain(environ):
             return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
         if not can_leave(environ):
             return Refusal(400, ALONE)
@@ -127,14 +115,14 @@ class Judge:
 class Door:
     """WSGI middleware: lets in who may open a WebSocket, and leaves all else to Flask behind it."""
 
-    def __init__(self, app: Flask, parts: Parts, judge: Judge, behind: Any) -> None:
+    def __init__(self, app: Flask, judge: Judge, behind: Any, is_drilling: Callable[[], bool]) -> None:
         self._app = app
-        self._parts = parts
         self._judge = judge
         self._behind = behind
+        self._is_drilling = is_drilling
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if is_upgrade(environ) and not self._parts.drills.is_running:
+        if is_upgrade(environ) and not self._is_drilling():
             judged = self._judged(environ)
             if isinstance(judged, AuthSession):
                 environ[JUDGED] = judged
@@ -170,9 +158,9 @@ def is_upgrade(environ: dict[str, Any]) -> bool:
     )
 
 
-def register(app: Flask, parts: Parts, comers: Comers) -> None:
-    """Hang /ws into the app, and its door before the app."""
-    judge, connections = Judge(parts, comers), parts.connections
+def register(app: Flask, services: Services, comers: Comers, is_drilling: Callable[[], bool]) -> None:
+    """Hang /ws into the app, and its door before the app. While a drill is running, Flask answers all upgrades."""
+    judge = Judge(services, comers)
     flask_sock.Server = Handshake  # the seam: what flask-sock makes of each request
     sock = Sock(app)
 
@@ -193,16 +181,16 @@ def register(app: Flask, parts: Parts, comers: Comers) -> None:
     def websocket_route(ws: Handshake) -> None:
         sign_in: AuthSession = request.environ[JUDGED]
         if request.query_string:
-            connections.replace(request.args.get("replaces", ""), sign_in.person.id)
+            services.connections.replace(request.args.get("replaces", ""), sign_in.person.id)
         fd, address = ws.take(), request.remote_addr or ""
-        WebSocketConnection(fd, parts, sign_in, address, bool(ws.extension)).start(ws.answer)
+        WebSocketConnection(fd, services, sign_in, address, bool(ws.extension)).start(ws.answer)
         raise HandedOver
 
     @app.errorhandler(HandedOver)
     def handed_over(_: HandedOver) -> Response:
         return NoAnswer()
 
-    app.wsgi_app = Door(app, parts, judge, app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = Door(app, judge, app.wsgi_app, is_drilling)  # type: ignore[method-assign]
 
 
 def is_key(key: str) -> bool:

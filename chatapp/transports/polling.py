@@ -27,7 +27,6 @@ from chatapp.store import AuthSession, StorageUnavailable
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import protocol
-from chatapp.transports.doing import stale
 from chatapp.transports.integrity import ARMOUR, UNKEPT, armoured
 from chatapp.transports.long_poll import MOST_HELD, UNREADABLE, Lender, LongPoll
 from chatapp.transports.subscriptions import MOST_FEEDS, Reader, StaleCursor
@@ -186,7 +185,7 @@ class Polls:
 
     def now(self, person: int, poll: Poll) -> list[str]:
         """The frames of what is new at this moment."""
-        reload = stale(self._histories, poll.epoch, self._epoch, poll.mark)
+        reload = protocol.stale(self._histories, poll.epoch, self._epoch, poll.mark)
         if reload is not None:
             return [reload(name) for name in poll.cursors]
         found = []

@@ -19,9 +19,10 @@ from markupsafe import Markup, escape
 
 from chatapp.cache import Cache
 from chatapp.store import ChangedMessage, Changes, Entry, Posted, Waiting
+from chatapp.store.histories import Histories
 from chatapp.transports import rfc6455
-from chatapp.transports.deflate import deflated
 from chatapp.transports.integrity import check_of, message_check
+from chatapp.transports.rfc6455 import deflated
 from chatapp.transports.subscriptions import StaleCursor, Update
 
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
@@ -156,6 +157,15 @@ def reload(feed: str, reason: str, epoch: str | None = None, mark: str | None = 
     """The cursor means nothing here: begin again from 0; `epoch` names the database where it is another one, `mark`
     starts over where it is of a future that this one does not have."""
     return element("chat-reload", feed=feed, reason=reason, epoch=epoch, mark=mark)
+
+
+def stale(histories: Histories | None, epoch: str, own: str, mark: str) -> Callable[[str], str] | None:
+    """What to say of a feed whose cursor is of another database, or of a future that this one lost; None: nothing."""
+    if epoch != own:
+        return lambda name: reload(name, "epoch", own, (histories.mark(0) if histories else "") or None)
+    if histories is not None and not histories.holds(mark):
+        return lambda name: reload(name, "history", None, histories.mark(0))
+    return None
 
 
 def gone(feed: str) -> str:

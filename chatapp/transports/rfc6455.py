@@ -1,17 +1,56 @@
-"""WebSocket framing (RFC 6455), the server's half: bytes in, messages out. No socket, nothing kept between messages."""
+"""WebSocket framing (RFC 6455) and compression (RFC 7692), the server's half: bytes in, messages out.
+
+No socket, and nothing kept between messages: compression takes no context from one message to the next, so a frame is
+compressed once for all its readers.
+"""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
-from typing import Any, Protocol
+import zlib
+from enum import IntEnum
+from typing import Any
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-PROTOCOL_ERROR, NOT_TEXT, TOO_BIG = 1002, 1007, 1009
+
+class Opcode(IntEnum):
+    """RFC 6455, section 5.2."""
+
+    CONTINUATION = 0
+    TEXT = 1
+    BINARY = 2
+    CLOSE = 8
+    PING = 9
+    PONG = 10
+
+
+class CloseCode(IntEnum):
+    """RFC 6455, section 7.4.1, and the application's own (4000 to 4999)."""
+
+    NORMAL = 1000
+    PROTOCOL_ERROR = 1002
+    UNSUPPORTED_DATA = 1003
+    NO_STATUS = 1005  # a close frame without a code; never on the wire
+    ABNORMAL = 1006  # no close frame; never on the wire
+    INVALID_DATA = 1007
+    POLICY = 1008
+    TOO_BIG = 1009
+    SERVER_ERROR = 1011
+    RESTART = 1012
+    SIGNED_OUT = 4401
+    REPLACED = 4409
+
+
+CONTINUATION, TEXT, BINARY, CLOSE = Opcode.CONTINUATION, Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE
 COMPRESSED = 0x40  # the bit of a message's first byte that RFC 7692 gave a meaning
-NO_CODE = 1005  # a close frame without a code; never on the wire
 LONGEST_CONTROL = 125  # bytes, by the RFC; also what a length of seven bits can say
-CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}  # that may be on the wire, besides 3000 to 4999
+VALID_CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}  # that may be on the wire, besides 3000 to 4999
+
+EXTENSION = "permessage-deflate"
+TAIL = b"\x00\x00\xff\xff"  # what RFC 7692 has the sender leave out
+WINDOW_BITS = 12  # of what we write: 4 kB, as much as most frames have; a smaller window is quicker to set up
+MEMORY_LEVEL = 5
+LEVEL = 6
+LEAST_BYTES = 200  # below, little is saved, and an echo would cost more than it does now
 
 
 class Violation(Exception):
@@ -34,30 +73,45 @@ def frame(payload: bytes, opcode: int = TEXT) -> bytes:
 
 
 def close_frame(code: int, reason: str = "") -> bytes:
-    """A close frame; NO_CODE says none, as the other side did."""
-    if code == NO_CODE:
+    """A close frame; CloseCode.NO_STATUS says none, as the other side did."""
+    if code == CloseCode.NO_STATUS:
         return frame(b"", CLOSE)
     return frame(code.to_bytes(2, "big") + reason.encode()[: LONGEST_CONTROL - 2], CLOSE)
 
 
-class Inflater(Protocol):
-    """What makes a compressed message readable: deflate.py."""
+class Inflater:
+    """Inflates the frames of one message."""
+
+    __slots__ = ("_left", "_stream")
+
+    def __init__(self, most: int) -> None:
+        self._left = most  # bytes that may still come out
+        self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
 
     def take(self, data: bytes, is_last: bool) -> bytes:
-        """The next frame's content. Raises Violation."""
+        """The next frame's content. Raises Violation before more than the limit is inflated."""
+        try:
+            found = self._stream.decompress(data + TAIL if is_last else data, self._left + 1)
+        except zlib.error:
+            raise Violation(CloseCode.PROTOCOL_ERROR, "a compressed message that does not inflate") from None
+        self._left -= len(found)
+        if self._left < 0:
+            raise Violation(CloseCode.TOO_BIG, "the message is too big")
+        return found
 
 
 class Parser:
     """Takes bytes as they come and gives messages. One that `is_idle` can be thrown away."""
 
-    __slots__ = ("_at", "_data", "_decoder", "_inflater", "_inflates", "_most", "_opcode", "_parts", "_size")
+    __slots__ = ("_at", "_data", "_decoder", "_inflater", "_may_inflate", "_most", "_opcode", "_parts", "_size")
 
-    def __init__(self, most: int, inflates: Callable[[int], Inflater] | None = None) -> None:
+    def __init__(self, most: int, may_inflate: bool = False) -> None:
         self._most = most  # bytes of a message
-        self._inflates = inflates  # None: no compression was agreed
+        self._may_inflate = may_inflate  # whether compression was agreed
         self._inflater: Inflater | None = None  # of the message under way
         self._data, self._at = b"", 0
-        self._opcode, self._size = CONTINUATION, 0  # of the message whose fragments are being collected
+        self._opcode: int = CONTINUATION  # of the message whose fragments are being collected
+        self._size = 0  # of the same
         self._parts: list[Any] = []
         self._decoder: codecs.IncrementalDecoder | None = None
 
@@ -93,9 +147,9 @@ class Parser:
                 return None
             size, at = int.from_bytes(data[at : at + width], "big"), at + width
             if size <= LONGEST_CONTROL or (width == 8 and not 1 << 16 <= size < 1 << 63):
-                raise Violation(PROTOCOL_ERROR, "a length in more bytes than it needs")
+                raise Violation(CloseCode.PROTOCOL_ERROR, "a length in more bytes than it needs")
         if opcode < CLOSE and self._size + size > self._most:
-            raise Violation(TOO_BIG, "the message is too big")
+            raise Violation(CloseCode.TOO_BIG, "the message is too big")
         if len(data) - at < 4 + size:
             return None
         payload = _unmask(data[at + 4 : at + 4 + size], data[at : at + 4])
@@ -105,8 +159,8 @@ class Parser:
         return opcode, payload, first >= 0x80
 
     def _inflated(self, first: int, payload: bytes) -> bytes:
-        if first & COMPRESSED and self._inflates:
-            self._inflater = self._inflates(self._most)
+        if first & COMPRESSED and self._may_inflate:
+            self._inflater = Inflater(self._most)
         if (inflater := self._inflater) is None:
             return payload
         if first >= 0x80:
@@ -115,17 +169,17 @@ class Parser:
 
     def _check_head(self, first: int, second: int) -> None:
         opcode = first & 15
-        compressed = COMPRESSED if self._inflates and opcode in (TEXT, BINARY) else 0
+        compressed = COMPRESSED if self._may_inflate and opcode in (TEXT, BINARY) else 0
         if first & 0x70 & ~compressed:
-            raise Violation(PROTOCOL_ERROR, "a reserved bit is set")
-        if opcode not in (TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG):
-            raise Violation(PROTOCOL_ERROR, "an unknown opcode")
+            raise Violation(CloseCode.PROTOCOL_ERROR, "a reserved bit is set")
+        if opcode not in (TEXT, BINARY, CONTINUATION, CLOSE, Opcode.PING, Opcode.PONG):
+            raise Violation(CloseCode.PROTOCOL_ERROR, "an unknown opcode")
         if not second & 0x80:
-            raise Violation(PROTOCOL_ERROR, "a frame without a mask")
+            raise Violation(CloseCode.PROTOCOL_ERROR, "a frame without a mask")
         if opcode >= CLOSE and (first < 0x80 or second & 127 > LONGEST_CONTROL):
-            raise Violation(PROTOCOL_ERROR, "a control frame in fragments, or too long")
+            raise Violation(CloseCode.PROTOCOL_ERROR, "a control frame in fragments, or too long")
         if opcode < CLOSE and (opcode == CONTINUATION) != bool(self._opcode):
-            raise Violation(PROTOCOL_ERROR, "a continuation out of place")
+            raise Violation(CloseCode.PROTOCOL_ERROR, "a continuation out of place")
 
     def _message(self, opcode: int, payload: bytes, is_last: bool) -> tuple[int, Any] | None:
         """The message that this fragment completes; most are whole in one frame."""
@@ -140,7 +194,7 @@ class Parser:
             if part:  # else a flood of empty fragments would fill the memory
                 self._parts.append(part)
         except UnicodeDecodeError:
-            raise Violation(NOT_TEXT, "text that is no UTF-8") from None
+            raise Violation(CloseCode.INVALID_DATA, "text that is no UTF-8") from None
         if not is_last:
             return None
         whole = (self._opcode, ("" if self._opcode == TEXT else b"").join(self._parts))
@@ -158,12 +212,48 @@ def _unmask(payload: bytes, key: bytes) -> bytes:
 def close_code(payload: bytes) -> int:
     """The code of a close frame. Raises Violation."""
     if not payload:
-        return NO_CODE
+        return CloseCode.NO_STATUS
     code = int.from_bytes(payload[:2], "big")
-    if len(payload) == 1 or (code not in CLOSE_CODES and not 3000 <= code < 5000):
-        raise Violation(PROTOCOL_ERROR, "a close code that must not be sent")
+    if len(payload) == 1 or (code not in VALID_CLOSE_CODES and not 3000 <= code < 5000):
+        raise Violation(CloseCode.PROTOCOL_ERROR, "a close code that must not be sent")
     try:
         payload[2:].decode()
     except UnicodeDecodeError:
-        raise Violation(NOT_TEXT, "a reason that is no UTF-8") from None
+        raise Violation(CloseCode.INVALID_DATA, "a reason that is no UTF-8") from None
     return code
+
+
+# Compression
+
+
+def agreed(offers: str) -> str:
+    """What is answered to a client's Sec-WebSocket-Extensions, as an offer that is accepted as it stands; or empty."""
+    for offer in offers.split(","):
+        name, *parameters = (part.strip() for part in offer.split(";"))
+        wanted = dict(parameter.replace(" ", "").partition("=")[::2] for parameter in parameters)
+        if name == EXTENSION and len(wanted) == len(parameters) and _can(wanted):
+            bits = f"; server_max_window_bits={WINDOW_BITS}" if "server_max_window_bits" in wanted else ""
+            return f"{EXTENSION}; client_no_context_takeover; server_no_context_takeover{bits}"
+    return ""
+
+
+def _can(wanted: dict[str, str]) -> bool:
+    return all(value.strip('"') in _POSSIBLE.get(name, ()) for name, value in wanted.items())
+
+
+_POSSIBLE: dict[str, set[str]] = {
+    "client_no_context_takeover": {""},
+    "server_no_context_takeover": {""},
+    "client_max_window_bits": {"", *map(str, range(8, 16))},  # we inflate whatever the client likes
+    "server_max_window_bits": {str(bits) for bits in range(WINDOW_BITS, 16)},
+}
+
+
+def deflated(payload: bytes) -> bytes:
+    """A whole text frame, compressed where that makes it shorter."""
+    if len(payload) < LEAST_BYTES:
+        return frame(payload)
+    stream = zlib.compressobj(LEVEL, zlib.DEFLATED, -WINDOW_BITS, MEMORY_LEVEL)
+    data = stream.compress(payload) + stream.flush(zlib.Z_SYNC_FLUSH)
+    data = data[: -len(TAIL)]
+    return frame(data, TEXT | COMPRESSED) if len(data) < len(payload) else frame(payload)
