@@ -35,10 +35,11 @@ from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
 from chatapp.transports import bodies, handshake, integrity, polling
 from chatapp.transports.connections import make_connections
+from chatapp.transports.long_poll import Polls
 from chatapp.transports.protocol import Renderer
 from chatapp.transports.subscriptions import Reader
 from chatapp.transports.websocket import Services
-from chatapp.views import auth, connection, connection_test, conversations, knowledge
+from chatapp.views import auth, changes, connection, connection_test, conversations, knowledge
 
 
 class Json(DefaultJSONProvider):
@@ -80,18 +81,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     Babel(app)
     bodies.register(app)  # before what reads forms
     CSRFProtect(app)
-    for view in (auth, conversations, connection, connection_test, knowledge):
+    for view in (auth, changes, conversations, connection, connection_test, knowledge):
         app.register_blueprint(view.bp)
     fault_injection.register(app, parts.drills, parts.auth)  # before what it spoils
     if "websocket" in settings.transports:
         comers = Comers(parts.auth, cookies, parts.bus)
         handshake.register(app, parts.websockets, comers, lambda: parts.drills.is_running)
-    polling.register(app, parts.polls, parts.auth, settings)
     security.register(app)
     integrity.register(app)
     _register_plain(app, parts, files)
     offline.register(app, parts, files, partial(_address, files))
-    door = polling.Door(
+    door = polling.PollMiddleware(
         app.wsgi_app,
         parts.polls,
         cookies,
@@ -129,7 +129,7 @@ def _build(app: Flask, settings: Settings, instance: str) -> Parts:
         knowledge=knowledge,
         renderer=renderer,
         reader=reader,
-        polls=polling.Polls(reader, bus, epoch, store.histories),
+        polls=Polls(reader, bus, connections, epoch, store.histories),
         connections=connections,
         quotas=quotas,
         drills=drills,

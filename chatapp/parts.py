@@ -16,7 +16,7 @@ from chatapp.config import Settings
 from chatapp.diagnostics.drills import Drills
 from chatapp.store import Store
 from chatapp.transports.connections import Connections
-from chatapp.transports.polling import Polls
+from chatapp.transports.long_poll import Polls
 from chatapp.transports.protocol import Renderer
 from chatapp.transports.subscriptions import Reader
 from chatapp.transports.websocket import Services

@@ -22,7 +22,6 @@ from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
 from chatapp.gunicorn_bridge import IdleConnections, Limits, Worker, tune  # noqa: E402
 from chatapp.strangers import Strangers  # noqa: E402
-from chatapp.transports.long_poll import Lender  # noqa: E402
 
 CLOSE_IDLE_EVERY_S = 0.2
 DRAIN_LOOK_S = 1.0  # how late a drain begins at most where it is no signal that ends the worker
@@ -71,7 +70,7 @@ def post_worker_init(worker: Any) -> None:
     gc.collect()
     gc.freeze()  # what was loaded stays: a full collection that looks at all of it would hold the loop for 50 ms
     parts.start()
-    parts.polls.lender = Lender(worker.log.note, parts.connections)
+    parts.polls.access_log = worker.log.note
 
     idle = IdleConnections(worker)
     ending = Event()

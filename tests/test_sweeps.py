@@ -22,8 +22,7 @@ from chatapp.parts import Parts
 from chatapp.store import AuthSession, StorageUnavailable, database
 from chatapp.transports import connections, long_poll, polling
 from chatapp.transports.connections import Connections
-from chatapp.transports.long_poll import Lender, LongPoll
-from chatapp.transports.polling import Poll
+from chatapp.transports.long_poll import LongPoll, Poll
 from chatapp.transports.subscriptions import Subscriber, Update, broadcast
 
 BUSY_S = 0.0001  # what one flush takes
@@ -187,7 +186,7 @@ def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
 @pytest.fixture
 def parts(tmp_path: Path) -> Iterator[Parts]:
     parts: Parts = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
-    parts.polls.lender = Lender(lambda _line: None, parts.connections)
+    parts.polls.access_log = lambda _line: None
     yield parts
     parts.store.close()
 
@@ -214,8 +213,7 @@ def hold(parts: Parts) -> Iterator[Hold]:
         looked = parts.bus.published
         if meanwhile:
             parts.chat.post(ada, conversation, str(uuid.uuid4()), "between the look and the subscription")
-        assert parts.polls.lender is not None
-        one = LongPoll(ours.detach(), parts.polls, parts.polls.lender, sign_in, poll)
+        one = LongPoll(ours.detach(), parts.polls, sign_in, poll)
         one.start("127.0.0.1", "", looked)
         gevent.sleep(0.02)
         return one, theirs
@@ -314,7 +312,7 @@ def test_held_polls_are_bounded_and_an_answered_one_makes_room(
     parts: Parts, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = hold(wait_s=20)
-    monkeypatch.setattr(polling, "MOST_HELD", 1)
+    monkeypatch.setattr(long_poll, "MOST_HELD", 1)
     unreader = SimpleNamespace(reader=SimpleNamespace(unreader=SimpleNamespace(buf=io.BytesIO())))
     environ = {"SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_ADDR": "127.0.0.1", "wsgi.input": unreader}
     with gevent.socket.socket() as asks:

@@ -13,18 +13,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Any
 
-from chatapp.bus import session_topic
+from gevent.event import Event
+
+from chatapp.bus import Bus, session_topic
 from chatapp.chat import Gone
+from chatapp.gunicorn_bridge import can_leave, take
 from chatapp.store import AuthSession, StorageUnavailable
+from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
+from chatapp.transports import protocol
 from chatapp.transports.connections import NO_SLOT, Connections, Slot
 from chatapp.transports.event_socket import LINGER_S, EventSocket, has_unread
-from chatapp.transports.integrity import UNKEPT
-
-if TYPE_CHECKING:
-    from chatapp.transports.polling import Poll, Polls
+from chatapp.transports.integrity import UNKEPT, armoured
+from chatapp.transports.subscriptions import Reader, StaleCursor
 
 WRITE_S = 20.0  # how long the kernel may have no room for more of an answer; it has, once a third of its buffer is free
 MOST_HELD = 10_000  # in a worker; more wait as gunicorn's requests, whose number it bounds
@@ -35,12 +38,16 @@ NOTHING = f"Cache-Control: {UNKEPT}\r\nVary: Cookie\r\nCross-Origin-Resource-Pol
 log = logging.getLogger("chatapp.polling")
 
 
-@dataclass
-class Lender:
-    """What a held poll needs of gunicorn, which is its log, and who looks after it."""
+@dataclass(frozen=True)
+class Poll:
+    """One request, understood."""
 
-    log: Callable[[str], None]
-    connections: Connections
+    epoch: str
+    cursors: dict[str, int]
+    wait_s: float
+    person: str | None = None  # who the client believes to be signed in
+    mark: str = ""  # see store/histories.py
+    armour: bool = False  # something on the way rewrites HTML
 
 
 class LongPoll(EventSocket):
@@ -52,7 +59,6 @@ class LongPoll(EventSocket):
         "_head",
         "_is_awake",
         "_is_ended",
-        "_lender",
         "_poll",
         "_polls",
         "_sign_in",
@@ -61,10 +67,10 @@ class LongPoll(EventSocket):
         "slot",
     )
 
-    def __init__(self, fd: int, polls: Polls, lender: Lender, sign_in: AuthSession, poll: Poll) -> None:
+    def __init__(self, fd: int, polls: Polls, sign_in: AuthSession, poll: Poll) -> None:
         super().__init__(fd)
         self.slot: Slot = NO_SLOT
-        self._polls, self._lender = polls, lender
+        self._polls = polls
         self._sign_in, self._poll = sign_in, poll
         self._since = time.monotonic()
         self._due = self._since + poll.wait_s
@@ -78,8 +84,8 @@ class LongPoll(EventSocket):
         self._client, self._head = client, head
         self._topics = self._subscribed()
         self._polls.held.add(self)
-        self._lender.connections.lent += 1
-        self._lender.connections.timer.set(self, self._due)
+        self._polls.connections.lent += 1
+        self._polls.connections.timer.set(self, self._due)
         self.read_on()
         if self._polls.bus.published != looked or not self._topics:  # something came between, or cannot be followed
             self.wake(0)
@@ -108,7 +114,7 @@ class LongPoll(EventSocket):
         """There may be an answer."""
         if not self._is_awake:
             self._is_awake = True
-            self._lender.connections.wake(self)
+            self._polls.connections.wake(self)
 
     def let_go(self, topic: int = 0) -> None:
         """Answer that there is nothing: the session has ended, or the worker."""
@@ -157,7 +163,7 @@ class LongPoll(EventSocket):
         self._leave()
         status, data = answer
         took = round((time.monotonic() - self._since) * 1000)
-        self._lender.log(f'{self._client} "GET /changes" {status} {len(data)} {took}ms')
+        self._polls.log(f'{self._client} "GET /changes" {status} {len(data)} {took}ms')
         self.end(data)
 
     def _body(self, found: list[str]) -> bytes:
@@ -167,7 +173,7 @@ class LongPoll(EventSocket):
         """The kernel has all of the answer and delivers it, also after the end; unless something unread is there."""
         if self.bytes_in or has_unread(self._fd):
             super()._half_close()
-            self._lender.connections.timer.set(self, time.monotonic() + LINGER_S)
+            self._polls.connections.timer.set(self, time.monotonic() + LINGER_S)
         else:
             self.cut()
 
@@ -186,7 +192,7 @@ class LongPoll(EventSocket):
 
     def on_blocked(self) -> None:
         """The kernel did not take all of it."""
-        self._lender.connections.timer.set(self, time.monotonic() + WRITE_S)
+        self._polls.connections.timer.set(self, time.monotonic() + WRITE_S)
 
     def on_cut(self) -> None:
         """The other side has gone."""
@@ -194,8 +200,117 @@ class LongPoll(EventSocket):
     def on_end(self) -> None:
         """Nothing is left of it."""
         self._leave()
-        self._lender.connections.timer.clear(self)
-        self._lender.connections.lent -= 1
+        self._polls.connections.timer.clear(self)
+        self._polls.connections.lent -= 1
+
+
+class Polls:
+    """This worker's polls."""
+
+    def __init__(
+        self, reader: Reader, bus: Bus, connections: Connections, epoch: str, histories: Histories | None = None
+    ) -> None:
+        self.reader = reader
+        self.bus = bus
+        self.held: set[LongPoll] = set()  # by the event loop
+        self.connections = connections
+        self.access_log: Callable[[str], None] | None = None  # gunicorn's, where it serves
+        self._epoch = epoch
+        self._histories = histories
+        self._waiting: set[Event] = set()  # in greenlets
+        self._bodies: dict[bool, tuple[list[str], bytes]] = {}  # the last ones, plain and armoured
+        self.is_draining = False
+
+    def answer(self, person: int, session: int, poll: Poll) -> list[str]:
+        """The frames for a poll; empty when nothing is new, after the hold, or when the session ends meanwhile."""
+        found = self.now(person, poll)
+        return found if found or poll.wait_s <= 0 else self._hold(person, session, poll)
+
+    def body(self, found: list[str], is_armoured: bool) -> bytes:
+        """The body of an answer; the same for many who waited for the same."""
+        kept = self._bodies.get(is_armoured)
+        if kept is None or found != kept[0]:
+            plain = protocol.answer(found).encode()
+            kept = self._bodies[is_armoured] = (found, armoured(plain) if is_armoured else plain)
+        return kept[1]
+
+    def hand_over(self, environ: dict[str, Any], sign_in: AuthSession, poll: Poll, head: str, looked: int) -> bool:
+        """Have the event loop hold this request, if it can take its socket: False where it must wait as it is.
+
+        looked: how much had been published before it was looked for news."""
+        if self.access_log is None or not can_leave(environ):
+            return False
+        if self.connections.lent >= MOST_HELD or self.connections.is_full():
+            return False
+        LongPoll(take(environ), self, sign_in, poll).start(environ["REMOTE_ADDR"], head, looked)
+        return True
+
+    def log(self, line: str) -> None:
+        """A line of the access log."""
+        if self.access_log is not None:
+            self.access_log(line)
+
+    def drain(self) -> None:
+        """Let all held polls go."""
+        self.is_draining = True
+        for event in tuple(self._waiting):
+            event.set()
+        for poll in tuple(self.held):
+            poll.let_go()
+
+    def _hold(self, person: int, session: int, poll: Poll) -> list[str]:
+        event, ended = Event(), []
+
+        def end(topic: int) -> None:
+            ended.append(topic)
+            event.set()
+
+        cancels = [*self._subscribe(person, poll, event), self.bus.subscribe(session_topic(session), end)]
+        self._waiting.add(event)
+        deadline = time.monotonic() + poll.wait_s
+        try:
+            while not self.is_draining and not ended:
+                found = self.now(person, poll)  # also what came between the first look and the subscription
+                left = deadline - time.monotonic()
+                if found or left <= 0:
+                    return found
+                event.wait(timeout=left)
+                event.clear()
+            return []
+        finally:
+            self._waiting.discard(event)
+            for cancel in cancels:
+                cancel()
+
+    def _subscribe(self, person: int, poll: Poll, event: Event) -> list[Callable[[], None]]:
+        def wake(_topic: int) -> None:
+            event.set()
+
+        feeds = []
+        for name in poll.cursors:
+            try:
+                feeds.append(self.reader.feed(person, name))
+            except Gone:
+                event.set()
+        return [self.bus.subscribe(feed, wake) for feed in feeds]
+
+    def now(self, person: int, poll: Poll) -> list[str]:
+        """The frames of what is new at this moment."""
+        reload = protocol.stale(self._histories, poll.epoch, self._epoch, poll.mark)
+        if reload is not None:
+            return [reload(name) for name in poll.cursors]
+        found = []
+        for name, cursor in poll.cursors.items():
+            try:
+                if self.reader.is_new(person, name, cursor):
+                    update = self.reader.read(person, name, cursor)
+                    if update.frame is not None:
+                        found.append(update.frame)
+            except Gone:
+                found.append(protocol.gone(name))
+            except StaleCursor:
+                found.append(protocol.reload(name, "cursor"))
+        return found
 
 
 def answer(body: bytes, fixed: str) -> tuple[int, bytes]:

@@ -19,7 +19,8 @@ from chatapp.store import ClaimedRun, Person, Posted
 from chatapp.store.conversations import MOST_CHANGES, Conversations
 from chatapp.store.runs import AGAIN
 from chatapp.transports import protocol
-from chatapp.transports.polling import Poll, Polls
+from chatapp.transports.connections import Connections
+from chatapp.transports.long_poll import Poll, Polls
 from chatapp.transports.subscriptions import Reader, StaleCursor, Subscriber, Update
 from simulation.disk import EPOCH, Crashed, Disk, MemoryStore
 from simulation.network import WINDOW, Answer, Ask, Reply, Socket
@@ -165,7 +166,7 @@ class Server:
         self.store = MemoryStore(self.disk, self.bus, self.traits.conversations, self.most_changes)
         self.chat = Chat(self.store, assistant_answers=self.answers)
         self.reader = Reader(self.store, self.chat, protocol.Renderer(drawing_app(), "/"))
-        self.polls = Polls(self.reader, self.bus, EPOCH)
+        self.polls = Polls(self.reader, self.bus, Connections(60, lambda *_: None), EPOCH)
         self.connections.clear()
         self.bus.subscribe(RUNS, lambda _: self._claim_soon())
         self._assistant_waits = False
