@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from datetime import timedelta
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
-from flask import Flask, Request, Response, jsonify, url_for
+from flask import Flask, Request
 from flask.json.provider import DefaultJSONProvider
-from flask_babel import Babel, force_locale, get_locale
-from flask_wtf.csrf import CSRFProtect, generate_csrf
+from flask_babel import Babel
+from flask_wtf.csrf import CSRFProtect
 from werkzeug.routing import MapAdapter
 
-from chatapp import offline, security, wellformed
 from chatapp.accounts.auth import JUDGED, Auth, Comers, Cookies, Sessions, secret_key
 from chatapp.accounts.quotas import Quotas
-from chatapp.admission import Admission
 from chatapp.assets import asset_dir
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
@@ -25,21 +23,32 @@ from chatapp.bus import Bus
 from chatapp.chat import Chat
 from chatapp.config import Settings, load
 from chatapp.connection_states import table_json
-from chatapp.diagnostics import fault_injection
 from chatapp.diagnostics.drills import Drills
+from chatapp.diagnostics.fault_injection import FaultInjection
+from chatapp.middleware import (
+    LONG_BYTES,
+    AdmissionMiddleware,
+    BodyMiddleware,
+    ProxyMiddleware,
+    RequestMiddleware,
+    answer_headers,
+    bound_body,
+    init_headers,
+)
 from chatapp.parts import Parts
-from chatapp.proxies import ProxyMiddleware
-from chatapp.served import OWN_SCRIPTS, Files, brought
+from chatapp.staticfiles import StaticFiles, brought
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
-from chatapp.transports import bodies, handshake, integrity, polling
+from chatapp.transports import handshake
 from chatapp.transports.connections import make_connections
+from chatapp.transports.integrity import armour_response
 from chatapp.transports.long_poll import Polls
+from chatapp.transports.polling import PollMiddleware
 from chatapp.transports.protocol import Renderer
 from chatapp.transports.subscriptions import Reader
 from chatapp.transports.websocket import Services
-from chatapp.views import auth, changes, connection, connection_test, conversations, knowledge
+from chatapp.views import auth, changes, connection, connection_test, conversations, errors, knowledge, site
 
 
 class Json(DefaultJSONProvider):
@@ -74,33 +83,28 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config.update(_flask_settings(settings, key, instance))
     parts = app.extensions["chatapp"] = _build(app, settings, instance)
     app.session_interface = Sessions()
-    cookies = Cookies(app, parts.auth)
-    templates = partial(brought, app.jinja_env, table_json())
-    files = Files(asset_dir("static"), asset_dir("templates"), templates, settings.static_joined)
-    app.wsgi_app = Admission(app.wsgi_app, cookies, files, parts.auth.attempts)  # type: ignore[method-assign]
     Babel(app)
-    bodies.register(app)  # before what reads forms
+    app.before_request(bound_body)  # before what reads forms
     CSRFProtect(app)
-    for view in (auth, changes, conversations, connection, connection_test, knowledge):
+    for view in (auth, changes, connection, connection_test, conversations, errors, knowledge, site):
         app.register_blueprint(view.bp)
-    fault_injection.register(app, parts.drills, parts.auth)  # before what it spoils
+    FaultInjection(parts.drills, parts.auth).init_app(app)  # before what it is to harm
+    init_headers(app)
+    app.after_request(armour_response)
+    _add_middleware(app, parts)
+    return app
+
+
+def _add_middleware(app: Flask, parts: Parts) -> None:
+    """From the inside out."""
+    settings, cookies = parts.settings, Cookies(app, parts.auth)
+    app.wsgi_app = AdmissionMiddleware(app.wsgi_app, cookies, parts.static, parts.auth.attempts)  # type: ignore[method-assign]
     if "websocket" in settings.transports:
         comers = Comers(parts.auth, cookies, parts.bus)
         handshake.register(app, parts.websockets, comers, lambda: parts.drills.is_running)
-    security.register(app)
-    integrity.register(app)
-    _register_plain(app, parts, files)
-    offline.register(app, parts, files, partial(_address, files))
-    door = polling.PollMiddleware(
-        app.wsgi_app,
-        parts.polls,
-        cookies,
-        settings,
-        partial(security.answer_headers, is_public_https=app.config["SESSION_COOKIE_SECURE"]),
-        lambda: parts.drills.is_running,
-    )
-    app.wsgi_app = ProxyMiddleware(wellformed.Door(bodies.Door(door, cookies)), settings)  # type: ignore[method-assign]
-    return app
+    headers = partial(answer_headers, is_public_https=app.config["SESSION_COOKIE_SECURE"])
+    polls = PollMiddleware(app.wsgi_app, parts.polls, cookies, settings, headers, lambda: parts.drills.is_running)
+    app.wsgi_app = ProxyMiddleware(RequestMiddleware(BodyMiddleware(polls, cookies)), settings)  # type: ignore[method-assign]
 
 
 def _build(app: Flask, settings: Settings, instance: str) -> Parts:
@@ -118,8 +122,11 @@ def _build(app: Flask, settings: Settings, instance: str) -> Parts:
     auth, quotas = Auth(store, settings, bus), Quotas()
     drills = Drills(store, bus, connections.sockets, settings.drill_schedule)
     bus.on_broadcast = connections.broadcast
+    modules = partial(brought, app.jinja_env, table_json())
+    static = StaticFiles(asset_dir("static"), asset_dir("templates"), modules, settings.static_joined)
     return Parts(
         settings=settings,
+        static=static,
         instance=instance,
         epoch=epoch,
         bus=bus,
@@ -154,54 +161,6 @@ def _flask_settings(settings: Settings, key: str, instance: str) -> dict[str, An
         "PERMANENT_SESSION_LIFETIME": timedelta(days=settings.session_lifetime),
         "WTF_CSRF_TIME_LIMIT": None,  # it lives as long as the session that it is bound to
         "WTF_CSRF_SSL_STRICT": False,  # strict proxies strip Referer
-        "MAX_CONTENT_LENGTH": bodies.LONG_BYTES,
-        "MAX_FORM_MEMORY_SIZE": bodies.LONG_BYTES,
+        "MAX_CONTENT_LENGTH": LONG_BYTES,
+        "MAX_FORM_MEMORY_SIZE": LONG_BYTES,
     }
-
-
-def _register_plain(app: Flask, parts: Parts, files: Files) -> None:
-    """What needs no session: health, static files; and what every template may use."""
-
-    @cache
-    def languages() -> list[str]:
-        return [str(locale) for locale in app.extensions["babel"].instance.list_translations()]
-
-    @app.get("/static/<version>/<path:name>")
-    def static(version: str, name: str) -> Response:
-        own, _, asked = version.partition(".")[0].partition("-")  # .1, .2: asked for again (static/js/watchdog)
-        language = asked if asked in languages() else languages()[0]  # there may be no translation into it
-        with force_locale(language):
-            response = files.answer(name, language)
-        if own == files.version and asked in ("", language):
-            response.headers["Cache-Control"] = "public, max-age=31536000, immutable, no-transform"  # a year
-        else:  # a page of another process, or language: what it gets now must not be kept under that name
-            response.headers["Cache-Control"] = integrity.UNKEPT
-        return response
-
-    @app.get("/healthz")
-    def healthz() -> Response:
-        return Response("ok\n", content_type="text/plain")
-
-    @app.get("/readyz")
-    def readyz() -> tuple[Response, int]:
-        trouble = "closing" if parts.connections.is_draining else parts.store.trouble()
-        return (jsonify(ready=False, reason=trouble), 503) if trouble else (jsonify(ready=True), 200)
-
-    @app.context_processor
-    def words() -> dict[str, Any]:
-        sign_in = parts.auth.current()
-        return {
-            "static": partial(_address, files),
-            "sheets": files.sheets,
-            "csrf_token": generate_csrf,
-            "product": "chatapp",
-            "instance": parts.instance,
-            "person": sign_in.person if sign_in else None,
-            "language": "en",
-        }
-
-
-def _address(files: Files, name: str) -> str:
-    """Where a static file is served: an own script in the reader's language, and so all that it imports."""
-    language = f"-{get_locale()}" if name.startswith(OWN_SCRIPTS) else ""
-    return url_for("static", version=files.version + language, name=name)

@@ -14,6 +14,7 @@ from chatapp.bus import Bus
 from chatapp.chat import Chat
 from chatapp.config import Settings
 from chatapp.diagnostics.drills import Drills
+from chatapp.staticfiles import StaticFiles
 from chatapp.store import Store
 from chatapp.transports.connections import Connections
 from chatapp.transports.long_poll import Polls
@@ -27,6 +28,7 @@ class Parts:
     """Everything, made once by create_app."""
 
     settings: Settings
+    static: StaticFiles
     instance: str  # prefixes cookie, storage and channel names: two instances may share a host
     epoch: str  # names the database
     bus: Bus

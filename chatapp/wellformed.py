@@ -1,16 +1,13 @@
 """What a request must be before anything looks at it: a host that is one, cookies that fit, text that can be read.
 
 What is not is answered here, in words and with one short line of log: 400, or what HTTP has for it (414, 417, 431). The
-`Door` does so for what gunicorn has understood, `answer_nonsense` for what it has not.
+middleware does so for what gunicorn has understood, `answer_nonsense` for what it has not.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterable
 from ipaddress import IPv6Address
-from typing import Any
 
 from gunicorn.http import errors
 
@@ -19,7 +16,6 @@ LONGEST_SHOWN = 100  # characters of what a stranger sent, in a line of log
 LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
 HOST = re.compile(rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>{LABEL}(?:\.{LABEL})*)\.?)(?::(?P<port>[0-9]{{0,5}}))?")
 LONGEST_NAME = 253  # characters of a host's name (RFC 1035)
-KNOWN_HOSTS = 256
 
 COOKIES = (
     "Your browser sends more than 8 kB of cookies to this address, which is more than this server takes. Nearly always"
@@ -44,32 +40,6 @@ PLAIN = [
     ("Cache-Control", "no-store, no-transform"),
 ]
 
-log = logging.getLogger("chatapp.requests")
-
-
-class Door:
-    """WSGI middleware: lets through what is well formed."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self._hosts: set[str] = set()  # that were found to be hosts; none is longer than a name may be
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        host, cookies = environ.get("HTTP_HOST"), environ.get("HTTP_COOKIE", "")
-        if host is not None and host not in self._hosts:
-            if not is_host(host):
-                return _refuse(environ, start_response, "400 BAD REQUEST", WRONG_HOST, f"host {shown(host)}")
-            if len(self._hosts) >= KNOWN_HOSTS:
-                self._hosts.clear()
-            self._hosts.add(host)
-        if len(cookies) > LONGEST_COOKIES:
-            said = f"{len(cookies)} characters of cookies"
-            return _refuse(environ, start_response, "431 REQUEST HEADER FIELDS TOO LARGE", COOKIES, said)
-        if not cookies.isascii():  # other sites': ours are ASCII, and Flask wants all of them to be UTF-8
-            environ["HTTP_COOKIE"] = cookies.encode("ascii", "replace").decode()
-        answer: Iterable[bytes] = self._app(environ, start_response)
-        return answer
-
 
 def is_host(text: str) -> bool:
     """Whether this can be what a client asks for: a name whose labels are at most 63 long, or an address."""
@@ -86,13 +56,6 @@ def shown(text: object) -> str:
     """The beginning of what a stranger sent, on one line, as it may stand in the log."""
     whole = ascii(text)
     return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:LONGEST_SHOWN]}… ({len(whole)})"
-
-
-def _refuse(environ: dict[str, Any], start_response: Any, status: str, words: str, said: str) -> Iterable[bytes]:
-    log.warning("refused a request from %s: %s", environ.get("REMOTE_ADDR", "-"), said)
-    body = words.encode()
-    start_response(status, [*PLAIN, ("Content-Length", str(len(body)))])
-    return [body]
 
 
 def answer_nonsense(error: BaseException) -> tuple[int, str, str] | None:

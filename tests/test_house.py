@@ -30,7 +30,6 @@ ROWS: list[set[str]] = [
         "concurrency",
         "assets",
         "cache",
-        "linker",
         "visible",
         "descriptors",
         "port",
@@ -39,12 +38,12 @@ ROWS: list[set[str]] = [
         "connection_states",
         "network_memory",
     },
-    {"strangers", "served"},
+    {"strangers", "staticfiles"},
     {"store", "gunicorn_bridge"},
     {"chat", "accounts"},
     {"transports", "assistant", "diagnostics", "monitoring", "knowledge"},
     {"parts"},
-    {"views", "security", "proxies", "offline", "admission"},
+    {"views", "middleware"},
     {"cli", "server", "factory", ""},
 ]
 

@@ -5,8 +5,7 @@ import re
 import pytest
 
 from chatapp.assets import asset_dir
-from chatapp.linker import LinkError, joined
-from chatapp.served import PAGE_SCRIPTS, SHEETS
+from chatapp.staticfiles import PAGE_SCRIPTS, SHEETS, LinkError, joined
 
 STATIC = asset_dir("static")
 

@@ -15,7 +15,7 @@ from lab.processes import wait_for
 from lab.server import Server
 
 from chatapp.assets import asset_dir, content_hash
-from chatapp.served import PAGE_SCRIPTS, SHEET, SHEETS, minified
+from chatapp.staticfiles import PAGE_SCRIPTS, SHEET, SHEETS, minified
 
 ROOT = Path(__file__).resolve().parents[1]
 STATIC = asset_dir("static")

@@ -20,7 +20,7 @@ from chatapp.bus import Bus
 from chatapp.config import Settings
 from chatapp.parts import Parts
 from chatapp.store import AuthSession, StorageUnavailable, database
-from chatapp.transports import connections, long_poll, polling
+from chatapp.transports import connections, long_poll
 from chatapp.transports.connections import Connections
 from chatapp.transports.long_poll import LongPoll, Poll
 from chatapp.transports.subscriptions import Subscriber, Update, broadcast

@@ -13,22 +13,29 @@ from chatapp.store import Drill
 
 UPGRADE = "websocket_route"
 # The chat's own ways; pages and tests stay well.
-SPOILED = {UPGRADE, "changes.show", "conversations.post", "conversations.create"}
+AFFECTED = {UPGRADE, "changes.show", "conversations.post", "conversations.create"}
 
 
-def register(app: Flask, drills: Drills, auth: Auth) -> None:
-    """Look at each request before anything else does. Call it before the transports register theirs."""
+class FaultInjection:
+    """Looks at each request before anything else does. `init_app` comes before the transports'."""
 
-    @app.before_request
-    def spoil() -> Response | None:
-        if not drills.is_running or request.endpoint not in SPOILED:
+    def __init__(self, drills: Drills, auth: Auth) -> None:
+        self._drills = drills
+        self._auth = auth
+
+    def init_app(self, app: Flask) -> None:
+        """Hang it into the app."""
+        app.before_request(self._inject)
+
+    def _inject(self) -> Response | None:
+        if not self._drills.is_running or request.endpoint not in AFFECTED:
             return None
-        sign_in = auth.current()
-        drill = drills.on(sign_in.person.id) if sign_in else None
-        return _spoiled(drill, str(request.endpoint)) if drill else None
+        session = self._auth.current()
+        drill = self._drills.on(session.person.id) if session else None
+        return _fault(drill, str(request.endpoint)) if drill else None
 
 
-def _spoiled(drill: Drill, endpoint: str) -> Response | None:
+def _fault(drill: Drill, endpoint: str) -> Response | None:
     if drill.fault == "refuse" and endpoint == UPGRADE:
         return Response("A drill refuses WebSockets at the moment.\n", 403, content_type="text/plain")
     if drill.fault == "delay":

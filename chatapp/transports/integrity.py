@@ -11,7 +11,7 @@ import html
 import re
 from zlib import crc32
 
-from flask import Flask, Response, request
+from flask import Response, request
 
 from chatapp.store import Block, ChangedMessage
 
@@ -52,12 +52,9 @@ def armoured(answer: bytes) -> bytes:
     return b"<chat-armour>" + base64.b64encode(answer) + b"</chat-armour>"
 
 
-def register(app: Flask) -> None:
-    """Armour what is asked for so."""
-
-    @app.after_request
-    def armour(response: Response) -> Response:
-        asked = request.args.get(ARMOUR) == "1"
-        if asked and response.status_code == 200 and response.mimetype == "text/html":
-            response.set_data(armoured(response.get_data()))
-        return response
+def armour_response(response: Response) -> Response:
+    """Armour what is asked for so. For `after_request`."""
+    asked = request.args.get(ARMOUR) == "1"
+    if asked and response.status_code == 200 and response.mimetype == "text/html":
+        response.set_data(armoured(response.get_data()))
+    return response

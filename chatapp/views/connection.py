@@ -45,7 +45,7 @@ def connection_context() -> dict[str, Any]:
         "create_url": url_for("conversations.create"),
         "messages_url": url_for("conversations.post", uuid=any_id).replace(str(any_id), "{id}"),
         "sign_in_url": url_for("auth.sign_in"),
-        "worker_url": url_for("worker"),
+        "worker_url": url_for("site.worker"),
         "mark_url": url_for("connection_test.mark"),
     }
     return {

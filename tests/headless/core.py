@@ -13,8 +13,7 @@ from typing import Any
 import quickjs
 
 from chatapp.connection_states import table_json
-from chatapp.linker import joined
-from chatapp.served import minified
+from chatapp.staticfiles import joined, minified
 from headless.elements import parsed
 
 ROOT = Path(__file__).resolve().parents[2]

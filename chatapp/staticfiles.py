@@ -1,4 +1,4 @@
-"""Files as they are sent: scripts and styles joined, without comments, and compressed where that is accepted.
+"""Static files as they are sent: scripts and styles joined, without comments, and compressed where that is accepted.
 
 A page's script also brings what is the same in every page of one language: the table of states, and the templates and
 words of all of them, which must be there when the server is out of reach. Each form is made when it is first asked for,
@@ -12,12 +12,14 @@ import gzip
 import hashlib
 import json
 import mimetypes
+import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import brotli
 from flask import Response, request
@@ -27,7 +29,6 @@ from werkzeug.exceptions import NotFound
 
 from chatapp.assets import content_hash
 from chatapp.concurrency import SingleThread, lower_priority, soon
-from chatapp.linker import joined
 
 TEXTS = {".js", ".css", ".svg", ".html"}
 OWN_SCRIPTS = "js/"  # what lies elsewhere (vendor/) is minified already
@@ -114,7 +115,7 @@ class Body:
         return self.content, ""
 
 
-class Files:
+class StaticFiles:
     """The files of one folder, as they were at the start.
 
     Joined: a script that a page names comes with all that it imports, and the style sheets come as one. Apart: each is
@@ -169,9 +170,66 @@ class Files:
     def _text(self, name: str) -> str:
         return self._brought() if name == BROUGHT else self._paths[name].read_text()
 
+    def worker(self, settings: dict[str, Any]) -> Body:
+        """The service worker, which begins with what it must know of this installation."""
+        head = f"const SETTINGS = {json.dumps(settings)}\n"
+        key = (WORKER, head)  # one for each URL prefix, and there is one
+        if key not in self._made:
+            self._made[key] = Body((head + minified(self._paths[WORKER].read_text())).encode(), "text/javascript")
+        return self._made[key]
+
 
 def brought(environment: Environment, states: str) -> str:
     """The text of the module BROUGHT, in the language of the present request. states: the table, as JSON."""
     templates = environment.get_template("connection/_templates.html").render()
     insert = f'document.body.insertAdjacentHTML("beforeend", {json.dumps(str(templates))})'
     return f"export const states = {states}\n{insert}\n"
+
+
+# Joining modules. It takes the part of the language that this project's modules keep to: `import {a, b as c} from
+# "./path.js"`, `import "./path.js"`, and `export` before a function, a class or a const. Everything else that begins a
+# line with one of the two words is refused by name, as are circles: joined, they would run in another order.
+IMPORT = re.compile(r'^import\s*(?:\{([^{}]*)\}\s*from\s*)?"(\.{1,2}/[^"]+)"[ \t]*;?', re.M)
+EXPORT = re.compile(r"^export (?=(?:(?:async )?function\*?|class|const) (\w+))", re.M)
+OTHER = re.compile(r"^(?:import\b|export\b).*", re.M)
+
+
+class LinkError(Exception):
+    """A module says something that is not joined, or is part of a circle. The message names it."""
+
+
+def joined(entry: str, read: Callable[[str], str]) -> str:
+    """One script with everything that the module `entry` needs. `read(name)` gives a module's text; names are paths
+    from the same folder, with slashes. Raises LinkError, and what `read` raises."""
+    linker = _Linker(read)
+    linker.add(entry)
+    return "".join(linker.parts)
+
+
+class _Linker:
+    def __init__(self, read: Callable[[str], str]) -> None:
+        self._read = read
+        self._names: dict[str, str | None] = {}  # of each module: the constant that holds its exports; None: on the way
+        self.parts: list[str] = []
+
+    def add(self, module: str) -> str:
+        """Join a module after those that it imports; the constant that holds its exports."""
+        if module in self._names:
+            name = self._names[module]
+            if name is None:
+                raise LinkError(f"{module} imports itself, by way of what it imports")
+            return name
+        self._names[module] = None
+        text = IMPORT.sub(lambda found: self._import(module, found), self._read(module))
+        exported = EXPORT.findall(text)
+        text = EXPORT.sub("", text)
+        for line in OTHER.findall(text):
+            raise LinkError(f"{module}: cannot join `{line}`")
+        name = self._names[module] = f"module_{len(self.parts)}"
+        self.parts.append(f"// {module}\nconst {name} = (() => {{\n{text}\nreturn {{ {', '.join(exported)} }}\n}})()\n")
+        return name
+
+    def _import(self, module: str, found: re.Match[str]) -> str:
+        name = self.add(posixpath.normpath(posixpath.join(posixpath.dirname(module), found[2])))
+        names = re.sub(r"(\w+)\s+as\s+(\w+)", r"\1: \2", found[1] or "")
+        return f"const {{{names}}} = {name}" if names else ""
