@@ -45,7 +45,7 @@ from chatapp.transports.connections import make_connections
 from chatapp.transports.integrity import armour_response
 from chatapp.transports.long_poll import Polls
 from chatapp.transports.polling import PollMiddleware
-from chatapp.transports.protocol import Renderer
+from chatapp.transports.rendering import Renderer
 from chatapp.transports.subscriptions import Reader
 from chatapp.transports.websocket import Services
 from chatapp.views import auth, changes, connection, connection_test, conversations, errors, knowledge, site

@@ -18,7 +18,7 @@ from chatapp.staticfiles import StaticFiles
 from chatapp.store import Store
 from chatapp.transports.connections import Connections
 from chatapp.transports.long_poll import Polls
-from chatapp.transports.protocol import Renderer
+from chatapp.transports.rendering import Renderer
 from chatapp.transports.subscriptions import Reader
 from chatapp.transports.websocket import Services
 

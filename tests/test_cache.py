@@ -12,7 +12,7 @@ from chatapp.cache import Cache
 from chatapp.chat import LONGEST_MESSAGE
 from chatapp.config import Settings
 from chatapp.parts import Parts
-from chatapp.transports.protocol import MOST_RENDERED_BYTES
+from chatapp.transports.rendering import MOST_RENDERED_BYTES
 from chatapp.transports.subscriptions import MOST_CACHED_BYTES
 
 MESSAGES = 120

@@ -14,7 +14,7 @@ from chatapp import create_app
 from chatapp.config import Settings
 from chatapp.parts import Parts
 from chatapp.store import ChangedMessage, Place
-from chatapp.transports.protocol import MARKED
+from chatapp.transports.rendering import MARKED
 
 MOST_STATEMENTS = 8  # of one post: two for the transaction, one for its connection, one query, four changes
 

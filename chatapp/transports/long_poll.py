@@ -24,10 +24,11 @@ from chatapp.store import AuthSession, StorageUnavailable
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
 from chatapp.transports import protocol
-from chatapp.transports.connections import NO_SLOT, Connections, Slot
+from chatapp.transports.connections import Connections
 from chatapp.transports.event_socket import LINGER_S, EventSocket, has_unread
 from chatapp.transports.integrity import UNKEPT, armoured
 from chatapp.transports.subscriptions import Reader, StaleCursor
+from chatapp.transports.timers import NO_SLOT, Slot
 
 WRITE_S = 20.0  # how long the kernel may have no room for more of an answer; it has, once a third of its buffer is free
 MOST_HELD = 10_000  # in a worker; more wait as gunicorn's requests, whose number it bounds

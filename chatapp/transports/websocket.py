@@ -26,11 +26,12 @@ from chatapp.store import AuthSession, ConnectionEvent, Posted, StorageUnavailab
 from chatapp.store.database import WriteJob
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
-from chatapp.transports import protocol, rfc6455
-from chatapp.transports.connections import NO_SLOT, Connections, Slot
+from chatapp.transports import protocol, rendering, rfc6455
+from chatapp.transports.connections import Connections
 from chatapp.transports.event_socket import LINGER_S, EventSocket
 from chatapp.transports.rfc6455 import CloseCode, Opcode, Violation
 from chatapp.transports.subscriptions import MOST_FEEDS, Reader, Subscriber, TooManyFeeds, Update
+from chatapp.transports.timers import NO_SLOT, Slot
 
 log = logging.getLogger("chatapp.websocket")
 
@@ -287,7 +288,7 @@ class WebSocketConnection(EventSocket):
         if self._close or self._rest is not None or self._must_recheck or self._is_flushing:
             return False
         frame = update.deflated if self._deflates else update.encoded
-        self.write(frame or protocol.encoded("", update, self._deflates))
+        self.write(frame or rendering.encoded("", update, self._deflates))
         return True
 
     def flush(self) -> None:
@@ -316,7 +317,7 @@ class WebSocketConnection(EventSocket):
         """The next write: one frame as all its readers share it, or several small ones."""
         first = self._replies()
         while len(first) < ENOUGH_BYTES and (update := self._subscriber.next_update()) is not None:
-            data = protocol.encoded(*update, self._deflates)
+            data = rendering.encoded(*update, self._deflates)
             if first:
                 first += data
             elif self._subscriber.dirty or self._subscriber.replies:

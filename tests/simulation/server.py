@@ -18,7 +18,7 @@ from chatapp.chat import Chat, ChatError, Conflict, Gone
 from chatapp.store import ClaimedRun, Person, Posted
 from chatapp.store.conversations import MOST_CHANGES, Conversations
 from chatapp.store.runs import AGAIN
-from chatapp.transports import protocol
+from chatapp.transports import protocol, rendering
 from chatapp.transports.connections import Connections
 from chatapp.transports.long_poll import Poll, Polls
 from chatapp.transports.subscriptions import Reader, StaleCursor, Subscriber, Update
@@ -165,7 +165,7 @@ class Server:
         self.bus = Bus()
         self.store = MemoryStore(self.disk, self.bus, self.traits.conversations, self.most_changes)
         self.chat = Chat(self.store, assistant_answers=self.answers)
-        self.reader = Reader(self.store, self.chat, protocol.Renderer(drawing_app(), "/"))
+        self.reader = Reader(self.store, self.chat, rendering.Renderer(drawing_app(), "/"))
         self.polls = Polls(self.reader, self.bus, Connections(60, lambda *_: None), EPOCH)
         self.connections.clear()
         self.bus.subscribe(RUNS, lambda _: self._claim_soon())
