@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from uuid import UUID, uuid4
 
-from chatapp.store import ChangedMessage, Changes, Entry, EntryPlace, Place, Posted, Store
+from chatapp.store import ChangedMessage, Changes, ConversationRef, Entry, EntryPlace, Posted, Store
 from chatapp.store.database import Write, WriteJob
 from chatapp.visible import is_blank
 
@@ -56,18 +56,18 @@ class Chat:
 
     # Reading
 
-    def place(self, person: int, conversation: str) -> Place:
+    def place(self, person: int, conversation: str) -> ConversationRef:
         """The conversation as this person sees it. Raises Gone."""
         place = self._conversations.place(person, conversation)
         if place is None:
             raise Gone
         return place
 
-    def changes(self, place: Place, cursor: int) -> Changes[ChangedMessage]:
+    def changes(self, place: ConversationRef, cursor: int) -> Changes[ChangedMessage]:
         """What changed in a conversation after a cursor, as it is now."""
         return self._conversations.changes(place, cursor)
 
-    def older(self, place: Place, before: int) -> Changes[ChangedMessage]:
+    def older(self, place: ConversationRef, before: int) -> Changes[ChangedMessage]:
         """The page of messages before a position."""
         return self._conversations.older(place, before)
 
@@ -81,13 +81,13 @@ class Chat:
 
     # Changing
 
-    def create(self, person: int, conversation: str) -> Place:
+    def create(self, person: int, conversation: str) -> ConversationRef:
         """A new conversation under the id that the client chose; the same one again if it is theirs already."""
         uuid = checked_id(conversation)
         with self._store.database.write() as tx:
             return self._create(tx, person, uuid)
 
-    def begin(self, person: int) -> Place:
+    def begin(self, person: int) -> ConversationRef:
         """An empty conversation of the person's own: the one that waits already, or a new one."""
         with self._store.database.write() as tx:
             return self._conversations.empty(tx, person) or self._create(tx, person, str(uuid4()))
@@ -97,13 +97,13 @@ class Chat:
 
         Raises BadMessage, Conflict (the id is known with another text) and Gone.
         """
-        return self._store.database.together(self._posting(person, conversation, client_id, body, create))
+        return self._store.database.group_commit(self._posting(person, conversation, client_id, body, create))
 
     def post_soon(
         self, person: int, conversation: str, client_id: str, body: str, done: Callable[[WriteJob[Posted]], None]
     ) -> None:
         """As `post`, without waiting for the disk: `done` gets the outcome. Raises BadMessage."""
-        self._store.database.submit(self._posting(person, conversation, client_id, body), done)
+        self._store.database.enqueue(self._posting(person, conversation, client_id, body), done)
 
     def _posting(
         self, person: int, conversation: str, client_id: str, body: str, create: bool = False
@@ -162,7 +162,7 @@ class Chat:
             if self._assistant_answers and last is not None and last[1] not in (*LIVE, "completed"):
                 self._store.runs.queue(tx, place)
 
-    def _create(self, tx: Write, person: int, uuid: str) -> Place:
+    def _create(self, tx: Write, person: int, uuid: str) -> ConversationRef:
         place = self._conversations.find(tx, person, uuid)
         if place is not None:
             return place
@@ -170,13 +170,13 @@ class Chat:
             raise Gone
         return self._conversations.add(tx, person, uuid)
 
-    def _place(self, tx: Write, person: int, uuid: str) -> Place:
+    def _place(self, tx: Write, person: int, uuid: str) -> ConversationRef:
         place = self._conversations.find(tx, person, uuid)
         if place is None:
             raise Gone
         return place
 
-    def _append(self, tx: Write, place: Place, client_id: str, body: str) -> Posted:
+    def _append(self, tx: Write, place: ConversationRef, client_id: str, body: str) -> Posted:
         posted = self._conversations.post(tx, place, client_id, body)
         if not place.title:
             self._conversations.set_title(tx, place, title_of(body))

@@ -76,13 +76,13 @@ def is_plain(environ: dict[str, Any]) -> bool:
     return type(getattr(connection, "plain", connection)) is socket.socket
 
 
-def can_leave(environ: dict[str, Any]) -> bool:
+def can_detach(environ: dict[str, Any]) -> bool:
     """Whether this request's connection may leave gunicorn: plain, HTTP/1.1, and the request is all there is."""
     is_alone = not has_body(environ) and "HTTP_EXPECT" not in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
     return is_alone and is_plain(environ) and _nothing_is_buffered(environ)
 
 
-def take(environ: dict[str, Any]) -> int:
+def detach(environ: dict[str, Any]) -> int:
     """The connection's descriptor, which is the caller's from now on; gunicorn keeps an empty object to close."""
     return int(environ["gunicorn.socket"].detach())
 
@@ -432,7 +432,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         sock.end_request()
 
 
-def know(environ: dict[str, Any]) -> None:
+def note_session(environ: dict[str, Any]) -> None:
     """Note that this request brought a live session."""
     connection = environ.get("gunicorn.socket")
     if isinstance(connection, Connection):
@@ -471,7 +471,7 @@ def leave_body(environ: dict[str, Any]) -> None:
         connection.leave_body()
 
 
-def place(environ: dict[str, Any], peer: str) -> None:
+def note_address(environ: dict[str, Any], peer: str) -> None:
     """Count the connection where it belongs: `peer` is connected, the environment says for whom it asks."""
     connection = environ.get("gunicorn.socket")
     if not isinstance(connection, Connection):

@@ -26,7 +26,7 @@ from chatapp.accounts.auth import JUDGED, Cookies
 from chatapp.concurrency import has_loop
 from chatapp.config import Settings, plain_address
 from chatapp.fair_queue import Attempts, FairQueue, Full, Refusals
-from chatapp.gunicorn_bridge import end_request, has_body, has_left, is_cut, know, leave_body, place
+from chatapp.gunicorn_bridge import end_request, has_body, has_left, is_cut, leave_body, note_address, note_session
 from chatapp.staticfiles import StaticFiles
 from chatapp.store import StorageUnavailable
 from chatapp.transports.integrity import UNKEPT
@@ -160,7 +160,7 @@ class BodyMiddleware:
         self._cookies = cookies
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        place(environ, environ.get("chatapp.peer", ""))
+        note_address(environ, environ.get("chatapp.peer", ""))
         if has_body(environ) and not self._bound(environ):
             words = TOO_LONG.encode()
             start_response("413 CONTENT TOO LARGE", [*PLAIN, ("Content-Length", str(len(words)))])
@@ -173,7 +173,7 @@ class BodyMiddleware:
         path, header = environ.get("PATH_INFO", ""), environ.get("HTTP_COOKIE", "")
         is_known = self._is_signed_in(header)
         if is_known:
-            know(environ)
+            note_session(environ)
         elif path not in FOR_STRANGERS and not self._has_ended(header):
             leave_body(environ)
             environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(), "0"
@@ -282,7 +282,7 @@ class AdmissionMiddleware:
         except StorageUnavailable:  # the cookie is ours; what needs the database says that it does not answer
             return False
         if is_live:
-            know(environ)
+            note_session(environ)
         return not is_live
 
 

@@ -11,7 +11,7 @@ from lab.peer import Applied, Feed
 from chatapp import create_app
 from chatapp.config import Settings
 from chatapp.parts import Parts
-from chatapp.store import ClaimedRun, Place
+from chatapp.store import ClaimedRun, ConversationRef
 from chatapp.store.conversations import MOST_CHANGES
 
 LEASE = "lease"
@@ -30,7 +30,7 @@ class Talk:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.person = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
-        self.place: Place = parts.chat.create(self.person, str(uuid.uuid4()))
+        self.place: ConversationRef = parts.chat.create(self.person, str(uuid.uuid4()))
         self.run: ClaimedRun | None = None
 
     def say(self, count: int = 1) -> list[str]:
@@ -76,7 +76,7 @@ def talk(parts: Parts) -> Talk:
 
 def catch_up(talk: Talk, feed: Feed) -> int:
     """Read until there is nothing more; how many parts it took."""
-    end, parts = talk.parts.store.database.head(talk.place.feed), 0
+    end, parts = talk.parts.store.database.revision(talk.place.feed), 0
     while feed.cursor < end:
         talk.read(feed)
         parts += 1

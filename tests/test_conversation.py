@@ -12,7 +12,7 @@ from chatapp import create_app
 from chatapp.chat import LONGEST_MESSAGE, LONGEST_TITLE, BadMessage, Chat, Conflict, Gone, title_of
 from chatapp.config import Settings
 from chatapp.parts import Parts
-from chatapp.store import Block, ChangedMessage, Changes, ClaimedRun, Place, Store
+from chatapp.store import Block, ChangedMessage, Changes, ClaimedRun, ConversationRef, Store
 
 
 def house_of(app: Flask) -> Parts:
@@ -64,12 +64,12 @@ def new_id() -> str:
 
 
 @pytest.fixture
-def place(chat: Chat, ada: int) -> Place:
+def place(chat: Chat, ada: int) -> ConversationRef:
     """A conversation of Ada's."""
     return chat.create(ada, new_id())
 
 
-def post(chat: Chat, place: Place, body: str) -> int:
+def post(chat: Chat, place: ConversationRef, body: str) -> int:
     """The position of a new message."""
     return chat.post(place.person, place.uuid, new_id(), body).position
 
@@ -78,7 +78,7 @@ def bodies(changes: Changes[ChangedMessage]) -> list[str]:
     return [message.body for message in changes.items]
 
 
-def end_of(chat: Chat, place: Place) -> int:
+def end_of(chat: Chat, place: ConversationRef) -> int:
     """The feed's newest revision."""
     return chat.changes(place, 0).end
 
@@ -86,7 +86,7 @@ def end_of(chat: Chat, place: Place) -> int:
 # Posting
 
 
-def test_a_message_is_posted_once_however_often_it_is_sent(chat: Chat, place: Place, ada: int) -> None:
+def test_a_message_is_posted_once_however_often_it_is_sent(chat: Chat, place: ConversationRef, ada: int) -> None:
     client_id = new_id()
     first = chat.post(ada, place.uuid, client_id, "hello")
     again = chat.post(ada, place.uuid, client_id, "hello")
@@ -95,14 +95,16 @@ def test_a_message_is_posted_once_however_often_it_is_sent(chat: Chat, place: Pl
     assert bodies(chat.changes(place, 0)) == ["hello"]
 
 
-def test_the_same_id_is_known_in_whatever_form_it_is_written(chat: Chat, place: Place, ada: int) -> None:
+def test_the_same_id_is_known_in_whatever_form_it_is_written(chat: Chat, place: ConversationRef, ada: int) -> None:
     client_id = new_id()
     chat.post(ada, place.uuid, client_id, "hello")
     assert not chat.post(ada, place.uuid.upper(), client_id.upper(), "hello").created
     assert not chat.post(ada, place.uuid, client_id.replace("-", ""), "hello\r\n").created
 
 
-def test_a_known_id_with_another_text_is_a_conflict_and_changes_nothing(chat: Chat, place: Place, ada: int) -> None:
+def test_a_known_id_with_another_text_is_a_conflict_and_changes_nothing(
+    chat: Chat, place: ConversationRef, ada: int
+) -> None:
     client_id = new_id()
     chat.post(ada, place.uuid, client_id, "hello")
     before = end_of(chat, place)
@@ -113,7 +115,7 @@ def test_a_known_id_with_another_text_is_a_conflict_and_changes_nothing(chat: Ch
 
 
 def test_a_repeated_send_of_a_message_that_was_deleted_does_not_bring_it_back(
-    chat: Chat, place: Place, ada: int
+    chat: Chat, place: ConversationRef, ada: int
 ) -> None:
     client_id = new_id()
     posted = chat.post(ada, place.uuid, client_id, "hello")
@@ -122,7 +124,7 @@ def test_a_repeated_send_of_a_message_that_was_deleted_does_not_bring_it_back(
     assert chat.changes(place, 0).items[0].deleted
 
 
-def test_messages_keep_the_order_of_posting(chat: Chat, place: Place) -> None:
+def test_messages_keep_the_order_of_posting(chat: Chat, place: ConversationRef) -> None:
     positions = [post(chat, place, f"message {number}") for number in range(30)]
     assert positions == sorted(set(positions))
     assert bodies(chat.changes(place, 0)) == [f"message {number}" for number in range(30)]
@@ -138,14 +140,14 @@ def test_posting_may_create_the_conversation_under_the_clients_own_id(chat: Chat
 
 
 @pytest.mark.parametrize("body", ["", " ", "\n\t \r\n", "\x00", "\x00 \x00"])
-def test_a_message_without_content_is_refused(chat: Chat, place: Place, ada: int, body: str) -> None:
+def test_a_message_without_content_is_refused(chat: Chat, place: ConversationRef, ada: int, body: str) -> None:
     with pytest.raises(BadMessage) as caught:
         chat.post(ada, place.uuid, new_id(), body)
     assert caught.value.code == "empty"
 
 
 @pytest.mark.parametrize("unit", ["x", "ä", "👍"])
-def test_a_message_may_have_just_so_many_characters(chat: Chat, place: Place, ada: int, unit: str) -> None:
+def test_a_message_may_have_just_so_many_characters(chat: Chat, place: ConversationRef, ada: int, unit: str) -> None:
     assert post(chat, place, unit * LONGEST_MESSAGE)
     with pytest.raises(BadMessage) as caught:
         chat.post(ada, place.uuid, new_id(), unit * (LONGEST_MESSAGE + 1))
@@ -153,19 +155,19 @@ def test_a_message_may_have_just_so_many_characters(chat: Chat, place: Place, ad
 
 
 @pytest.mark.parametrize("bad", ["", "x", "1", "\ud800", "0" * 31])
-def test_an_id_must_be_a_uuid(chat: Chat, place: Place, ada: int, bad: str) -> None:
+def test_an_id_must_be_a_uuid(chat: Chat, place: ConversationRef, ada: int, bad: str) -> None:
     for arguments in ((place.uuid, bad), (bad, new_id())):
         with pytest.raises(BadMessage) as caught:
             chat.post(ada, *arguments, "hello")
         assert caught.value.code == "bad-id"
 
 
-def test_half_a_character_is_refused(chat: Chat, place: Place, ada: int) -> None:
+def test_half_a_character_is_refused(chat: Chat, place: ConversationRef, ada: int) -> None:
     with pytest.raises(BadMessage):
         chat.post(ada, place.uuid, new_id(), "x\ud800")
 
 
-def test_line_ends_are_made_equal_and_the_rest_is_kept(chat: Chat, place: Place) -> None:
+def test_line_ends_are_made_equal_and_the_rest_is_kept(chat: Chat, place: ConversationRef) -> None:
     post(chat, place, "  a\r\nb\rc\n\n d  e \n")
     assert bodies(chat.changes(place, 0)) == ["a\nb\nc\n\n d  e"]
 
@@ -174,7 +176,7 @@ def test_line_ends_are_made_equal_and_the_rest_is_kept(chat: Chat, place: Place)
 
 
 def test_a_foreign_conversation_is_as_gone_as_one_that_never_was(
-    chat: Chat, store: Store, place: Place, bob: int
+    chat: Chat, store: Store, place: ConversationRef, bob: int
 ) -> None:
     mine = post(chat, place, "a secret")
     message = chat.changes(place, 0).items[0].uuid
@@ -200,7 +202,7 @@ def test_a_foreign_conversation_is_as_gone_as_one_that_never_was(
     assert store.conversations.newest(bob) is None
 
 
-def test_nobody_deletes_what_another_wrote(chat: Chat, store: Store, place: Place, ada: int) -> None:
+def test_nobody_deletes_what_another_wrote(chat: Chat, store: Store, place: ConversationRef, ada: int) -> None:
     post(chat, place, "a question")
     run = store.runs.claim_run("lease")
     assert run is not None
@@ -210,7 +212,9 @@ def test_nobody_deletes_what_another_wrote(chat: Chat, store: Store, place: Plac
         chat.delete_message(ada, place.uuid, answer.uuid)
 
 
-def test_a_deleted_conversation_is_gone_also_for_who_had_it_in_a_cache(chat: Chat, place: Place, ada: int) -> None:
+def test_a_deleted_conversation_is_gone_also_for_who_had_it_in_a_cache(
+    chat: Chat, place: ConversationRef, ada: int
+) -> None:
     post(chat, place, "hello")
     assert chat.place(ada, place.uuid) is chat.place(ada, place.uuid), "it is cached"
     chat.delete(ada, place.uuid)
@@ -223,7 +227,7 @@ def test_a_deleted_conversation_is_gone_also_for_who_had_it_in_a_cache(chat: Cha
         chat.create(ada, place.uuid)
 
 
-def test_a_renamed_conversation_is_not_read_from_the_cache(chat: Chat, place: Place, ada: int) -> None:
+def test_a_renamed_conversation_is_not_read_from_the_cache(chat: Chat, place: ConversationRef, ada: int) -> None:
     chat.place(ada, place.uuid)
     chat.rename(ada, place.uuid, "Backups")
     assert chat.place(ada, place.uuid).title == "Backups"
@@ -247,7 +251,7 @@ def test_a_title_is_the_first_line_cut_at_a_word(body: str, title: str) -> None:
     assert len(title_of(body)) <= LONGEST_TITLE
 
 
-def test_only_the_first_message_names_the_conversation(chat: Chat, place: Place, ada: int) -> None:
+def test_only_the_first_message_names_the_conversation(chat: Chat, place: ConversationRef, ada: int) -> None:
     post(chat, place, "first words")
     post(chat, place, "other words")
     assert chat.place(ada, place.uuid).title == "first words"
@@ -260,7 +264,7 @@ def test_only_the_first_message_names_the_conversation(chat: Chat, place: Place,
     assert chat.place(ada, place.uuid).title == "y" * LONGEST_TITLE
 
 
-def test_a_deleted_message_is_a_tombstone_in_its_place(chat: Chat, place: Place, ada: int) -> None:
+def test_a_deleted_message_is_a_tombstone_in_its_place(chat: Chat, place: ConversationRef, ada: int) -> None:
     positions = [post(chat, place, word) for word in ("one", "two", "three")]
     cursor = end_of(chat, place)
     message = chat.changes(place, 0).items[1]
@@ -293,14 +297,14 @@ def test_the_list_tells_of_new_renamed_and_deleted_conversations(chat: Chat, ada
 # Changes
 
 
-def test_nothing_new_is_nothing(chat: Chat, place: Place) -> None:
+def test_nothing_new_is_nothing(chat: Chat, place: ConversationRef) -> None:
     post(chat, place, "hello")
     end = end_of(chat, place)
     changes = chat.changes(place, end)
     assert (changes.start, changes.end, changes.items, changes.more, changes.reset) == (end, end, (), False, False)
 
 
-def test_from_zero_come_the_newest_forty_and_older_ones_page_by_page(chat: Chat, place: Place) -> None:
+def test_from_zero_come_the_newest_forty_and_older_ones_page_by_page(chat: Chat, place: ConversationRef) -> None:
     positions = [post(chat, place, f"{number}") for number in range(95)]
     newest = chat.changes(place, 0)
     assert newest.reset and not newest.more
@@ -313,14 +317,14 @@ def test_from_zero_come_the_newest_forty_and_older_ones_page_by_page(chat: Chat,
     assert newest.end == middle.end == oldest.end
 
 
-def test_exactly_forty_older_ones_are_the_last_page(chat: Chat, place: Place) -> None:
+def test_exactly_forty_older_ones_are_the_last_page(chat: Chat, place: ConversationRef) -> None:
     for number in range(80):
         post(chat, place, f"{number}")
     page = chat.older(place, chat.changes(place, 0).items[0].position)
     assert len(page.items) == 40 and not page.more
 
 
-def test_a_reader_far_behind_gets_its_changes_in_pages(chat: Chat, place: Place) -> None:
+def test_a_reader_far_behind_gets_its_changes_in_pages(chat: Chat, place: ConversationRef) -> None:
     post(chat, place, "start")
     cursor = end_of(chat, place)
     for number in range(450):
@@ -340,7 +344,7 @@ def test_a_reader_far_behind_gets_its_changes_in_pages(chat: Chat, place: Place)
     assert cursor == end_of(chat, place)
 
 
-def test_what_changes_between_two_pages_is_not_missed(chat: Chat, place: Place, ada: int) -> None:
+def test_what_changes_between_two_pages_is_not_missed(chat: Chat, place: ConversationRef, ada: int) -> None:
     post(chat, place, "start")
     cursor = end_of(chat, place)
     for number in range(250):
@@ -352,7 +356,7 @@ def test_what_changes_between_two_pages_is_not_missed(chat: Chat, place: Place, 
     assert rest.items[-1].uuid == first.items[3].uuid and rest.items[-1].deleted
 
 
-def test_exactly_two_hundred_changes_are_one_page(chat: Chat, place: Place) -> None:
+def test_exactly_two_hundred_changes_are_one_page(chat: Chat, place: ConversationRef) -> None:
     post(chat, place, "start")
     cursor = end_of(chat, place)
     for number in range(200):
@@ -372,7 +376,7 @@ def test_the_list_of_many_conversations_pages_too(chat: Chat, ada: int) -> None:
 
 
 def test_revisions_have_no_gap_and_only_what_is_committed_together_shares_a_change_number(
-    chat: Chat, store: Store, place: Place, ada: int
+    chat: Chat, store: Store, place: ConversationRef, ada: int
 ) -> None:
     other = chat.create(ada, new_id())
     seen = []
@@ -393,20 +397,20 @@ def test_revisions_have_no_gap_and_only_what_is_committed_together_shares_a_chan
     others = [row[1] for row in changed if row[1] and row[0] not in twins]
     assert len(others) == len(set(others))
     assert revisions[place.feed] == end_of(chat, place)
-    assert store.database.head(place.feed) == end_of(chat, place)
+    assert store.database.revision(place.feed) == end_of(chat, place)
 
 
 def test_a_change_that_fails_takes_no_revision_and_wakes_nobody(
-    chat: Chat, parts: Parts, place: Place, ada: int
+    chat: Chat, parts: Parts, place: ConversationRef, ada: int
 ) -> None:
     post(chat, place, "hello")
     woken: list[int] = []
     parts.bus.subscribe(place.feed, woken.append)
-    before, head = end_of(chat, place), parts.store.database.head(place.feed)
+    before, head = end_of(chat, place), parts.store.database.revision(place.feed)
     with pytest.raises(RuntimeError), parts.store.database.write() as tx:
         tx.bump(place.feed)
         raise RuntimeError
-    assert (end_of(chat, place), parts.store.database.head(place.feed), woken) == (before, head, [])
+    assert (end_of(chat, place), parts.store.database.revision(place.feed), woken) == (before, head, [])
     post(chat, place, "again")
     assert woken
 
@@ -414,7 +418,7 @@ def test_a_change_that_fails_takes_no_revision_and_wakes_nobody(
 # Blocks and runs
 
 
-def answer(store: Store, chat: Chat, place: Place) -> ClaimedRun:
+def answer(store: Store, chat: Chat, place: ConversationRef) -> ClaimedRun:
     """A run that has begun."""
     post(chat, place, "a question")
     run = store.runs.claim_run("lease")
@@ -422,12 +426,12 @@ def answer(store: Store, chat: Chat, place: Place) -> ClaimedRun:
     return run
 
 
-def block(chat: Chat, place: Place) -> Block:
+def block(chat: Chat, place: ConversationRef) -> Block:
     """The first block of the newest message."""
     return chat.changes(place, 0).items[-1].blocks[0]
 
 
-def test_a_reader_at_any_cursor_gets_just_the_rest_of_a_block(chat: Chat, store: Store, place: Place) -> None:
+def test_a_reader_at_any_cursor_gets_just_the_rest_of_a_block(chat: Chat, store: Store, place: ConversationRef) -> None:
     run = answer(store, chat, place)
     versions: dict[int, str] = {}
     for html in ("<p>a</p>", "<p>ab</p>", "<p>ab<b>c</b></p>", "<p>ab<b>c</b>d</p>", "<p>ab<i>c</i>d</p>"):
@@ -445,7 +449,7 @@ def test_a_reader_at_any_cursor_gets_just_the_rest_of_a_block(chat: Chat, store:
     assert now.offset(cursors[0] - 1) == 0, "who never had the block gets it whole"
 
 
-def test_a_reader_too_far_behind_gets_the_block_whole(chat: Chat, store: Store, place: Place) -> None:
+def test_a_reader_too_far_behind_gets_the_block_whole(chat: Chat, store: Store, place: ConversationRef) -> None:
     run = answer(store, chat, place)
     cursors = []
     for number in range(1, 40):
@@ -459,7 +463,7 @@ def test_a_reader_too_far_behind_gets_the_block_whole(chat: Chat, store: Store, 
         assert offset <= len("<p>") + number and ("<p>" + "x" * number)[:offset] == now.html[:offset]
 
 
-def test_a_block_that_did_not_change_keeps_its_revision(chat: Chat, store: Store, place: Place) -> None:
+def test_a_block_that_did_not_change_keeps_its_revision(chat: Chat, store: Store, place: ConversationRef) -> None:
     run = answer(store, chat, place)
     store.runs.write_answer(run, "lease", "x", [(0, "<p>done</p>"), (1, "<p>op")])
     first = block(chat, place).revision
@@ -468,7 +472,7 @@ def test_a_block_that_did_not_change_keeps_its_revision(chat: Chat, store: Store
     assert chat.changes(place, 0).items[-1].blocks[1].revision > first
 
 
-def test_one_run_goes_and_one_waits_however_much_is_posted(chat: Chat, store: Store, place: Place) -> None:
+def test_one_run_goes_and_one_waits_however_much_is_posted(chat: Chat, store: Store, place: ConversationRef) -> None:
     run = answer(store, chat, place)
     for number in range(5):
         post(chat, place, f"{number}")
@@ -480,7 +484,7 @@ def test_one_run_goes_and_one_waits_however_much_is_posted(chat: Chat, store: St
     assert store.runs.claim_run("third") is None
 
 
-def test_whose_lease_is_lost_writes_no_more(chat: Chat, store: Store, place: Place) -> None:
+def test_whose_lease_is_lost_writes_no_more(chat: Chat, store: Store, place: ConversationRef) -> None:
     run = answer(store, chat, place)
     store.runs.write_answer(run, "lease", "kept", [(0, "<p>kept</p>")])
     assert store.runs.reap_runs(lambda _run, _lease: True, "other", 1) == (1, [])
@@ -491,7 +495,9 @@ def test_whose_lease_is_lost_writes_no_more(chat: Chat, store: Store, place: Pla
     assert store.runs.reap_runs(lambda _run, _lease: True, "other", 1) == (0, [])
 
 
-def test_stop_ends_what_is_written_and_the_next_one_starts(chat: Chat, store: Store, place: Place, ada: int) -> None:
+def test_stop_ends_what_is_written_and_the_next_one_starts(
+    chat: Chat, store: Store, place: ConversationRef, ada: int
+) -> None:
     run = answer(store, chat, place)
     post(chat, place, "another")
     chat.stop(ada, place.uuid)
@@ -503,7 +509,9 @@ def test_stop_ends_what_is_written_and_the_next_one_starts(chat: Chat, store: St
     assert store.runs.claim_run("other") is None
 
 
-def test_stop_ends_what_waits_where_nothing_is_written(chat: Chat, store: Store, place: Place, ada: int) -> None:
+def test_stop_ends_what_waits_where_nothing_is_written(
+    chat: Chat, store: Store, place: ConversationRef, ada: int
+) -> None:
     post(chat, place, "hello")
     chat.stop(ada, place.uuid)
     assert store.runs.claim_run("lease") is None
@@ -511,7 +519,7 @@ def test_stop_ends_what_waits_where_nothing_is_written(chat: Chat, store: Store,
     assert store.runs.claim_run("lease") is not None
 
 
-def test_stop_ends_the_answer_that_it_names(chat: Chat, store: Store, place: Place, ada: int) -> None:
+def test_stop_ends_the_answer_that_it_names(chat: Chat, store: Store, place: ConversationRef, ada: int) -> None:
     run = answer(store, chat, place)
     first = chat.changes(place, 0).items[-1].client_id
     post(chat, place, "another")
@@ -524,7 +532,7 @@ def test_stop_ends_the_answer_that_it_names(chat: Chat, store: Store, place: Pla
         chat.stop(ada, place.uuid, "x")
 
 
-def test_a_deleted_conversation_is_answered_no_more(chat: Chat, store: Store, place: Place, ada: int) -> None:
+def test_a_deleted_conversation_is_answered_no_more(chat: Chat, store: Store, place: ConversationRef, ada: int) -> None:
     run = answer(store, chat, place)
     post(chat, place, "another")
     chat.delete(ada, place.uuid)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import gevent
 import pytest
+from chatapp.admission import APART_S, LONGEST_S, Pace
 
 from chatapp import fair_queue
 from chatapp.accounts.hashing import Hashing
-from chatapp.admission import APART_S, LONGEST_S, Pace
 from chatapp.fair_queue import Attempts, FairQueue, Full
 
 

@@ -107,15 +107,15 @@ def test_a_bad_post_fails_alone(parts: Parts, person: int, conversation: str, co
 @pytest.mark.timeout(30)
 def test_what_a_failed_work_wrote_is_undone(parts: Parts, person: int, conversation: str) -> None:
     database, place = parts.store.database, parts.chat.place(person, conversation)
-    before = database.head(place.feed, fresh=True)
+    before = database.revision(place.feed, reread=True)
 
     def breaks(tx: Any) -> None:
         tx.bump(place.feed)
         raise KeyError("half done")
 
     with pytest.raises(KeyError):
-        database.together(breaks)
-    assert database.head(place.feed, fresh=True) == before
+        database.group_commit(breaks)
+    assert database.revision(place.feed, reread=True) == before
     assert parts.chat.post(person, conversation, str(uuid.uuid4()), "next").position == before + 1
 
 
@@ -153,7 +153,7 @@ def test_a_leader_that_is_ended_stops_nobody(
         elif moment == "before the commit":
             broken.setattr(db, "_commit", end)
         with pytest.raises(Ended):
-            db.together(end if moment == "in the transaction" else lambda tx: tx.bump(1))
+            db.group_commit(end if moment == "in the transaction" else lambda tx: tx.bump(1))
     assert all(future.result(5).created for future in post_at_once(parts, posts))
 
 

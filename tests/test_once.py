@@ -13,7 +13,7 @@ from sqlalchemy import event
 from chatapp import create_app
 from chatapp.config import Settings
 from chatapp.parts import Parts
-from chatapp.store import ChangedMessage, Place
+from chatapp.store import ChangedMessage, ConversationRef
 from chatapp.transports.rendering import MARKED
 
 MOST_STATEMENTS = 8  # of one post: two for the transaction, one for its connection, one query, four changes
@@ -33,7 +33,7 @@ def person(parts: Parts) -> int:
 
 
 @pytest.fixture
-def place(parts: Parts, person: int) -> Place:
+def place(parts: Parts, person: int) -> ConversationRef:
     """A conversation that has its title already."""
     name = str(uuid.uuid4())
     parts.chat.create(person, name)
@@ -41,7 +41,7 @@ def place(parts: Parts, person: int) -> Place:
     return parts.chat.place(person, name)
 
 
-def say(parts: Parts, place: Place, *texts: str) -> None:
+def say(parts: Parts, place: ConversationRef, *texts: str) -> None:
     for text in texts:
         parts.chat.post(place.person, place.uuid, str(uuid.uuid4()), text)
 
@@ -58,8 +58,8 @@ def traced(parts: Parts) -> list[str]:
     return found
 
 
-def test_a_post_is_few_statements_and_its_readers_need_none(parts: Parts, place: Place) -> None:
-    cursor = parts.store.database.head(place.feed)
+def test_a_post_is_few_statements_and_its_readers_need_none(parts: Parts, place: ConversationRef) -> None:
+    cursor = parts.store.database.revision(place.feed)
     statements = traced(parts)
     say(parts, place, "hello")
     assert 0 < len(statements) <= MOST_STATEMENTS, statements
@@ -70,33 +70,33 @@ def test_a_post_is_few_statements_and_its_readers_need_none(parts: Parts, place:
 
 
 @pytest.mark.parametrize("behind", range(1, 9))
-def test_what_is_at_hand_is_what_the_database_says(parts: Parts, place: Place, behind: int) -> None:
+def test_what_is_at_hand_is_what_the_database_says(parts: Parts, place: ConversationRef, behind: int) -> None:
     say(parts, place, *(f"message {number}" for number in range(8)))
-    database, head = parts.store.database, parts.store.database.head(place.feed)
-    fresh = database.fresh(place.feed, head - behind)
+    database, head = parts.store.database, parts.store.database.revision(place.feed)
+    fresh = database.recent(place.feed, head - behind)
     database._fresh.clear()
     stored = parts.chat.changes(place, head - behind)
     assert len(stored.items) == behind
     assert fresh == stored if behind <= 5 else fresh is None
 
 
-def test_what_changed_after_it_was_written_is_not_at_hand(parts: Parts, place: Place) -> None:
-    cursor = parts.store.database.head(place.feed)
+def test_what_changed_after_it_was_written_is_not_at_hand(parts: Parts, place: ConversationRef) -> None:
+    cursor = parts.store.database.revision(place.feed)
     say(parts, place, "to be deleted")
     message = parts.chat.changes(place, cursor).items[0]
     parts.chat.delete_message(place.person, place.uuid, message.uuid)
     found = parts.chat.changes(place, cursor)
     assert [item.deleted for item in found.items] == [True]
-    assert parts.store.database.fresh(place.feed, cursor) is None
+    assert parts.store.database.recent(place.feed, cursor) is None
 
 
-def test_another_process_counts_more(parts: Parts, place: Place) -> None:
+def test_another_process_counts_more(parts: Parts, place: ConversationRef) -> None:
     """What it wrote is not known here; that it did is."""
-    cursor = parts.store.database.head(place.feed)
+    cursor = parts.store.database.revision(place.feed)
     say(parts, place, "ours")
-    head = parts.store.database.head(place.feed)
-    parts.store.database.learn({place.feed: head + 1})
-    assert parts.store.database.fresh(place.feed, cursor) is None
+    head = parts.store.database.revision(place.feed)
+    parts.store.database.note_revisions({place.feed: head + 1})
+    assert parts.store.database.recent(place.feed, cursor) is None
 
 
 ODD = [

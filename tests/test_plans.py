@@ -89,7 +89,7 @@ def use_everything(parts: Parts) -> None:
     store.conversations.newest(ada)
     store.people.session(hash_token("token"))
     store.people.password_hash("ada@example.org")
-    store.database.head(place.feed, fresh=True)
+    store.database.revision(place.feed, reread=True)
     store.runs.is_answering(place.conversation)
     store.runs.reap_runs(lambda _run, _lease: True, "another", 1)
     chat.stop(ada, place.uuid)

@@ -21,7 +21,7 @@ from chatapp.assistant.blocks import MOST_BLOCKS, answer_html
 from chatapp.assistant.builtin import BuiltIn, Knowledge
 from chatapp.assistant.runner import Runner
 from chatapp.bus import Bus
-from chatapp.store import ClaimedRun, Place, Store, Turn, database, migrate, now_ms
+from chatapp.store import ClaimedRun, ConversationRef, Store, Turn, database, migrate, now_ms
 from chatapp.store.tables import messages, runs
 from chatapp.store.workers import Worker
 
@@ -45,7 +45,7 @@ class Parts:
         self.person = self.store.people.add_first_admin("Ada", "ada@example.org", "x").id
         self.runners: list[Runner] = []
 
-    def ask(self, question: str) -> Place:
+    def ask(self, question: str) -> ConversationRef:
         """Post a question in a new conversation and queue its answer."""
         conversations = self.store.conversations
         with self.store.database.write() as tx:
@@ -61,15 +61,15 @@ class Parts:
         self.runners[-1].start()
         return self.runners[-1]
 
-    def answer(self, place: Place) -> Any:
+    def answer(self, place: ConversationRef) -> Any:
         """The assistant's message, or None."""
         return next((m for m in self.store.conversations.changes(place, 0).items if m.author == "assistant"), None)
 
-    def messages(self, place: Place) -> Any:
+    def messages(self, place: ConversationRef) -> Any:
         """All of them."""
         return self.store.conversations.changes(place, 0).items
 
-    def wait(self, place: Place, state: str, seconds: float = 5.0) -> Any:
+    def wait(self, place: ConversationRef, state: str, seconds: float = 5.0) -> Any:
         """The assistant's message once it is in that state."""
         with gevent.Timeout(seconds, AssertionError(f"not {state}: {self.answer(place)}")):
             while (answer := self.answer(place)) is None or answer.state != state:

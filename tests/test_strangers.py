@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chatapp.admission import APART_S, FILES_APART_S
 from gevent import socket as gevent_socket
 from lab.http import Client
 from lab.processes import wait_for
 from lab.server import Server
 
-from chatapp.admission import APART_S, FILES_APART_S
-from chatapp.gunicorn_bridge import Connection, Limits, know, place
+from chatapp.gunicorn_bridge import Connection, Limits, note_address, note_session
 from chatapp.strangers import MOST_SHARING, SHARED, Strangers, advice
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -378,9 +378,9 @@ def test_who_says_that_it_forwards_shares_only_once_a_live_session_came_by_it() 
     for connection in crowd:
         connection.begin_request(None)
         environ = {"gunicorn.socket": connection, "REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": "203.0.113.7"}
-        place(environ, peer)
+        note_address(environ, peer)
     assert {connection.address for connection in crowd} == {peer} and len(strangers) == 2
-    know(environ)
+    note_session(environ)
     assert strangers.budget_of(peer) == crowd[-1].address == SHARED and len(strangers) == 1
     for connection, (_, theirs) in zip(crowd, ends, strict=True):
         connection.cut()

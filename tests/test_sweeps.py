@@ -209,7 +209,7 @@ def hold(parts: Parts) -> Iterator[Hold]:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         ends.append(theirs)
-        poll = Poll(parts.epoch, {conversation: parts.store.database.head(place.feed)}, wait_s)
+        poll = Poll(parts.epoch, {conversation: parts.store.database.revision(place.feed)}, wait_s)
         looked = parts.bus.published
         if meanwhile:
             parts.chat.post(ada, conversation, str(uuid.uuid4()), "between the look and the subscription")

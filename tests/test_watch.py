@@ -48,10 +48,10 @@ def test_news_that_a_poll_finds_before_the_watcher_wakes_the_others(
     ada = there.store.people.add_admin("Ada", "ada@example.org", "x").id
     place = there.chat.create(ada, str(uuid.uuid4()))
     watcher = quiet_watcher(here, monkeypatch)
-    here.store.database.head(place.feed)
+    here.store.database.revision(place.feed)
     other = Listener(here.bus, place.feed)
     posted = there.chat.post(ada, place.uuid, str(uuid.uuid4()), "hello")
-    assert here.store.database.head(place.feed, fresh=True) >= posted.revision
+    assert here.store.database.revision(place.feed, reread=True) >= posted.revision
     watcher.look()
     assert other.count == 1, "woken by the poll that was quicker, and once"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activity = Literal["chat", "outstanding", "awaiting", "idle", "quiet"]
-Place = Literal["session", "start"]
+ConversationRef = Literal["session", "start"]
 
 BLIND_S = 65.0
 """How long a cell must look on: the peer is blind for up to 45 s, and then waits up to 5 s."""
@@ -20,7 +20,7 @@ class Cell:
     fault: str
     argument: str = ""
     activity: Activity = "chat"
-    place: Place = "session"  # start: the fault is there before the client is
+    place: ConversationRef = "session"  # start: the fault is there before the client is
     lasts: float = 0.0  # after so long everything passes again; 0: it strikes once
     window: float = BLIND_S  # from T0 to the end of the trial
     front: str = ""  # a real proxy before the fault proxy

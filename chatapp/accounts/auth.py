@@ -26,7 +26,7 @@ from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.config import Settings
 from chatapp.fair_queue import Attempts
-from chatapp.gunicorn_bridge import has_left, know
+from chatapp.gunicorn_bridge import has_left, note_session
 from chatapp.store import AuthSession, Person, Store
 from chatapp.visible import is_blank
 
@@ -76,7 +76,7 @@ class Auth:
             token = session.get(TOKEN)
             g.sign_in = self.check(hash_token(token)) if isinstance(token, str) else None
             if g.sign_in is not None:
-                know(request.environ)
+                note_session(request.environ)
         sign_in: AuthSession | None = g.sign_in
         return sign_in
 

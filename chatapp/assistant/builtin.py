@@ -332,9 +332,9 @@ class BuiltIn:
         words = informative_words(question)
         leans = FOLLOW_UP.match(question) or POINTING.search(question)
         if previous and leans and len(words) <= 3 and self._knowledge.knows(words):
-            together = self._knowledge.search(f"{question} {previous}")
-            if together:
-                return together
+            group_commit = self._knowledge.search(f"{question} {previous}")
+            if group_commit:
+                return group_commit
         return self._knowledge.search(question)
 
     def _abilities(self) -> str:

@@ -37,9 +37,9 @@ from chatapp.store.events import ConnectionEvent, Events
 from chatapp.store.histories import Histories
 from chatapp.store.networks import NetworkTable
 from chatapp.store.people import AlreadySetUp, AuthSession, EmailTaken, People, Person
+from chatapp.store.records import Block, ChangedMessage, Changes, ConversationRef, Entry, EntryPlace, Posted, Waiting
 from chatapp.store.retention import Retention
 from chatapp.store.runs import ClaimedRun, Runs, Turn
-from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, EntryPlace, Place, Posted, Waiting
 from chatapp.store.tables import db, instance
 from chatapp.store.unavailable import StorageUnavailable
 from chatapp.store.watch import Watcher
@@ -52,13 +52,13 @@ __all__ = [
     "Changes",
     "ClaimedRun",
     "ConnectionEvent",
+    "ConversationRef",
     "Drill",
     "DrillRunning",
     "EmailTaken",
     "Entry",
     "EntryPlace",
     "Person",
-    "Place",
     "Posted",
     "StorageUnavailable",
     "Store",

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.concurrency import ParkedWorker, SingleThread, has_loop
-from chatapp.store.hot import driver
+from chatapp.store.prepared import driver
 
 PAGES = 1000  # of the log, about, between two checkpoints: SQLite's own number
 PAGES_A_COMMIT, PAGES_A_CHANGE = 8, 2  # measured with messages; it only has to be about right

@@ -12,8 +12,18 @@ from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select, u
 from chatapp.bus import ACCESS
 from chatapp.cache import Cache
 from chatapp.store.database import REVISION, Database, Write, bumping, new_id, now_ms
-from chatapp.store.hot import Prepared
-from chatapp.store.shapes import Block, ChangedMessage, Changes, Entry, EntryPlace, Place, Posted, Waiting, moment
+from chatapp.store.prepared import Prepared
+from chatapp.store.records import (
+    Block,
+    ChangedMessage,
+    Changes,
+    ConversationRef,
+    Entry,
+    EntryPlace,
+    Posted,
+    Waiting,
+    moment,
+)
 from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people, runs
 
 PAGE = 40  # messages on a page as it loads, and in each step back
@@ -156,12 +166,12 @@ class Conversations:
         self._list_feeds: dict[int, int] = {}  # never changes for a person
         self._touched_at = 0  # the newest time in the list of anybody, ms; 0: not known yet
         # Forgotten whole when anybody's access changes.
-        self._places: Cache[tuple[int, str], Place] = Cache(MOST_PLACES, MOST_PLACES_BYTES)
+        self._places: Cache[tuple[int, str], ConversationRef] = Cache(MOST_PLACES, MOST_PLACES_BYTES)
         database.on_access_change(self._places.clear)
 
     # Finding: always through the person's membership
 
-    def place(self, person: int, uuid: str) -> Place | None:
+    def place(self, person: int, uuid: str) -> ConversationRef | None:
         """The conversation, if the person is a member of it and it is not deleted."""
         key = (person, uuid)
         place = self._places.get(key)
@@ -185,15 +195,15 @@ class Conversations:
         with self.database.read() as connection:
             return connection.execute(query).scalar_one_or_none()
 
-    def _place(self, connection: Connection, person: int, uuid: str) -> Place | None:
+    def _place(self, connection: Connection, person: int, uuid: str) -> ConversationRef | None:
         row = PLACE.first(connection, uuid=uuid, person=person)
-        return Place(row.id, row.feed_id, uuid, row.title, person) if row else None  # no second copy of the name
+        return ConversationRef(row.id, row.feed_id, uuid, row.title, person) if row else None
 
     # Reading
 
-    def changes(self, place: Place, cursor: int) -> Changes[ChangedMessage]:
+    def changes(self, place: ConversationRef, cursor: int) -> Changes[ChangedMessage]:
         """What changed after `cursor`; from 0 the newest page, which replaces what is shown."""
-        fresh = self.database.fresh(place.feed, cursor) if cursor > 0 else None
+        fresh = self.database.recent(place.feed, cursor) if cursor > 0 else None
         if fresh is not None:
             return fresh
         with self.database.read() as connection:
@@ -211,7 +221,7 @@ class Conversations:
         return Changes(cursor, end, found, waiting=waiting, change=change)
 
     def _cut(
-        self, connection: Connection, place: Place, cursor: int, found: Messages, change: int
+        self, connection: Connection, place: ConversationRef, cursor: int, found: Messages, change: int
     ) -> Changes[ChangedMessage]:
         """A first part of what changed. From its end on a reader counts as one who shows each answer as it was there,
         and gets patches of it: an answer that goes on after the end comes with this part, as it is now."""
@@ -222,13 +232,13 @@ class Conversations:
         waiting = tuple(each for each in self._waiting(connection, place, cursor) if each.revision <= end)
         return Changes(cursor, end, found + going_on, more=True, waiting=waiting, change=change)
 
-    def _waiting(self, connection: Connection, place: Place, cursor: int) -> tuple[Waiting, ...]:
+    def _waiting(self, connection: Connection, place: ConversationRef, cursor: int) -> tuple[Waiting, ...]:
         """What changed of answers that have not begun; from 0 only what waits now."""
         rows = WAITING.all(connection, conversation=place.conversation, cursor=cursor)
         found = tuple(Waiting(row.uuid, row.revision, row.ahead, row.state != "queued") for row in rows)
         return found if cursor > 0 else tuple(each for each in found if not each.is_over)
 
-    def older(self, place: Place, before: int) -> Changes[ChangedMessage]:
+    def older(self, place: ConversationRef, before: int) -> Changes[ChangedMessage]:
         """The page before a position, oldest first. `end` is the feed's revision at this read."""
         with self.database.read() as connection:
             end, change = self._revision(connection, place.feed)
@@ -270,7 +280,7 @@ class Conversations:
         row = REVISION.first(connection, feed=feed)
         return (row.revision, row.change) if row else (0, 0)
 
-    def _page(self, connection: Connection, place: Place, before: int, most: int) -> Messages:
+    def _page(self, connection: Connection, place: ConversationRef, before: int, most: int) -> Messages:
         """Messages before a position, oldest first."""
         which = {"conversation": place.conversation, "before": before, "most": most}
         return self._messages(connection, BEFORE, which)[::-1]
@@ -290,7 +300,7 @@ class Conversations:
 
     # Changing
 
-    def add(self, tx: Write, person: int, uuid: str) -> Place:
+    def add(self, tx: Write, person: int, uuid: str) -> ConversationRef:
         """A new, empty conversation. Its feed begins at revision 1, so that cursor 0 always means "nothing"."""
         now = self._next_time(tx)
         feed = tx.new_feed()
@@ -301,9 +311,9 @@ class Conversations:
         entry = {"conversation_id": conversation, "person_id": person, "role": "owner", "joined_at": now}
         revision = tx.bump(tx.connection.execute(select(people.c.feed_id).where(people.c.id == person)).scalar_one())
         tx.connection.execute(memberships.insert().values(**entry, list_revision=revision))
-        return Place(conversation, feed, uuid, "", person)
+        return ConversationRef(conversation, feed, uuid, "", person)
 
-    def empty(self, tx: Write, person: int) -> Place | None:
+    def empty(self, tx: Write, person: int) -> ConversationRef | None:
         """The newest conversation that the person made and in which nothing was ever said, if there is one."""
         query = (
             select(conversations.c.uuid)
@@ -322,7 +332,7 @@ class Conversations:
         uuid = tx.connection.execute(query).scalar_one_or_none()
         return self._place(tx.connection, person, uuid) if uuid else None
 
-    def find(self, tx: Write, person: int, uuid: str) -> Place | None:
+    def find(self, tx: Write, person: int, uuid: str) -> ConversationRef | None:
         """As `place`, inside a write."""
         return self._place(tx.connection, person, uuid)
 
@@ -331,28 +341,28 @@ class Conversations:
         query = select(conversations.c.id).where(conversations.c.uuid == uuid)
         return tx.connection.execute(query).first() is not None
 
-    def said(self, tx: Write, person: int, uuid: str, client_id: str) -> tuple[Place, Posted | None] | None:
+    def said(self, tx: Write, person: int, uuid: str, client_id: str) -> tuple[ConversationRef, Posted | None] | None:
         """As `find`, and the message that the person named so, if it is there."""
         row = SAID.first(tx.connection, person=person, uuid=uuid, client=client_id)
         if row is None:
             return None
-        place = Place(row.id, row.feed_id, uuid, row.title, person)
+        place = ConversationRef(row.id, row.feed_id, uuid, row.title, person)
         if row.position is None:
             return place, None
         return place, Posted(row.uuid, client_id, uuid, row.position, row.revision, row.body, created=False)
 
-    def post(self, tx: Write, place: Place, client_id: str, body: str) -> Posted:
+    def post(self, tx: Write, place: ConversationRef, client_id: str, body: str) -> Posted:
         """Append a message of the person's own; the conversation moves to the top of its members' lists."""
         revision = self.touch(tx, place.conversation, place.feed)
         message = self._insert(tx, place, place.person, client_id, body, "sent", revision)
         return Posted(message.uuid, client_id, place.uuid, revision, revision, body, created=True)
 
-    def add_answer(self, tx: Write, place: Place, author: int, uuid: str) -> int:
+    def add_answer(self, tx: Write, place: ConversationRef, author: int, uuid: str) -> int:
         """Append an answer that is to be written; returns its number."""
         return self._insert(tx, place, author, uuid, "", "running", tx.bump(place.feed)).id
 
     def _insert(
-        self, tx: Write, place: Place, author: int, client_id: str, body: str, state: str, revision: int
+        self, tx: Write, place: ConversationRef, author: int, client_id: str, body: str, state: str, revision: int
     ) -> ChangedMessage:
         now, uuid = now_ms(), str(uuid4())
         values: dict[str, Any] = {"state": state, "position": revision, "revision": revision, "body": body}
@@ -379,24 +389,24 @@ class Conversations:
             state_revision=revision,
             **values,
         )
-        tx.keep(place.feed, message)
+        tx.keep_recent(place.feed, message)
         return message
 
-    def set_title(self, tx: Write, place: Place, title: str) -> None:
+    def set_title(self, tx: Write, place: ConversationRef, title: str) -> None:
         """Name the conversation; shows in its page and in every member's list."""
         mine = conversations.c.id == place.conversation
         tx.connection.execute(update(conversations).where(mine).values(title=title))
         tx.bump(ACCESS)  # a cached place knows the title
         self._bump_with_lists(tx, place.conversation, place.feed)
 
-    def delete(self, tx: Write, place: Place) -> None:
+    def delete(self, tx: Write, place: ConversationRef) -> None:
         """Take the conversation away from everybody; the rows stay."""
         mine = conversations.c.id == place.conversation
         tx.connection.execute(update(conversations).where(mine).values(deleted_at=now_ms()))
         tx.bump(ACCESS)
         self._bump_with_lists(tx, place.conversation, place.feed)
 
-    def delete_message(self, tx: Write, place: Place, uuid: str) -> bool:
+    def delete_message(self, tx: Write, place: ConversationRef, uuid: str) -> bool:
         """Leave a tombstone in place of the person's own message. False: no such message of theirs."""
         own = and_(
             messages.c.conversation_id == place.conversation,
@@ -416,7 +426,7 @@ class Conversations:
         """Something was said: the conversation moves to the top of its members' lists. Returns the feed's revision."""
         self._bump_with_lists(tx, conversation, feed)
         TOUCH.run(tx.connection, conversation=conversation, now=self._next_time(tx))
-        return tx.heads[feed]
+        return tx.revisions[feed]
 
     def _next_time(self, tx: Write) -> int:
         """Now, but after whatever was touched before: lists are in this order, also when the clock is set back."""
@@ -430,7 +440,7 @@ class Conversations:
         tx.bump_all(BUMP_WITH_LISTS, conversation=conversation, feed=feed)
         TOUCH_ENTRIES.run(tx.connection, conversation=conversation)
 
-    def last_message(self, tx: Write, place: Place) -> tuple[str, str] | None:
+    def last_message(self, tx: Write, place: ConversationRef) -> tuple[str, str] | None:
         """Author kind and state of the newest message."""
         query = (
             select(people.c.kind, messages.c.state)

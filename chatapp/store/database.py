@@ -17,8 +17,8 @@ from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.concurrency import ParkedWorker, SingleThread, has_loop
 from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
-from chatapp.store.hot import Prepared, Value, driver
-from chatapp.store.shapes import Changes, Waiting
+from chatapp.store.prepared import Prepared, Value, driver
+from chatapp.store.records import Changes, Waiting
 from chatapp.store.tables import feeds, instance
 from chatapp.store.unavailable import Reason, StorageUnavailable, translated, translating
 
@@ -130,34 +130,34 @@ class Write:
 
     connection: Connection
     topics: dict[int, None] = field(default_factory=dict)
-    heads: dict[int, int] = field(default_factory=dict)
-    fresh: dict[int, Changes[Any]] = field(default_factory=dict)
+    revisions: dict[int, int] = field(default_factory=dict)
+    recent: dict[int, Changes[Any]] = field(default_factory=dict)
     first: int = 0  # the first of the database-wide numbers that it took
     change: int = 0  # the newest of them
 
     def bump(self, feed: int) -> int:
         """Take the feed's next revision; its readers are woken after the commit."""
         self.bump_all(BUMP, feed=feed)
-        return self.heads[feed]
+        return self.revisions[feed]
 
     def bump_all(self, statement: Prepared, **which: Value) -> None:
         """Take the next revision of all feeds of a statement that `bumping` made."""
         for feed, revision, change in statement.run(self.connection, **which).fetchall():
             self.topics[feed] = None
             self.first, self.change = self.first or change, change
-            self.heads[feed] = revision
+            self.revisions[feed] = revision
 
-    def keep(self, feed: int, item: object) -> None:
+    def keep_recent(self, feed: int, item: object) -> None:
         """Have what was written at the feed's newest revision at hand for its readers: they need not look it up."""
-        revision = self.heads[feed]
-        self.fresh[feed] = Changes(revision - 1, revision, (item,), change=self.change)
+        revision = self.revisions[feed]
+        self.recent[feed] = Changes(revision - 1, revision, (item,), change=self.change)
 
     def keep_waiting(self, feed: int, waiting: Waiting) -> None:
         """The same for an answer that waits, which may share its revision with the message that it waits to answer."""
-        revision = self.heads[feed]
-        kept = self.fresh.get(feed)
+        revision = self.revisions[feed]
+        kept = self.recent.get(feed)
         items = kept.items if kept is not None and kept.end == revision else ()
-        self.fresh[feed] = Changes(revision - 1, revision, items, waiting=(waiting,), change=self.change)
+        self.recent[feed] = Changes(revision - 1, revision, items, waiting=(waiting,), change=self.change)
 
     def new_feed(self) -> int:
         """A new feed's number."""
@@ -248,7 +248,7 @@ class Database:
     def __init__(self, engine: Engine, bus: Bus) -> None:
         self.engine = engine
         self._bus = bus
-        self.heads: dict[int, int] = {}  # the newest known revision of each feed
+        self.revisions: dict[int, int] = {}  # the newest known revision of each feed
         self._fresh: Cache[int, Changes[Any]] = Cache(MOST_FRESH, MOST_FRESH_BYTES)
         self._forget: list[Callable[[], None]] = []
         self.on_commit: Callable[[int, int], object] = _nothing  # with the first and the last change that it took
@@ -317,7 +317,7 @@ class Database:
         except StorageUnavailable:
             pass  # it has been logged, and `failing` says it
 
-    def together(self, work: Callable[[Write], R]) -> R:
+    def group_commit(self, work: Callable[[Write], R]) -> R:
         """One durable change, in one transaction with those of whoever else comes at this moment.
 
         Returns when it is on disk. A work that raises is undone alone; a commit that fails fails for all. Raises
@@ -330,11 +330,11 @@ class Database:
             ended.append(job)
             latch.release()
 
-        self.submit(work, done)
+        self.enqueue(work, done)
         latch.acquire()
         return ended[0].outcome()
 
-    def submit(self, work: Callable[[Write], R], done: Callable[[WriteJob[R]], None]) -> None:
+    def enqueue(self, work: Callable[[Write], R], done: Callable[[WriteJob[R]], None]) -> None:
         """As `together`, without waiting: `done` is called with the outcome. It must neither wait nor raise."""
         with self._gate:
             self._jobs.append(WriteJob(work, done))
@@ -429,10 +429,10 @@ class Database:
             execute("ROLLBACK")
         return done
 
-    def fresh(self, feed: int, cursor: int) -> Changes[Any] | None:
+    def recent(self, feed: int, cursor: int) -> Changes[Any] | None:
         """What a reader at this cursor lacks, where this process has just written all of it."""
         kept = self._fresh.get(feed)
-        if kept is None or kept.end != self.heads.get(feed) or not kept.start <= cursor < kept.end:
+        if kept is None or kept.end != self.revisions.get(feed) or not kept.start <= cursor < kept.end:
             return None
         items, waiting = kept.items, kept.waiting
         if cursor != kept.start:
@@ -442,17 +442,17 @@ class Database:
 
     def _learn_own(self, tx: Write) -> None:
         """What was committed here: the newest revisions, and the newest items."""
-        self.learn(tx.heads)
+        self.note_revisions(tx.revisions)
         if tx.change:
             self.on_commit(tx.first, tx.change)
-        for feed, changes in tx.fresh.items():
+        for feed, changes in tx.recent.items():
             kept = _joined(self._fresh.get(feed), changes)
             self._fresh.put(feed, kept, ITEM_BYTES + sum(ITEM_BYTES + getsizeof(item.body) for item in kept.items))
 
-    def learn(self, heads: Mapping[int, int]) -> list[int]:
+    def note_revisions(self, heads: Mapping[int, int]) -> list[int]:
         """Note the newest revisions of feeds; returns those that were news."""
-        changed = [feed for feed, revision in heads.items() if revision > self.heads.get(feed, -1)]
-        self.heads.update({feed: heads[feed] for feed in changed})
+        changed = [feed for feed, revision in heads.items() if revision > self.revisions.get(feed, -1)]
+        self.revisions.update({feed: heads[feed] for feed in changed})
         if ACCESS in changed:
             for forget in self._forget:
                 forget()
@@ -483,13 +483,13 @@ class Database:
         """Have a cache of permissions forgotten when a commit changed them."""
         self._forget.append(forget)
 
-    def head(self, feed: int, fresh: bool = False) -> int:
+    def revision(self, feed: int, reread: bool = False) -> int:
         """The newest revision of a feed, without the database where it is known; `fresh` asks it all the same."""
-        known = None if fresh else self.heads.get(feed)
+        known = None if reread else self.revisions.get(feed)
         if known is None:
             with self.read() as connection:
                 row = REVISION.first(connection, feed=feed)
             # What was found here the watcher does not find any more: whoever waits for it must hear of it now.
-            self._bus.publish(self.learn({feed: row.revision if row else 0}))
-            known = self.heads[feed]
+            self._bus.publish(self.note_revisions({feed: row.revision if row else 0}))
+            known = self.revisions[feed]
         return known

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.store.database import Database, now_ms
-from chatapp.store.hot import Prepared
+from chatapp.store.prepared import Prepared
 from chatapp.store.tables import connection_events
 from chatapp.store.unavailable import StorageUnavailable
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from chatapp.bus import ACCESS, session_topic
 from chatapp.store.database import Database, Write, new_id, now_ms
-from chatapp.store.hot import Prepared
+from chatapp.store.prepared import Prepared
 from chatapp.store.tables import instance, people, sessions
 
 FIRST_ADMIN = "first-admin"  # row of `instance` whose uniqueness decides a race of two first runs

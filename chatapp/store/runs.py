@@ -14,8 +14,8 @@ from chatapp.bus import RUNS
 from chatapp.store.conversations import END as AFTER_ALL
 from chatapp.store.conversations import Conversations
 from chatapp.store.database import Database, Write, now_ms
-from chatapp.store.hot import Prepared, Value
-from chatapp.store.shapes import Place, Waiting
+from chatapp.store.prepared import Prepared, Value
+from chatapp.store.records import ConversationRef, Waiting
 from chatapp.store.tables import blocks, conversations, messages, people, runs
 
 MOST_AT_ONCE = 16  # answers that a worker writes; others wait
@@ -141,11 +141,11 @@ class Runs:
         self._conversations = conversations
         self._assistant: int | None = None  # its number, which never changes
 
-    def queue(self, tx: Write, place: Place) -> None:
+    def queue(self, tx: Write, place: ConversationRef) -> None:
         """Have the assistant answer. One run waits at most: it answers all that is posted before it starts."""
         if WAITING.first(tx.connection, conversation=place.conversation) is None:
             where, feed = place.conversation, place.feed
-            revision = tx.heads[feed] if feed in tx.heads else tx.bump(feed)
+            revision = tx.revisions[feed] if feed in tx.revisions else tx.bump(feed)
             connections, own = BEFORE.run(tx.connection, conversation=where).fetchone()
             waiting = Waiting(str(uuid4()), revision, connections if connections >= self._capacity else own)
             values: dict[str, Value] = {"revision": revision, "ahead": waiting.ahead, "created_at": now_ms()}
@@ -227,7 +227,7 @@ class Runs:
             self._write_blocks(tx, run, revision, changed)
             GROW.run(tx.connection, message=run.message_id, text=body, at=revision)
 
-    def stop(self, tx: Write, place: Place, answer: str = "") -> None:
+    def stop(self, tx: Write, place: ConversationRef, answer: str = "") -> None:
         """Stop one answer: the one named, else the one that is being written, else the one that waits."""
         found = {row.state: row.id for row in tx.connection.execute(_live_in(place, answer))}
         if "running" in found:
@@ -236,7 +236,7 @@ class Runs:
             self._drop(tx, found["queued"], place)
         tx.bump(RUNS)
 
-    def stop_all(self, tx: Write, place: Place) -> None:
+    def stop_all(self, tx: Write, place: ConversationRef) -> None:
         """The conversation is deleted: neither what is written nor what waits goes on."""
         for row in tx.connection.execute(_live_in(place)).all():
             if row.state == "running":
@@ -245,7 +245,7 @@ class Runs:
                 self._drop(tx, row.id, place)
         tx.bump(RUNS)
 
-    def _drop(self, tx: Write, run: int, place: Place) -> None:
+    def _drop(self, tx: Write, run: int, place: ConversationRef) -> None:
         """End a run that has not started."""
         revision = tx.bump(place.feed)
         values = {"state": "stopped", "ended_at": now_ms(), "revision": revision}
@@ -325,16 +325,16 @@ class Runs:
     def _feed(self, tx: Write, conversation: int) -> int:
         return FEED.one(tx.connection, conversation=conversation)
 
-    def _whereabouts(self, tx: Write, conversation: int) -> Place:
+    def _whereabouts(self, tx: Write, conversation: int) -> ConversationRef:
         row = PLACE.first(tx.connection, conversation=conversation)
-        return Place(row.id, row.feed_id, row.uuid, row.title, row.created_by)
+        return ConversationRef(row.id, row.feed_id, row.uuid, row.title, row.created_by)
 
     def _history(self, tx: Write, conversation: int, before: int = AFTER_ALL) -> tuple[Turn, ...]:
         rows = reversed(HISTORY.all(tx.connection, conversation=conversation, before=before))
         return tuple(Turn("assistant" if kind == "assistant" else "user", body) for kind, body in rows)
 
 
-def _live_in(place: Place, answer: str = "") -> Select[tuple[int, str]]:
+def _live_in(place: ConversationRef, answer: str = "") -> Select[tuple[int, str]]:
     """Number and state of what is running or waiting in a conversation; `answer`: of this one alone."""
     query = select(runs.c.id, runs.c.state).where(runs.c.conversation_id == place.conversation, _live)
     return query.where(runs.c.uuid == answer) if answer else query

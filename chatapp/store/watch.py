@@ -14,7 +14,7 @@ from sqlalchemy import and_, func, or_, select
 
 from chatapp.bus import ACCESS, Bus, session_topic
 from chatapp.store.database import Database
-from chatapp.store.hot import Prepared
+from chatapp.store.prepared import Prepared
 from chatapp.store.tables import feeds, people, sessions
 from chatapp.store.unavailable import StorageUnavailable, translating
 
@@ -72,7 +72,7 @@ class Watcher:
         self._version = version
         self._change = max([self._change, *(row.change for row in moved)])
         self._ends = ends
-        changed = self._database.learn({row.id: row.revision for row in moved})
+        changed = self._database.note_revisions({row.id: row.revision for row in moved})
         self._bus.publish(dict.fromkeys([*changed, *ended]))
 
     def _ended_sessions(self) -> list[int]:

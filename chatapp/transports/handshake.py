@@ -20,7 +20,7 @@ from werkzeug.wsgi import get_host
 
 from chatapp.accounts.auth import JUDGED, Comers, expected_origins, origin_is_allowed
 from chatapp.config import Settings
-from chatapp.gunicorn_bridge import can_leave, end_request, has_body, is_plain, take
+from chatapp.gunicorn_bridge import can_detach, detach, end_request, has_body, is_plain
 from chatapp.store import AuthSession, StorageUnavailable
 from chatapp.transports.rfc6455 import agreed
 from chatapp.transports.websocket import Services, WebSocketConnection
@@ -64,7 +64,7 @@ class Handshake:
 
     def take(self) -> int:
         """The descriptor of its socket, which changes hands."""
-        return take(self._environ)
+        return detach(self._environ)
 
     def close(self) -> None:
         """flask-sock closes what its endpoint leaves; this one has handed its socket on."""
@@ -107,7 +107,7 @@ class Judge:
             return Refusal(403, f"{words}\n")
         if self._services.connections.is_full() or not is_plain(environ):
             return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
-        if not can_leave(environ):
+        if not can_detach(environ):
             return Refusal(400, ALONE)
         return sign_in
 

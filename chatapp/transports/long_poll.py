@@ -19,7 +19,7 @@ from gevent.event import Event
 
 from chatapp.bus import Bus, session_topic
 from chatapp.chat import Gone
-from chatapp.gunicorn_bridge import can_leave, take
+from chatapp.gunicorn_bridge import can_detach, detach
 from chatapp.store import AuthSession, StorageUnavailable
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
@@ -239,11 +239,11 @@ class Polls:
         """Have the event loop hold this request, if it can take its socket: False where it must wait as it is.
 
         looked: how much had been published before it was looked for news."""
-        if self.access_log is None or not can_leave(environ):
+        if self.access_log is None or not can_detach(environ):
             return False
         if self.connections.lent >= MOST_HELD or self.connections.is_full():
             return False
-        LongPoll(take(environ), self, sign_in, poll).start(environ["REMOTE_ADDR"], head, looked)
+        LongPoll(detach(environ), self, sign_in, poll).start(environ["REMOTE_ADDR"], head, looked)
         return True
 
     def log(self, line: str) -> None:

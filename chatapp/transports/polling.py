@@ -17,7 +17,7 @@ from werkzeug.wsgi import get_host
 from chatapp.accounts.auth import Cookies
 from chatapp.cache import Cache
 from chatapp.config import Settings
-from chatapp.gunicorn_bridge import end_request, know
+from chatapp.gunicorn_bridge import end_request, note_session
 from chatapp.store import AuthSession, StorageUnavailable
 from chatapp.transports.integrity import ARMOUR, UNKEPT
 from chatapp.transports.long_poll import Poll, Polls
@@ -127,7 +127,7 @@ class PollMiddleware:
             return None
         if sign_in is None or self._polls.is_draining or not query.isascii():
             return None
-        know(environ)
+        note_session(environ)
         try:
             poll = within(self._queries.poll(query), sign_in)
         except BadPoll:

@@ -14,7 +14,7 @@ from typing import Protocol
 from chatapp.bus import Bus, Wake, session_topic
 from chatapp.cache import Cache
 from chatapp.chat import Chat, Gone
-from chatapp.store import Changes, Place, Store
+from chatapp.store import Changes, ConversationRef, Store
 
 LIST = "list"  # the name of a person's list feed on the wire
 MOST_FEEDS = 100  # one connection may follow; far above the tabs that a person keeps open
@@ -58,7 +58,7 @@ class Reader:
         self._chat = chat
         self._encoder = encoder
         self._frames: Cache[tuple[int, int], tuple[int, Update]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
-        self._heads = store.database.heads
+        self._revisions = store.database.revisions
         self.generation = 0  # of permissions: what was checked in an earlier one must be checked again
         store.database.on_access_change(self._forget)
 
@@ -73,15 +73,15 @@ class Reader:
 
     def is_new(self, person: int, name: str, cursor: int) -> bool:
         """Whether a reader at this cursor lacks anything; without the database where the feed is known."""
-        return self._store.database.head(self.feed(person, name)) != cursor
+        return self._store.database.revision(self.feed(person, name)) != cursor
 
     def read(self, person: int, name: str, cursor: int) -> Update:
         """What a reader at this cursor lacks. Raises Gone, StaleCursor."""
         place = None if name == LIST else self._chat.place(person, name)
         feed = place.feed if place else self._store.conversations.list_feed(person)
-        head = self._store.database.head(feed)
+        head = self._store.database.revision(feed)
         if cursor > head:  # another process may be ahead of what this one has heard
-            head = self._store.database.head(feed, fresh=True)
+            head = self._store.database.revision(feed, reread=True)
         if cursor > head:
             raise StaleCursor
         cached = self._frames.get((feed, cursor))
@@ -95,12 +95,12 @@ class Reader:
     def shared(self, feed: int, cursor: int) -> Update | None:
         """What another reader at this cursor got, if it is the newest and all there is. Does not check permission."""
         cached = self._frames.get((feed, cursor))
-        if cached is None or cached[0] != self._heads.get(feed):
+        if cached is None or cached[0] != self._revisions.get(feed):
             return None
         update = cached[1]
         return None if update.more or update.frame is None else update
 
-    def _read_feed(self, person: int, name: str, place: Place | None, cursor: int) -> Update:
+    def _read_feed(self, person: int, name: str, place: ConversationRef | None, cursor: int) -> Update:
         changes: Changes[object] = (
             self._chat.changes(place, cursor) if place else self._chat.entries(person, cursor)  # type: ignore[assignment]
         )

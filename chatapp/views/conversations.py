@@ -12,7 +12,7 @@ from flask_babel import gettext as _
 
 from chatapp.chat import LONGEST_MESSAGE, ChatError
 from chatapp.parts import current_parts
-from chatapp.store import Entry, EntryPlace, Place, Posted
+from chatapp.store import ConversationRef, Entry, EntryPlace, Posted
 from chatapp.store.conversations import MOST_CHANGES
 from chatapp.views import check_origin, me, problem, refused, require_session, slow_down, wants_json
 from chatapp.views.connection import connection_context
@@ -40,7 +40,7 @@ def show(uuid: UUID) -> Any:
     return _page(current_parts().chat.place(me(), str(uuid)))
 
 
-def _page(place: Place | None) -> Any:
+def _page(place: ConversationRef | None) -> Any:
     parts, person = current_parts(), me()
     uuid = place.uuid if place else str(uuid4())
     before = _position()

@@ -221,7 +221,7 @@ class Schedule:
                 found.append(f"{client.name} has not sent {page.waiting}")
             cursors = page.cursors
             for name, cursor in cursors.items():
-                head = self.server.store.database.head(self.server.reader.feed(self.person.id, name))
+                head = self.server.store.database.revision(self.server.reader.feed(self.person.id, name))
                 if cursor != head:
                     found.append(f"{client.name} is at {cursor} of {head} in {name}")
             if set(cursors) != set(client.follows) or not set(self.conversations) <= set(client.follows):

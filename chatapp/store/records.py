@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ConversationRef:
     """A conversation as one of its members sees it; how every query about it begins."""
 
     conversation: int
