@@ -15,6 +15,10 @@ from lab.nginx import Nginx
 from lab.processes import describe, kill_group, left_running, wait_for
 from lab.server import EMAIL, PASSWORD, Server
 
+from chatapp import create_app
+from chatapp.config import Settings
+from chatapp.parts import Parts
+
 if TYPE_CHECKING:
     from lab.asking import Play
     from playwright.sync_api import Browser, Page
@@ -97,6 +101,15 @@ def nothing_left_running() -> Iterator[None]:
 def me(shared: Server) -> Client:
     """The admin, signed in, where a module's tests share a server (its fixture `shared`)."""
     return Client(shared.url).sign_in()
+
+
+@pytest.fixture
+def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Parts]:
+    """The parts of an app without a server, on a real disk; a module's SETTINGS differ from the defaults."""
+    settings = Settings(data_dir=tmp_path / "data", **getattr(request.module, "SETTINGS", {}))
+    parts: Parts = create_app(settings).extensions["chatapp"]
+    yield parts
+    parts.store.close()
 
 
 @pytest.fixture

@@ -2,28 +2,15 @@
 
 import tracemalloc
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-from chatapp import create_app
 from chatapp.cache import Cache
 from chatapp.chat import LONGEST_MESSAGE
-from chatapp.config import Settings
 from chatapp.parts import Parts
 from chatapp.transports.rendering import MOST_RENDERED_BYTES
 from chatapp.transports.subscriptions import MOST_CACHED_BYTES
 
 MESSAGES = 120
 CURSORS = 60  # frames of 60 to 120 messages of 100 kB each: some 500 MB
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    parts: Parts = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
-    yield parts
-    parts.store.close()
 
 
 def test_the_oldest_go_first_by_number_and_by_bytes() -> None:

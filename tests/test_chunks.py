@@ -1,27 +1,16 @@
 """A reader who is far behind gets the feed in parts, and in the end shows all of it."""
 
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from lab.elements import parse
 from lab.peer import Applied, Feed
 
-from chatapp import create_app
-from chatapp.config import Settings
 from chatapp.parts import Parts
 from chatapp.store import ClaimedRun, ConversationRef
 from chatapp.store.conversations import MOST_CHANGES
 
 LEASE = "lease"
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    parts: Parts = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
-    yield parts
-    parts.store.close()
 
 
 class Talk:

@@ -1,7 +1,6 @@
 """The rules of the chat on a real store, without a server: posting, order, permissions, changes, blocks."""
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,20 +18,6 @@ def house_of(app: Flask) -> Parts:
     """The parts of an app."""
     found: Parts = app.extensions["chatapp"]
     return found
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    """An app on a database of its own; its runner is not started."""
-    app = create_app(Settings(data_dir=tmp_path / "data"))
-    yield house_of(app)
-    dispose(house_of(app))
-
-
-def dispose(parts: Parts) -> None:
-    """Close the databases."""
-    parts.store.database.engine.dispose()
-    parts.store.events.database.engine.dispose()
 
 
 @pytest.fixture
@@ -550,8 +535,8 @@ def test_what_was_posted_is_there_after_the_app_is_made_anew(tmp_path: Path) -> 
     ada = first.store.people.add_admin("Ada", "ada@example.org", "x").id
     place = first.chat.create(ada, new_id())
     post(first.chat, place, "hello")
-    dispose(first)
+    first.store.close()
     second = house_of(create_app(settings))
     assert (second.epoch, second.instance) == (first.epoch, first.instance)
     assert bodies(second.chat.changes(second.chat.place(ada, place.uuid), 0)) == ["hello"]
-    dispose(second)
+    second.store.close()

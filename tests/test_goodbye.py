@@ -2,13 +2,10 @@
 
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import gevent
 import pytest
 
-from chatapp import create_app
-from chatapp.config import Settings
 from chatapp.parts import Parts
 from chatapp.transports import rfc6455
 from chatapp.transports.connections import STORE_AFTER_S
@@ -16,13 +13,6 @@ from chatapp.transports.event_socket import READ_BYTES
 from chatapp.transports.websocket import WebSocketConnection
 
 FLOOD = 500  # reads: 2 MB
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    parts: Parts = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
-    yield parts
-    parts.store.close()
 
 
 @pytest.fixture

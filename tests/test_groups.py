@@ -3,28 +3,18 @@
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chatapp import create_app
 from chatapp.chat import ChatError
-from chatapp.config import Settings
 from chatapp.parts import Parts
 
 PEOPLE = 12
 
 
-@pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    """The app's parts on a real disk, without a server."""
-    parts: Parts = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
-    yield parts
-    parts.store.database.engine.dispose()
-    parts.store.events.database.engine.dispose()
+SETTINGS = {"assistant": "off"}
 
 
 @pytest.fixture

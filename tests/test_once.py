@@ -2,16 +2,12 @@
 
 import dataclasses
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event
 
-from chatapp import create_app
-from chatapp.config import Settings
 from chatapp.parts import Parts
 from chatapp.store import ChangedMessage, ConversationRef
 from chatapp.transports.rendering import MARKED
@@ -19,12 +15,7 @@ from chatapp.transports.rendering import MARKED
 MOST_STATEMENTS = 8  # of one post: two for the transaction, one for its connection, one query, four changes
 
 
-@pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    parts: Parts = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
-    yield parts
-    parts.store.database.engine.dispose()
-    parts.store.events.database.engine.dispose()
+SETTINGS = {"assistant": "off"}
 
 
 @pytest.fixture

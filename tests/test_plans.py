@@ -2,15 +2,11 @@
 
 import re
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 
-from chatapp import create_app
 from chatapp.accounts.auth import hash_token
-from chatapp.config import Settings
 from chatapp.network_memory import Experience
 from chatapp.parts import Parts
 from chatapp.store import ConnectionEvent, now_ms
@@ -18,14 +14,6 @@ from chatapp.store import ConnectionEvent, now_ms
 MAY_SCAN = {"CONSTANT ROW"}
 ONCE = re.compile(r"kind = '(person|assistant)'\)?( AS \w+)?$")  # in a process, or by a command
 Traced = list[str]
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    parts: Parts = create_app(Settings(data_dir=tmp_path)).extensions["chatapp"]
-    yield parts
-    parts.store.database.engine.dispose()
-    parts.store.events.database.engine.dispose()
 
 
 def trace(parts: Parts) -> Traced:

@@ -35,7 +35,7 @@ class Script:
         self.answer = play
 
 
-class Parts:
+class Workers:
     """A store on disk, a bus, and one conversation in which questions can be queued."""
 
     def __init__(self, folder: Path) -> None:
@@ -78,13 +78,13 @@ class Parts:
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
+def workers(tmp_path: Path) -> Iterator[Workers]:
     """A fresh house; its runners are drained at the end."""
-    parts = Parts(tmp_path)
-    yield parts
-    for each in parts.runners:
+    workers = Workers(tmp_path)
+    yield workers
+    for each in workers.runners:
         each.drain()
-    for engine in (parts.store.database.engine, parts.store.events.database.engine):
+    for engine in (workers.store.database.engine, workers.store.events.database.engine):
         engine.dispose()
 
 
@@ -95,42 +95,44 @@ def slowly(history: Sequence[Turn]) -> Iterator[str]:
         gevent.sleep(0.02)
 
 
-def test_a_queued_question_is_answered(parts: Parts) -> None:
-    parts.start(Script(lambda history: iter(["You asked: ", history[-1].body])))
-    answer = parts.wait(parts.ask("why"), "completed")
+def test_a_queued_question_is_answered(workers: Workers) -> None:
+    workers.start(Script(lambda history: iter(["You asked: ", history[-1].body])))
+    answer = workers.wait(workers.ask("why"), "completed")
     assert answer.body == "You asked: why"
     assert [block.html for block in answer.blocks] == ["<p>You asked: why</p>"]
 
 
-def test_what_was_queued_before_the_start_is_answered(parts: Parts) -> None:
-    place = parts.ask("early")
-    parts.start(Script(lambda history: iter(["late"])))
-    parts.wait(place, "completed")
+def test_what_was_queued_before_the_start_is_answered(workers: Workers) -> None:
+    place = workers.ask("early")
+    workers.start(Script(lambda history: iter(["late"])))
+    workers.wait(place, "completed")
 
 
-def test_an_answer_is_written_by_the_clock_and_not_by_the_token(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_written_by_the_clock_and_not_by_the_token(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writes: list[str] = []
-    write = parts.store.runs.write_answer
+    write = workers.store.runs.write_answer
 
     def counted(run: ClaimedRun, lease: str, body: str, changed: Sequence[tuple[int, str]]) -> Any:
         writes.append(body)
         return write(run, lease, body, changed)
 
-    monkeypatch.setattr(parts.store.runs, "write_answer", counted)
+    monkeypatch.setattr(workers.store.runs, "write_answer", counted)
 
     def play(history: Sequence[Turn]) -> Iterator[str]:
         for _ in range(250):
             yield "x "
             gevent.sleep(0.003)
 
-    parts.start(Script(play))
+    workers.start(Script(play))
     started = time.monotonic()
-    answer = parts.wait(parts.ask("q"), "completed", 20)
+    answer = workers.wait(workers.ask("q"), "completed", 20)
     assert answer.body == "x " * 250
     assert 2 <= len(writes) <= (time.monotonic() - started) / runner.FLUSH_S + 2
 
 
-def test_stop_ends_within_a_flush_closes_the_provider_and_keeps_what_was_written(parts: Parts) -> None:
+def test_stop_ends_within_a_flush_closes_the_provider_and_keeps_what_was_written(workers: Workers) -> None:
     closed: list[float] = []
 
     def play(history: Sequence[Turn]) -> Iterator[str]:
@@ -140,19 +142,19 @@ def test_stop_ends_within_a_flush_closes_the_provider_and_keeps_what_was_written
         finally:
             closed.append(time.monotonic())
 
-    parts.start(Script(play))
-    place = parts.ask("q")
+    workers.start(Script(play))
+    place = workers.ask("q")
     gevent.sleep(0.4)
     asked = time.monotonic()
-    with parts.store.database.write() as tx:
-        parts.store.runs.stop(tx, place)
-    answer = parts.wait(place, "stopped")
+    with workers.store.database.write() as tx:
+        workers.store.runs.stop(tx, place)
+    answer = workers.wait(place, "stopped")
     assert answer.body == "so far"
     assert closed and closed[0] - asked < 0.4
 
 
 @pytest.mark.parametrize("paragraphs", [3, 3 * runner.MOST_WRITTEN])
-def test_what_came_between_the_last_flush_and_stop_is_stored_whole(parts: Parts, paragraphs: int) -> None:
+def test_what_came_between_the_last_flush_and_stop_is_stored_whole(workers: Workers, paragraphs: int) -> None:
     """The flush that hears of the stop writes nothing: the block that was shown by half, and all after it, remain."""
     asked, more = gevent.event.Event(), gevent.event.Event()
     text = [" and ends here.\n\n", *(f"Paragraph {number}.\n\n" for number in range(paragraphs)), "An open **end**"]
@@ -164,64 +166,64 @@ def test_what_came_between_the_last_flush_and_stop_is_stored_whole(parts: Parts,
         asked.set()
         gevent.sleep(60)
 
-    parts.start(Script(play))
-    place = parts.ask("q")
+    workers.start(Script(play))
+    place = workers.ask("q")
     with gevent.Timeout(5, AssertionError("nothing is shown")):
-        while not (answer := parts.answer(place)) or not answer.body:
+        while not (answer := workers.answer(place)) or not answer.body:
             gevent.sleep(0.01)
-    with parts.store.database.write() as tx:
-        parts.store.runs.stop(tx, place)
+    with workers.store.database.write() as tx:
+        workers.store.runs.stop(tx, place)
         more.set()
     asked.wait(5)
-    answer = parts.wait(place, "stopped")
+    answer = workers.wait(place, "stopped")
     assert answer.body == "The first begins" + "".join(text)
     assert [block.html for block in answer.blocks] == answer_html(answer.body)
 
 
-def test_a_providers_refusal_is_told_in_its_own_words(parts: Parts) -> None:
+def test_a_providers_refusal_is_told_in_its_own_words(workers: Workers) -> None:
     def play(history: Sequence[Turn]) -> Iterator[str]:
         yield "begun "
         raise ProviderError("The model is asleep.")
 
-    parts.start(Script(play))
-    answer = parts.wait(parts.ask("q"), "failed")
+    workers.start(Script(play))
+    answer = workers.wait(workers.ask("q"), "failed")
     assert (answer.error, answer.body) == ("The model is asleep.", "begun ")
 
 
 def test_a_providers_mistake_is_logged_and_told_without_its_details(
-    parts: Parts, caplog: pytest.LogCaptureFixture
+    workers: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
     def play(history: Sequence[Turn]) -> Iterator[str]:
         raise ZeroDivisionError("secret detail")
 
-    parts.start(Script(play))
-    answer = parts.wait(parts.ask("q"), "failed")
+    workers.start(Script(play))
+    answer = workers.wait(workers.ask("q"), "failed")
     assert answer.error == runner.FAILED
     assert "secret detail" in caplog.text
 
 
-def test_an_empty_answer_counts_as_failed(parts: Parts) -> None:
-    parts.start(Script(lambda history: iter([" \n"])))
-    assert parts.wait(parts.ask("q"), "failed").error == runner.EMPTY
+def test_an_empty_answer_counts_as_failed(workers: Workers) -> None:
+    workers.start(Script(lambda history: iter([" \n"])))
+    assert workers.wait(workers.ask("q"), "failed").error == runner.EMPTY
 
 
-def test_draining_interrupts_at_once_and_keeps_what_was_written(parts: Parts) -> None:
-    runner_ = parts.start(Script(slowly))
-    places = [parts.ask(f"q{number}") for number in range(3)]
+def test_draining_interrupts_at_once_and_keeps_what_was_written(workers: Workers) -> None:
+    runner_ = workers.start(Script(slowly))
+    places = [workers.ask(f"q{number}") for number in range(3)]
     gevent.sleep(0.4)
     started = time.monotonic()
     runner_.drain()
     assert time.monotonic() - started < 0.5
     for place in places:
-        answer = parts.answer(place)
+        answer = workers.answer(place)
         assert answer.state == "interrupted" and answer.body.startswith("word0 word1 ")
         assert "word1" in answer.blocks[0].html
-    waiting = parts.ask("later")
+    waiting = workers.ask("later")
     gevent.sleep(0.1)
-    assert parts.answer(waiting) is None, "a drained runner takes nothing more"
+    assert workers.answer(waiting) is None, "a drained runner takes nothing more"
 
 
-def test_sixteen_are_answered_at_once_and_the_others_afterwards(parts: Parts) -> None:
+def test_sixteen_are_answered_at_once_and_the_others_afterwards(workers: Workers) -> None:
     most: list[int] = []
 
     def play(history: Sequence[Turn]) -> Iterator[str]:
@@ -229,117 +231,119 @@ def test_sixteen_are_answered_at_once_and_the_others_afterwards(parts: Parts) ->
         gevent.sleep(0.2)
         yield "done"
 
-    runner_ = parts.start(Script(play))
-    places = [parts.ask(f"q{number}") for number in range(20)]
+    runner_ = workers.start(Script(play))
+    places = [workers.ask(f"q{number}") for number in range(20)]
     for place in places:
-        parts.wait(place, "completed")
+        workers.wait(place, "completed")
     assert max(most) == runner.MOST_AT_ONCE
 
 
-def test_a_silent_provider_is_not_taken_for_a_dead_one(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_provider_is_not_taken_for_a_dead_one(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LOOK_AROUND_S", 0.1)
 
     def play(history: Sequence[Turn]) -> Iterator[str]:
         gevent.sleep(1.0)
         yield "at last"
 
-    parts.start(Script(play))
-    parts.start(Script(play))  # a second process on the same data
-    parts.wait(parts.ask("q"), "completed")
+    workers.start(Script(play))
+    workers.start(Script(play))  # a second process on the same data
+    workers.wait(workers.ask("q"), "completed")
 
 
-def test_a_run_whose_writer_was_killed_is_interrupted_at_the_next_start(parts: Parts) -> None:
-    place = parts.ask("q")
-    run = parts.store.runs.claim_run("a process that was killed")
+def test_a_run_whose_writer_was_killed_is_interrupted_at_the_next_start(workers: Workers) -> None:
+    place = workers.ask("q")
+    run = workers.store.runs.claim_run("a process that was killed")
     assert run is not None
-    parts.store.runs.write_answer(run, "a process that was killed", "half", [(0, "<p>half</p>")])
-    parts.start(Script(slowly))
-    assert parts.wait(place, "interrupted", 1).body == "half"
+    workers.store.runs.write_answer(run, "a process that was killed", "half", [(0, "<p>half</p>")])
+    workers.start(Script(slowly))
+    assert workers.wait(place, "interrupted", 1).body == "half"
 
 
-def test_no_clock_says_whether_a_writer_lives(parts: Parts) -> None:
+def test_no_clock_says_whether_a_writer_lives(workers: Workers) -> None:
     """Set back or fast, in this process or in another one: it is not asked."""
-    place = parts.ask("q")
-    run = parts.store.runs.claim_run("a process that was killed")
+    place = workers.ask("q")
+    run = workers.store.runs.claim_run("a process that was killed")
     assert run is not None
-    parts.store.runs.write_answer(run, "a process that was killed", "half", [(0, "<p>half</p>")])
-    with parts.store.database.write() as tx:
+    workers.store.runs.write_answer(run, "a process that was killed", "half", [(0, "<p>half</p>")])
+    with workers.store.database.write() as tx:
         tomorrow = now_ms() + 86_400_000
         tx.connection.execute(update(runs).values(heartbeat_at=tomorrow, started_at=tomorrow))
-    parts.start(Script(slowly))
-    parts.wait(place, "interrupted", 1)
+    workers.start(Script(slowly))
+    workers.wait(place, "interrupted", 1)
 
 
-def test_a_second_process_with_a_fast_clock_leaves_answers_alone(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_process_with_a_fast_clock_leaves_answers_alone(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner, "LOOK_AROUND_S", 0.1)
-    parts.start(Script(slowly))
-    place = parts.ask("q")
-    parts.wait(place, "running")
+    workers.start(Script(slowly))
+    place = workers.ask("q")
+    workers.wait(place, "running")
     fast = now_ms() + 10_000
     monkeypatch.setattr("chatapp.store.runs.now_ms", lambda: fast)
-    parts.start(Script(slowly))
+    workers.start(Script(slowly))
     gevent.sleep(0.5)  # several looks around
-    assert parts.answer(place).state == "running"
+    assert workers.answer(place).state == "running"
 
 
-def test_a_dead_writer_is_found_while_others_go_on(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_writer_is_found_while_others_go_on(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LOOK_AROUND_S", 0.2)
-    parts.start(Script(slowly))
-    place = parts.ask("q")
-    parts.wait(place, "running")
-    first = parts.answer(place).uuid
-    with parts.store.database.write() as tx:  # its process was killed in this moment
+    workers.start(Script(slowly))
+    place = workers.ask("q")
+    workers.wait(place, "running")
+    first = workers.answer(place).uuid
+    with workers.store.database.write() as tx:  # its process was killed in this moment
         tx.connection.execute(update(runs).values(lease="killed"))
         tx.connection.execute(update(messages).where(messages.c.uuid == first).values(body="kept"))
-    assert parts.wait(place, "interrupted", 2).uuid == first
-    assert runner.LOOK_AROUND_S <= 5 and parts.runners[0].running() == 0
+    assert workers.wait(place, "interrupted", 2).uuid == first
+    assert runner.LOOK_AROUND_S <= 5 and workers.runners[0].running() == 0
 
 
-def test_a_run_of_which_nothing_was_shown_goes_on_in_the_next_process(parts: Parts) -> None:
-    place = parts.ask("q")
-    assert parts.store.runs.claim_run("killed") is not None
-    before = parts.answer(place)
-    with parts.store.database.write() as tx:  # a question that comes later has a run of its own
-        parts.store.conversations.post(tx, place, "m-later", "later")
-        parts.store.runs.queue(tx, place)
-    parts.start(Script(lambda history: iter([f"to {history[-1].body}"])))
-    after = parts.wait(place, "completed")
+def test_a_run_of_which_nothing_was_shown_goes_on_in_the_next_process(workers: Workers) -> None:
+    place = workers.ask("q")
+    assert workers.store.runs.claim_run("killed") is not None
+    before = workers.answer(place)
+    with workers.store.database.write() as tx:  # a question that comes later has a run of its own
+        workers.store.conversations.post(tx, place, "m-later", "later")
+        workers.store.runs.queue(tx, place)
+    workers.start(Script(lambda history: iter([f"to {history[-1].body}"])))
+    after = workers.wait(place, "completed")
     assert (after.uuid, after.position, after.body) == (before.uuid, before.position, "to q")
     with gevent.Timeout(5, AssertionError("the later question")):
-        while [m.body for m in parts.messages(place) if m.author == "assistant"] != ["to q", "to later"]:
+        while [m.body for m in workers.messages(place) if m.author == "assistant"] != ["to q", "to later"]:
             gevent.sleep(0.02)
 
 
-def test_a_run_that_two_processes_died_of_is_not_tried_again(parts: Parts) -> None:
-    place = parts.ask("q")
-    run = parts.store.runs.claim_run("killed")
-    ended, resumed = parts.store.runs.reap_runs(lambda _run, _lease: True, "killed too", 1)
+def test_a_run_that_two_processes_died_of_is_not_tried_again(workers: Workers) -> None:
+    place = workers.ask("q")
+    run = workers.store.runs.claim_run("killed")
+    ended, resumed = workers.store.runs.reap_runs(lambda _run, _lease: True, "killed too", 1)
     assert run is not None and (ended, [each.id for each in resumed]) == (0, [run.id])
-    parts.start(Script(slowly))
-    parts.wait(place, "interrupted", 1)
+    workers.start(Script(slowly))
+    workers.wait(place, "interrupted", 1)
 
 
-def test_stop_ends_a_run_whose_writer_is_gone(parts: Parts) -> None:
-    place = parts.ask("q")
-    assert parts.store.runs.claim_run("killed") is not None
-    with parts.store.database.write() as tx:
-        parts.store.runs.stop(tx, place)
-    parts.start(Script(slowly))
-    parts.wait(place, "stopped", 1)
+def test_stop_ends_a_run_whose_writer_is_gone(workers: Workers) -> None:
+    place = workers.ask("q")
+    assert workers.store.runs.claim_run("killed") is not None
+    with workers.store.database.write() as tx:
+        workers.store.runs.stop(tx, place)
+    workers.start(Script(slowly))
+    workers.wait(place, "stopped", 1)
 
 
-def test_draining_leaves_a_run_of_which_nothing_was_shown_to_the_next_process(parts: Parts) -> None:
+def test_draining_leaves_a_run_of_which_nothing_was_shown_to_the_next_process(workers: Workers) -> None:
     def silent(history: Sequence[Turn]) -> Iterator[str]:
         gevent.sleep(30)
         yield "never"
 
-    first = parts.start(Script(silent))
-    place = parts.ask("q")
-    parts.wait(place, "running")
+    first = workers.start(Script(silent))
+    place = workers.ask("q")
+    workers.wait(place, "running")
     first.drain()
-    assert parts.answer(place).state == "running"
-    parts.start(Script(lambda history: iter(["at last"])))
-    assert parts.wait(place, "completed").body == "at last"
+    assert workers.answer(place).state == "running"
+    workers.start(Script(lambda history: iter(["at last"])))
+    assert workers.wait(place, "completed").body == "at last"
 
 
 def test_a_process_lives_until_it_ends_and_not_longer(tmp_path: Path) -> None:
@@ -378,22 +382,22 @@ def test_a_process_begins_also_where_the_disk_is_full(tmp_path: Path) -> None:
     worker.end()
 
 
-def test_a_writer_that_lost_its_lease_writes_nothing_more(parts: Parts) -> None:
-    parts.start(Script(slowly))
-    place = parts.ask("q")
+def test_a_writer_that_lost_its_lease_writes_nothing_more(workers: Workers) -> None:
+    workers.start(Script(slowly))
+    place = workers.ask("q")
     gevent.sleep(0.4)
-    assert parts.store.runs.reap_runs(lambda _run, _lease: True, "other", 0) == (1, [])
-    kept = parts.answer(place).body
+    assert workers.store.runs.reap_runs(lambda _run, _lease: True, "other", 0) == (1, [])
+    kept = workers.answer(place).body
     gevent.sleep(0.5)
-    answer = parts.answer(place)
+    answer = workers.answer(place)
     assert (answer.state, answer.body) == ("interrupted", kept)
-    assert parts.runners[0].running() == 0
+    assert workers.runners[0].running() == 0
 
 
 # A database that does not answer for a while
 
 
-def test_a_locked_database_ends_no_answer(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database_ends_no_answer(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The provider is read on meanwhile, and what it said is written afterwards, the end too."""
     monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 100)
     monkeypatch.setattr(runner, "RETRY_S", 0.1)
@@ -405,26 +409,26 @@ def test_a_locked_database_ends_no_answer(parts: Parts, monkeypatch: pytest.Monk
             yield read[-1]
             gevent.sleep(0.02)
 
-    parts.start(Script(play))
-    place = parts.ask("q")
-    parts.wait(place, "running")
-    other = sqlite3.connect(parts.folder / "chat.db", isolation_level=None)
+    workers.start(Script(play))
+    place = workers.ask("q")
+    workers.wait(place, "running")
+    other = sqlite3.connect(workers.folder / "chat.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with gevent.Timeout(5, AssertionError("it is not read on")):
         while len(read) < 40:
             gevent.sleep(0.05)
     gevent.sleep(0.5)  # its end, too, finds the database locked
-    assert parts.answer(place).state == "running" and len(parts.answer(place).body) < len("".join(read))
+    assert workers.answer(place).state == "running" and len(workers.answer(place).body) < len("".join(read))
     other.execute("ROLLBACK")
     other.close()
-    assert parts.wait(place, "completed").body == "".join(read)
+    assert workers.wait(place, "completed").body == "".join(read)
 
 
 # The longest answer
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 4000])
-def test_an_answer_ends_in_words_at_the_longest_and_the_provider_is_left(parts: Parts, pieces: int) -> None:
+def test_an_answer_ends_in_words_at_the_longest_and_the_provider_is_left(workers: Workers, pieces: int) -> None:
     closed: list[int] = []
 
     def play(history: Sequence[Turn]) -> Iterator[str]:
@@ -436,55 +440,55 @@ def test_an_answer_ends_in_words_at_the_longest_and_the_provider_is_left(parts: 
         finally:
             closed.append(given)
 
-    parts.start(Script(play), longest=1000)
-    answer = parts.wait(parts.ask("q"), "stopped")
+    workers.start(Script(play), longest=1000)
+    answer = workers.wait(workers.ask("q"), "stopped")
     assert answer.body == "x" * 1000
     assert "1,000 characters" in answer.error
     assert closed == [1000 // (4000 // pieces) + 1]
 
 
-def test_an_answer_of_just_the_longest_is_complete(parts: Parts) -> None:
-    parts.start(Script(lambda history: iter(["x" * 600, "x" * 400, ""])), longest=1000)
-    assert len(parts.wait(parts.ask("q"), "completed").body) == 1000
+def test_an_answer_of_just_the_longest_is_complete(workers: Workers) -> None:
+    workers.start(Script(lambda history: iter(["x" * 600, "x" * 400, ""])), longest=1000)
+    assert len(workers.wait(workers.ask("q"), "completed").body) == 1000
 
 
-def test_the_runner_outlives_a_store_that_fails_for_a_while(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim, failures = parts.store.runs.claim_run, [OSError("disk full"), OSError("disk full")]
+def test_the_runner_outlives_a_store_that_fails_for_a_while(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, failures = workers.store.runs.claim_run, [OSError("disk full"), OSError("disk full")]
 
     def sometimes(lease: str) -> ClaimedRun | None:
         if failures:
             raise failures.pop()
         return claim(lease)
 
-    monkeypatch.setattr(parts.store.runs, "claim_run", sometimes)
+    monkeypatch.setattr(workers.store.runs, "claim_run", sometimes)
     monkeypatch.setattr(runner, "LOOK_AROUND_S", 0.1)
-    parts.start(Script(lambda history: iter(["fine"])))
-    parts.wait(parts.ask("q"), "completed")
+    workers.start(Script(lambda history: iter(["fine"])))
+    workers.wait(workers.ask("q"), "completed")
 
 
-def test_the_built_in_assistant_answers_through_the_runner(parts: Parts) -> None:
-    parts.start(BuiltIn(Knowledge([SHIPPED_KNOWLEDGE]), 0))
-    answer = parts.wait(parts.ask("How do I restore a backup?"), "completed")
+def test_the_built_in_assistant_answers_through_the_runner(workers: Workers) -> None:
+    workers.start(BuiltIn(Knowledge([SHIPPED_KNOWLEDGE]), 0))
+    answer = workers.wait(workers.ask("How do I restore a backup?"), "completed")
     assert [block.html for block in answer.blocks] == answer_html(answer.body)
     assert any('class="citation"' in block.html for block in answer.blocks)
-    with parts.store.database.read() as connection:
+    with workers.store.database.read() as connection:
         assert connection.execute(select(runs.c.state)).scalars().all() == ["completed"]
 
 
 def test_an_answer_of_many_small_blocks_is_bounded_rows_written_by_turns(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last of them takes what is too many; what is shown is the whole."""
     text, written = "# h\n" * 2300, list[int]()
-    write = parts.store.runs.write_answer
+    write = workers.store.runs.write_answer
 
     def counted(run: ClaimedRun, lease: str, body: str, changed: Sequence[tuple[int, str]]) -> Any:
         written.append(len(changed))
         return write(run, lease, body, changed)
 
-    monkeypatch.setattr(parts.store.runs, "write_answer", counted)
-    parts.start(Script(lambda history: iter([text])))
-    answer = parts.wait(parts.ask("q"), "completed", 20)
+    monkeypatch.setattr(workers.store.runs, "write_answer", counted)
+    workers.start(Script(lambda history: iter([text])))
+    answer = workers.wait(workers.ask("q"), "completed", 20)
     assert answer.body == text and MOST_BLOCKS < len(answer.blocks) + 2 <= MOST_BLOCKS + 3
     assert "\n".join(block.html for block in answer.blocks).split() == "\n".join(answer_html(text)).split()
     assert max(written) <= runner.MOST_WRITTEN

@@ -7,7 +7,6 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +14,7 @@ import gevent
 import gevent.socket
 import pytest
 
-from chatapp import create_app
 from chatapp.bus import Bus
-from chatapp.config import Settings
 from chatapp.parts import Parts
 from chatapp.store import AuthSession, StorageUnavailable, database
 from chatapp.transports import connections, long_poll
@@ -183,12 +180,14 @@ def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
 # Held polls, in this process
 
 
-@pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    parts: Parts = create_app(Settings(data_dir=tmp_path, assistant="off")).extensions["chatapp"]
-    parts.polls.access_log = lambda _line: None
-    yield parts
-    parts.store.close()
+SETTINGS = {"assistant": "off"}
+
+
+@pytest.fixture(autouse=True)
+def access_log(request: pytest.FixtureRequest) -> None:
+    """Long polls are held as under gunicorn, and logged nowhere."""
+    if "parts" in request.fixturenames:
+        request.getfixturevalue("parts").polls.access_log = lambda _line: None
 
 
 Hold = Callable[..., tuple[LongPoll, socket.socket]]
