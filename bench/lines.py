@@ -16,12 +16,21 @@ ROOMS = {
         "static/js/transports/*.js",
     ),
     "a page's ports": ("static/js/browser/*.js",),
-    "the view, tabs": ("static/js/conversation.js", "static/js/sharing/*.js"),
+    "the view, tabs": (
+        "static/js/chat/conversation.js",
+        "static/js/browser/sharing.js",
+        "static/js/browser/tabs.js",
+        "static/js/conversation.js",
+        "static/js/sharing/*.js",
+    ),
     "the client's rules, Python": (
         "chatapp/client/*.py",
         *(f"chatapp/connection/{name}.py" for name in ("facts", "delays", "record", "detector", "pacing", "quality")),
     ),
-    "states.py: the table (and the interpreter, where there is one)": ("chatapp/connection_states.py",),
+    "states.py: the table (and the interpreter, where there is one)": (
+        "chatapp/connection_states.py",
+        "chatapp/connection/states.py",
+    ),
     "chatapp/, all": ("chatapp/*.py",),
     "headless clients": ("tests/headless/*",),
     "simulation": ("tests/simulation/*.py",),

@@ -75,7 +75,7 @@ def test_what_two_entries_share_holds_nothing_between_them() -> None:
     """/connection runs two scripts, each with a copy: so none of what both import may keep anything that changes."""
     both = [set(re.findall("^// (js/.*)$", joined(entry, read), re.M)) for entry in ("js/app.js", "js/check/check.js")]
     shared = both[0] & both[1]
-    assert shared == {"js/clipboard.js", "js/reading/words.js"}
+    assert shared == {"js/chat/clipboard.js", "js/chat/words.js"}
     for name in shared:
         kept = re.findall(r"^(?:let|var) .*|^const \w+ = new (?!WeakMap).*", (STATIC / name).read_text(), re.M)
         assert kept == [], f"{name} keeps {kept}"

@@ -161,7 +161,7 @@ def test_where_storage_is_full_the_page_says_so_and_asks_before_it_closes(proxy:
 
 REFUSED = """async () => {
   const script = document.querySelector("script[type=module][src*='app.js']").src
-  const { Storage } = await import(script.replace("app.js", "storage/storage.js"))
+  const { Storage } = await import(script.replace("app.js", "browser/storage.js"))
   const storage = new Storage("trial")
   const row = (owner) => ({ conversation: "one", owner, turn: 1, text: owner })
   await storage.write([["drafts", "put", row("before")]])

@@ -1,7 +1,7 @@
 // Reports of what the page's connection went through: numbered by the page, kept until the server has them, so that
 // none is lost and a repeated one changes nothing. Those of closed pages go along with the next page's.
 
-import { storedKeys } from "../storage/older.js"
+import { storedKeys } from "./older.js"
 
 const MOST_REPORTS = 200 // of one page, kept while the server is out of reach
 const MOST_AT_ONCE = 50

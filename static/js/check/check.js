@@ -1,9 +1,9 @@
 // Run test on the page /connection: makes the probes in turn, shows each as it ends, judges them by the page's rules
 // (verdicts.js) and words the rest for the network's admin. Needs nothing of the chat's own connection.
 
-import { copy } from "../clipboard.js"
+import { copy } from "../chat/clipboard.js"
 import { ask, Line } from "./probes.js"
-import { words as commonWords } from "../reading/words.js"
+import { words as commonWords } from "../chat/words.js"
 import { level, outcome, proxyOf, verdict } from "./verdicts.js"
 
 const ANSWER = 10000 // ms for an answer that should come at once

@@ -19,7 +19,7 @@ export class Outbox {
 
   onUnkept = () => {} // (what, why): cannot be stored ("full", "refused", "slow"), or is stored or needed no more (null)
 
-  // storage: {rows, write, tell, listen} (storage/storage.js); older: {take() → {entries, moved}, forget(id)}, what
+  // storage: {rows, write, tell, listen} (browser/storage.js); older: {take() → {entries, moved}, forget(id)}, what
   // older versions kept elsewhere; deliver(entry) → outcome (see connection.js)
   constructor(world, storage, older, deliver) {
     this.#world = world

@@ -1,6 +1,6 @@
 // The copy buttons of code on the pages of what the assistant has read.
 
-import { copy } from "../clipboard.js"
+import { copy } from "../chat/clipboard.js"
 
 const article = document.querySelector("article[data-copied]")
 article?.addEventListener("click", ({ target }) => {

@@ -1,14 +1,14 @@
 // The open conversation and the list of conversations in the DOM: does what connection/feeds.js says of what the server
 // sends, shows what waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
 
-import { isWhole } from "./browser/integrity.js"
+import { isWhole } from "../browser/integrity.js"
 import { focusComposer } from "./composer.js"
-import { Items, itemOf } from "./connection/feeds.js"
-import { announce } from "./reading/announcer.js"
-import { morph, morphInto } from "./reading/morph.js"
-import { Scroll } from "./reading/scroll.js"
-import { words } from "./reading/words.js"
-import { daySeparator, wordTime, wordTimes } from "./status.js"
+import { Items, itemOf } from "../connection/feeds.js"
+import { announce } from "./announcer.js"
+import { morph, morphInto } from "./morph.js"
+import { Scroll } from "./scroll.js"
+import { words } from "./words.js"
+import { daySeparator, wordTime, wordTimes } from "./dates.js"
 
 export class ConversationView {
   #messages = document.getElementById("messages")

@@ -1,7 +1,7 @@
-// The composer: Enter sends, Shift+Enter breaks the line, drafts are kept per conversation (storage/drafts.js). The text
+// The composer: Enter sends, Shift+Enter breaks the line, drafts are kept per conversation (chat/drafts.js). The text
 // is cleared only once the outbox has it. Nothing here knows how, or whether, a message travels.
 
-import { announce } from "./reading/announcer.js"
+import { announce } from "./announcer.js"
 
 // White space, and what is drawn as nothing (chatapp/visible.py): such a message would be an empty bubble.
 const BLANK = /^[\p{White_Space}\p{Default_Ignorable_Code_Point}\p{Cc}\p{Cf}\u2800]*$/u

@@ -2,7 +2,7 @@
 // kept page is, and empties the store when nobody is signed in any more.
 
 import { isConnected } from "../connection/states.js"
-import { words } from "../reading/words.js"
+import { words } from "../chat/words.js"
 
 const INSTALL_AFTER = 2000 // once connected: what the page needs itself comes first
 const KEEP_AFTER = 3000 // without another change

@@ -2,11 +2,11 @@
 // serves the others. Each tab keeps its own feeds and cursors, so what gets lost, doubled or late between tabs is put
 // right as it is between transports. Same interface as Connection.
 
-import { steadyClock } from "../browser/clock.js"
+import { steadyClock } from "./clock.js"
 import { Connection } from "../connection/connection.js"
 import { Feeds } from "../connection/feeds.js"
 import { isConnected, newRecord } from "../connection/states.js"
-import { publish } from "../status.js"
+import { publish } from "../chat/status.js"
 import { Tabs } from "./tabs.js"
 
 const GRACE = 1000 // a take-over that ends within this is not shown

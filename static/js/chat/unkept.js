@@ -1,6 +1,6 @@
 // What this browser could not keep: the page says so, and asks before it closes.
 
-import { words } from "../reading/words.js"
+import { words } from "./words.js"
 
 const unkept = new Map() // what → why: "full", "refused", "slow"
 

@@ -3,7 +3,7 @@
 
 import { uuid } from "../browser/uuid.js"
 import { problemOf } from "../connection/outbox.js"
-import { movedDrafts } from "./older.js"
+import { movedDrafts } from "../browser/older.js"
 import { noteUnkept } from "./unkept.js"
 
 const PATIENCE = 1000 // ms until a write that does not end is called unkept

@@ -1,11 +1,12 @@
 // The status in the header, the banner and the page /connection: clones the state's template and fills its slots. The
 // templates came with the page, so that every state shows with the server out of reach.
 
-import { steadyClock } from "./browser/clock.js"
+import { steadyClock } from "../browser/clock.js"
 import { focusComposer } from "./composer.js"
-import { isConnected } from "./connection/states.js"
-import { announce } from "./reading/announcer.js"
-import { words } from "./reading/words.js"
+import { isConnected } from "../connection/states.js"
+import { announce } from "./announcer.js"
+import { timeFormat } from "./dates.js"
+import { words } from "./words.js"
 
 const GRACE = 2500 // a trouble shorter than this needs no banner
 const GRACE_AFTER_WAKE = 8000
@@ -16,48 +17,6 @@ const MOST_DISMISSED = 20
 const SAME = { "upgrade-failed": "blocked", "upgrade-refused": "blocked", "upgrade-hung": "blocked", mute: "blocked" }
 // A wait that reads "5" or more: the ceiling of 5 s is jittered downwards, so it is the rounded second that counts.
 const COUNTDOWN_FROM = 4000
-
-const language = document.documentElement.lang || undefined
-const clockFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" })
-const timeFormat = new Intl.DateTimeFormat(language, { timeStyle: "medium" })
-const dayFormat = new Intl.DateTimeFormat(language, { weekday: "long", day: "numeric", month: "long", year: "numeric" })
-const fullFormat = new Intl.DateTimeFormat(language, { dateStyle: "full", timeStyle: "medium" })
-
-function clock(at) {
-  const age = Date.now() - new Date(at)
-  return age >= 0 && age < 45000 ? words("just-now") : clockFormat.format(new Date(at))
-}
-
-// A time is served without words: the browser has its own clock and language.
-export function wordTime(time) {
-  const text = time && clock(time.dateTime)
-  if (!time || time.textContent === text) return
-  Object.assign(time, { textContent: text, title: fullFormat.format(new Date(time.dateTime)) })
-}
-
-export function daySeparator(at) {
-  const separator = Object.assign(document.createElement("div"), { className: "day" })
-  separator.setAttribute("role", "separator")
-  separator.dataset.at = at
-  wordDay(separator)
-  return separator
-}
-
-function wordDay(separator) {
-  const date = new Date(separator.dataset.at)
-  const yesterday = new Date()
-  yesterday.setDate(yesterday.getDate() - 1)
-  let text = dayFormat.format(date)
-  if (date.toDateString() === new Date().toDateString()) text = words("today")
-  else if (date.toDateString() === yesterday.toDateString()) text = words("yesterday")
-  if (separator.textContent !== text) separator.textContent = text
-}
-
-// Anew each minute: what was just now, or today, is not for long.
-export function wordTimes(holder) {
-  holder?.querySelectorAll("time[datetime]").forEach(wordTime)
-  holder?.querySelectorAll(".day").forEach(wordDay)
-}
 
 // The record's clock stands still while some machines sleep, and nobody can set it. What people are shown is what the
 // wall's said at that moment, noted once.

@@ -1,7 +1,7 @@
 // The tabs of one person in one browser: which of them holds (a Web Lock says), and what they tell each other (over a
 // BroadcastChannel). Knows nothing of connections.
 
-import { uuid } from "../browser/uuid.js"
+import { uuid } from "./uuid.js"
 
 const PATIENCE = 1000 // between looks at the holder
 const SILENCE = 900 // one that answers nothing for so long is robbed; twice as long after each robbery of a minute
