@@ -1,4 +1,4 @@
-"""What people can do with conversations: the rules and permissions, for whichever door they come through.
+"""Rules and permissions of conversations, for every transport.
 
 ChatError            every expected refusal: a code for programs, a sentence for people
 ├─ BadMessage        empty, too-long, bad-id
@@ -16,10 +16,10 @@ from chatapp.store import ChangedMessage, Changes, ConversationRef, Entry, Entry
 from chatapp.store.database import Write, WriteJob
 from chatapp.visible import is_blank
 
-LONGEST_MESSAGE = 20_000  # characters: some ten pages; more belongs into a file
-LONGEST_TITLE = 80  # characters: what a line of the list can show
+LONGEST_MESSAGE = 20_000  # characters: some ten pages
+LONGEST_TITLE = 80  # characters: one line of the list
 LIVE = ("queued", "running")
-CANONICAL = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # a UUID as nearly all clients write it
+CANONICAL = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # nearly every id: faster than UUID()
 
 
 class ChatError(Exception):
@@ -36,18 +36,18 @@ class BadMessage(ChatError):
 
 
 class Conflict(ChatError):
-    """It contradicts what is already there."""
+    """The request contradicts stored data."""
 
 
 class Gone(ChatError):
-    """Deleted, foreign or never there: one answer for all three, so that nothing can be probed."""
+    """Deleted, foreign or never there: indistinguishable, so that nobody can probe for ids."""
 
     def __init__(self) -> None:
         super().__init__("gone", "This conversation does not exist, or it was deleted.")
 
 
 class Chat:
-    """The verbs. Every one takes the person who acts, and finds through their memberships."""
+    """Operations on conversations. Each takes the acting person's id, and checks their membership."""
 
     def __init__(self, store: Store, assistant_answers: bool) -> None:
         self._store = store
@@ -57,61 +57,61 @@ class Chat:
     # Reading
 
     def place(self, person: int, conversation: str) -> ConversationRef:
-        """The conversation as this person sees it. Raises Gone."""
+        """Return the conversation as this person sees it. Raises Gone."""
         place = self._conversations.place(person, conversation)
         if place is None:
             raise Gone
         return place
 
     def changes(self, place: ConversationRef, cursor: int) -> Changes[ChangedMessage]:
-        """What changed in a conversation after a cursor, as it is now."""
+        """Return the changes of a conversation after a cursor."""
         return self._conversations.changes(place, cursor)
 
     def older(self, place: ConversationRef, before: int) -> Changes[ChangedMessage]:
-        """The page of messages before a position."""
+        """Return the page of messages before a position."""
         return self._conversations.older(place, before)
 
     def entries(self, person: int, cursor: int) -> Changes[Entry]:
-        """What changed in the person's list of conversations."""
+        """Return the changes of the person's list of conversations after a cursor."""
         return self._conversations.entries(person, cursor)
 
     def older_entries(self, person: int, before: EntryPlace) -> tuple[tuple[Entry, ...], bool]:
-        """The conversations after a place in the list, and whether there are more."""
+        """Return the next page of the list after `before`, and True if there are more."""
         return self._conversations.older_entries(person, before)
 
     # Changing
 
     def create(self, person: int, conversation: str) -> ConversationRef:
-        """A new conversation under the id that the client chose; the same one again if it is theirs already."""
+        """Create a conversation with the client's id, or return it if it is theirs already. Raises BadMessage, Gone."""
         uuid = checked_id(conversation)
         with self._store.database.write() as tx:
             return self._create(tx, person, uuid)
 
-    def begin(self, person: int) -> ConversationRef:
-        """An empty conversation of the person's own: the one that waits already, or a new one."""
+    def get_or_create_empty(self, person: int) -> ConversationRef:
+        """Return the person's empty conversation, or create one."""
         with self._store.database.write() as tx:
             return self._conversations.empty(tx, person) or self._create(tx, person, str(uuid4()))
 
     def post(self, person: int, conversation: str, client_id: str, body: str, create: bool = False) -> Posted:
-        """Append a message, once: the same client id again returns the message that is already there.
+        """Append a message. Idempotent: the same client id again returns the stored message.
 
         Raises BadMessage, Conflict (the id is known with another text) and Gone.
         """
-        return self._store.database.group_commit(self._posting(person, conversation, client_id, body, create))
+        return self._store.database.group_commit(self._post_job(person, conversation, client_id, body, create))
 
     def post_soon(
         self, person: int, conversation: str, client_id: str, body: str, done: Callable[[WriteJob[Posted]], None]
     ) -> None:
-        """As `post`, without waiting for the disk: `done` gets the outcome. Raises BadMessage."""
-        self._store.database.enqueue(self._posting(person, conversation, client_id, body), done)
+        """Post without waiting for the commit: `done` gets the finished job. Raises BadMessage."""
+        self._store.database.enqueue(self._post_job(person, conversation, client_id, body), done)
 
-    def _posting(
+    def _post_job(
         self, person: int, conversation: str, client_id: str, body: str, create: bool = False
     ) -> Callable[[Write], Posted]:
         uuid, client_id, body = checked_id(conversation), checked_id(client_id), checked_body(body)
 
         def append(tx: Write) -> Posted:
-            found = self._conversations.said(tx, person, uuid, client_id)
+            found = self._conversations.posted(tx, person, uuid, client_id)
             if found is None and not create:
                 raise Gone
             place, known = found or (self._create(tx, person, uuid), None)
@@ -124,40 +124,38 @@ class Chat:
         return append
 
     def rename(self, person: int, conversation: str, title: str) -> None:
-        """Give the conversation another title."""
+        """Set the title of the conversation. Raises BadMessage, Gone."""
         title = " ".join(title.split())[:LONGEST_TITLE]
         if is_blank(title):
             raise BadMessage("empty", "A title needs at least one character that can be seen.")
         with self._store.database.write() as tx:
-            self._conversations.set_title(tx, self._place(tx, person, conversation), title)
+            self._conversations.set_title(tx, self._find(tx, person, conversation), title)
 
     def delete(self, person: int, conversation: str) -> None:
-        """Delete the conversation and stop what is being answered in it."""
+        """Delete the conversation and stop its answers. Raises Gone."""
         with self._store.database.write() as tx:
-            place = self._place(tx, person, conversation)
+            place = self._find(tx, person, conversation)
             self._store.runs.stop_all(tx, place)
             self._conversations.delete(tx, place)
 
     def delete_message(self, person: int, conversation: str, message: str) -> None:
-        """Delete a message of one's own; a tombstone keeps its place."""
+        """Turn the person's own message into a tombstone. Raises Gone."""
         with self._store.database.write() as tx:
-            place = self._place(tx, person, conversation)
+            place = self._find(tx, person, conversation)
             if not self._conversations.delete_message(tx, place, message):
                 raise Gone
 
     def stop(self, person: int, conversation: str, answer: str = "") -> None:
-        """Stop an answer: `answer` (its client id), else the one that is being written, else the one that waits.
-
-        What was written stays, and what waits behind it starts.
-        """
+        """Stop an answer: `answer` (its client id), else the running one, else the queued one. Its text stays. Raises
+        BadMessage, Gone."""
         answer = checked_id(answer) if answer else ""
         with self._store.database.write() as tx:
-            self._store.runs.stop(tx, self._place(tx, person, conversation), answer)
+            self._store.runs.stop(tx, self._find(tx, person, conversation), answer)
 
     def again(self, person: int, conversation: str) -> None:
-        """Have the assistant answer again, unless an answer is under way or the last one is complete."""
+        """Queue another answer, unless one is live or the last one is complete. Raises Gone."""
         with self._store.database.write() as tx:
-            place = self._place(tx, person, conversation)
+            place = self._find(tx, person, conversation)
             last = self._conversations.last_message(tx, place)
             if self._assistant_answers and last is not None and last[1] not in (*LIVE, "completed"):
                 self._store.runs.queue(tx, place)
@@ -170,7 +168,7 @@ class Chat:
             raise Gone
         return self._conversations.add(tx, person, uuid)
 
-    def _place(self, tx: Write, person: int, uuid: str) -> ConversationRef:
+    def _find(self, tx: Write, person: int, uuid: str) -> ConversationRef:
         place = self._conversations.find(tx, person, uuid)
         if place is None:
             raise Gone
@@ -186,7 +184,7 @@ class Chat:
 
 
 def checked_id(text: str) -> str:
-    """A UUID in its canonical form. Raises BadMessage."""
+    """Return a UUID in its canonical form. Raises BadMessage."""
     if isinstance(text, str) and CANONICAL.fullmatch(text):
         return text
     try:
@@ -196,7 +194,7 @@ def checked_id(text: str) -> str:
 
 
 def checked_body(text: object) -> str:
-    """A message's text: line ends made equal, not empty, not too long. Raises BadMessage."""
+    """Return a message's text with normalised line ends. Raises BadMessage."""
     if not isinstance(text, str):
         raise BadMessage("bad-body", "A message must be text.")
     body = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "").strip()
@@ -212,7 +210,7 @@ def checked_body(text: object) -> str:
 
 
 def title_of(body: str) -> str:
-    """A conversation's title from its first message: the first line that shows something, cut at a word."""
+    """Return the title for a first message: its first visible line, cut at a word."""
     first = next(line for line in body.splitlines() if not is_blank(line))
     line = re.sub(r"\s+", " ", first).strip()
     if len(line) <= LONGEST_TITLE:

@@ -261,7 +261,7 @@ def start_drill(fault: str, seconds: int, person: str, amount: float | None, wai
     if person and known is None:
         raise Stop(f"--person: nobody has the address {person}.")
     try:
-        begun = parts.store.drills.begin(
+        begun = parts.store.drills.start(
             fault, seconds, amount or AMOUNTS_S.get(fault, 0.0), known[0] if known else None
         )
     except DrillRunning:

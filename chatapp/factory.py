@@ -14,7 +14,7 @@ from flask_babel import Babel
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.routing import MapAdapter
 
-from chatapp.accounts.auth import JUDGED, Auth, Comers, Cookies, Sessions, secret_key
+from chatapp.accounts.auth import AUTH_SESSION_KEY, Auth, HandshakeSessionCache, SessionCache, Sessions, secret_key
 from chatapp.accounts.quotas import Quotas
 from chatapp.assets import asset_dir
 from chatapp.assistant import make_knowledge, make_provider
@@ -69,7 +69,7 @@ class App(Flask):
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """What finds a request's route."""
-        is_found = request is not None and JUDGED in request.environ
+        is_found = request is not None and AUTH_SESSION_KEY in request.environ
         return None if is_found else super().create_url_adapter(request)
 
 
@@ -97,11 +97,11 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def _add_middleware(app: Flask, parts: Parts) -> None:
     """From the inside out."""
-    settings, cookies = parts.settings, Cookies(app, parts.auth)
+    settings, cookies = parts.settings, SessionCache(app, parts.auth)
     app.wsgi_app = AdmissionMiddleware(app.wsgi_app, cookies, parts.static, parts.auth.attempts)  # type: ignore[method-assign]
     if "websocket" in settings.transports:
-        comers = Comers(parts.auth, cookies, parts.bus)
-        handshake.register(app, parts.websockets, comers, lambda: parts.drills.is_running)
+        sessions = HandshakeSessionCache(parts.auth, cookies, parts.bus)
+        handshake.register(app, parts.websockets, sessions, lambda: parts.drills.is_running)
     headers = partial(answer_headers, is_public_https=app.config["SESSION_COOKIE_SECURE"])
     polls = PollMiddleware(app.wsgi_app, parts.polls, cookies, settings, headers, lambda: parts.drills.is_running)
     app.wsgi_app = ProxyMiddleware(RequestMiddleware(BodyMiddleware(polls, cookies)), settings)  # type: ignore[method-assign]

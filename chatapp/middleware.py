@@ -22,7 +22,7 @@ import gevent
 from flask import Flask, Response, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatapp.accounts.auth import JUDGED, Cookies
+from chatapp.accounts.auth import AUTH_SESSION_KEY, SessionCache
 from chatapp.concurrency import has_loop
 from chatapp.config import Settings, plain_address
 from chatapp.fair_queue import Attempts, FairQueue, Full, Refusals
@@ -155,7 +155,7 @@ def _refuse(environ: dict[str, Any], start_response: Any, status: str, words: st
 class BodyMiddleware:
     """WSGI middleware: bounds bodies, and leaves those unread that a stranger sends where a session is needed."""
 
-    def __init__(self, app: Any, cookies: Cookies) -> None:
+    def __init__(self, app: Any, cookies: SessionCache) -> None:
         self._app = app
         self._cookies = cookies
 
@@ -189,13 +189,13 @@ class BodyMiddleware:
 
     def _is_signed_in(self, header: str) -> bool:
         try:
-            return self._cookies.sign_in(header) is not None
+            return self._cookies.find(header) is not None
         except StorageUnavailable:  # Flask says so; until then it is somebody's whose session has ended
             return False
 
     def _has_ended(self, header: str) -> bool:
         """Whether it is of somebody whose session has ended: they are told so, and not that the form is too old."""
-        value = self._cookies.own(header)
+        value = self._cookies.cookie_value(header)
         return bool(value) and self._cookies.token_hash(value) is not None
 
 
@@ -242,7 +242,7 @@ class Pace:
 class AdmissionMiddleware:
     """WSGI middleware. `attempts`: of pages and of passwords; signing in takes them back."""
 
-    def __init__(self, app: Any, cookies: Cookies, files: StaticFiles, attempts: Attempts) -> None:
+    def __init__(self, app: Any, cookies: SessionCache, files: StaticFiles, attempts: Attempts) -> None:
         self._app = app
         self._cookies = cookies
         self._known_files = files
@@ -275,10 +275,10 @@ class AdmissionMiddleware:
             self._pages.wait(environ)
 
     def _is_strangers(self, environ: dict[str, Any]) -> bool:
-        if JUDGED in environ:
+        if AUTH_SESSION_KEY in environ:
             return False
         try:
-            is_live = self._cookies.sign_in(environ.get("HTTP_COOKIE", "")) is not None
+            is_live = self._cookies.find(environ.get("HTTP_COOKIE", "")) is not None
         except StorageUnavailable:  # the cookie is ours; what needs the database says that it does not answer
             return False
         if is_live:

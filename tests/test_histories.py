@@ -158,19 +158,19 @@ def test_two_processes_that_overlap_give_marks_that_hold_in_both(
 
     with old.database.write() as tx:
         place = old.conversations.add(tx, person, "c")
-    old.histories.begin()
+    old.histories.add()
     before = old.histories.mark(posted(old, "before"))
-    new.histories.begin()
+    new.histories.add()
     mark = old.histories.mark(posted(old, "after"))
     assert new.histories.holds(mark) and old.histories.holds(mark) and new.histories.holds(before)
-    new.histories.begin()
+    new.histories.add()
     mark = new.histories.mark(posted(new, "by the new one"))
     assert old.histories.holds(mark), "a reader comes back from the new one to the old one"
     change = posted(old, "seen")
     mark = old.histories.mark(change)
     monkeypatch.setattr(old.database, "read", None)
     assert old.histories.mark(change) == mark, "where nothing is new the database is not asked"
-    old.histories._note(change + 1, change + 2)
+    old.histories._record_commit(change + 1, change + 2)
     assert old.histories.mark(change + 2), "nor for what this process has just committed"
     for store in (old, new):
         store.database.engine.dispose()

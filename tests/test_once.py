@@ -65,7 +65,7 @@ def test_what_is_at_hand_is_what_the_database_says(parts: Parts, place: Conversa
     say(parts, place, *(f"message {number}" for number in range(8)))
     database, head = parts.store.database, parts.store.database.revision(place.feed)
     fresh = database.recent(place.feed, head - behind)
-    database._fresh.clear()
+    database._recent.clear()
     stored = parts.chat.changes(place, head - behind)
     assert len(stored.items) == behind
     assert fresh == stored if behind <= 5 else fresh is None

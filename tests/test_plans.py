@@ -85,7 +85,7 @@ def use_everything(parts: Parts) -> None:
     store.people.end_session(hash_token("token"))
     chat.delete(ada, place.uuid)
     name = str(uuid.uuid4())
-    store.networks.learn(ada, [Experience("0123456789ab", now_ms(), False, 0)])
+    store.networks.record(ada, [Experience("0123456789ab", now_ms(), False, 0)])
     assert store.networks.remembered(ada, "0123456789ab")
     store.events.add([ConnectionEvent(name, 1, name, "x", None, None, None, None, now_ms(), "{}")])
 

@@ -73,13 +73,13 @@ def test_connections_without_end_are_stored_within_the_same_quota() -> None:
     """A socket that is opened again and again leaves events, too."""
     now = [0.0]
     quota = Quota(Rate(10, 1), Rate(100, 50), clock=lambda: now[0])
-    assert [quota.take("ada", 1, 1) for _ in range(12)] == [0.0] * 10 + [1.0, 1.0]
-    assert quota.take("bob", 1, 1) == 0, "others have their own"
+    assert [quota.consume("ada", 1, 1) for _ in range(12)] == [0.0] * 10 + [1.0, 1.0]
+    assert quota.consume("bob", 1, 1) == 0, "others have their own"
     now[0] = 1.0
-    assert quota.take("ada", 1, 1) == 0
-    assert quota.take("bob", 1, 150) == pytest.approx(1.0)
+    assert quota.consume("ada", 1, 1) == 0
+    assert quota.consume("bob", 1, 150) == pytest.approx(1.0)
     now[0] = 2.0
-    assert quota.take("bob", 1, 150) == pytest.approx(1.0), "more than fits at once is never taken"
+    assert quota.consume("bob", 1, 150) == pytest.approx(1.0), "more than fits at once is never taken"
 
 
 def test_conversations_without_end_meet_a_quota_in_words(server: Server, client: Client) -> None:

@@ -349,25 +349,25 @@ def test_draining_leaves_a_run_of_which_nothing_was_shown_to_the_next_process(wo
 def test_a_process_lives_until_it_ends_and_not_longer(tmp_path: Path) -> None:
     """However it ends: the kernel lets go of its lock."""
     code = "import sys, pathlib; from chatapp.store.workers import Worker; w = Worker(pathlib.Path(sys.argv[1]))\n"
-    code += "w.begin(); print(w.name, flush=True); sys.stdin.read()"
+    code += "w.start(); print(w.name, flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "workers")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert other.stdout is not None
     name = other.stdout.readline().decode().strip()
     mine = Worker(tmp_path / "workers")
-    mine.begin()
+    mine.start()
     assert mine.is_alive(name) and mine.is_alive(mine.name)
     assert not mine.is_alive("0" * 32) and not mine.is_alive("../../etc/passwd")
     other.kill()
     other.wait(5)
     assert not mine.is_alive(name)
     again = Worker(tmp_path / "workers")
-    again.begin()
+    again.start()
     assert {path.name for path in (tmp_path / "workers").iterdir()} == {mine.name, again.name}
-    mine.end()
+    mine.stop()
     assert not again.is_alive(mine.name)
-    again.end()
+    again.stop()
     other.communicate()
 
 
@@ -375,11 +375,11 @@ def test_a_process_begins_also_where_the_disk_is_full(tmp_path: Path) -> None:
     worker, limits = Worker(tmp_path / "workers"), getrlimit(RLIMIT_FSIZE)
     setrlimit(RLIMIT_FSIZE, (0, limits[1]))
     try:
-        worker.begin()
+        worker.start()
     finally:
         setrlimit(RLIMIT_FSIZE, limits)
     assert Worker(tmp_path / "workers").is_alive(worker.name)
-    worker.end()
+    worker.stop()
 
 
 def test_a_writer_that_lost_its_lease_writes_nothing_more(workers: Workers) -> None:

@@ -1,1 +1,1 @@
-"""Who may do what: passwords, sessions, the first run, and how much one person or address may ask for."""
+"""Authentication and limits: passwords, sessions, the first run, quotas."""

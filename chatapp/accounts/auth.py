@@ -1,6 +1,6 @@
-"""Signing in: sessions in the database, passwords off the event loop, and who may do the first run.
+"""Authentication: sessions in the database, password checks, the code of the first run.
 
-Only this room knows the cookie. The cookie holds a random token; the database holds its hash.
+The session cookie holds a random token; the database holds its hash.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from chatapp.visible import is_blank
 
 TOKEN = "token"
 SHORTEST_PASSWORD = 10  # characters
-CACHE_S = 30.0  # how long a checked session is believed without the database
-MOST_CACHED, MOST_CACHED_BYTES = 10_000, 8 << 20  # of each cache; an entry has the size of a name and some strings
-ENTRY_BYTES, SIGN_IN_BYTES = 450, 900  # of an entry whose content is of fixed size; of a sign-in without its names
-MOST_COMERS = 256  # who opened a WebSocket lately, and may soon do so again because the network is bad
-JUDGED = "chatapp.sign_in"  # in a request's environment: whose it is, found out before Flask
+CACHE_S = 30.0  # lifetime of a cache entry
+MOST_CACHED, MOST_CACHED_BYTES = 10_000, 8 << 20  # of each cache
+ENTRY_BYTES, SESSION_BYTES = 450, 900  # of a cached token hash; of a cached session, without its names
+MOST_HANDSHAKES = 256  # recent ones: on a bad network a client soon opens another WebSocket
+AUTH_SESSION_KEY = "chatapp.sign_in"  # WSGI environ: the AuthSession, if found before Flask
 CODE_FILE = "first-run-code"
-MOST_GUESSES = 10  # of the first-run code, by an address; after a minute half of them are forgotten
+MOST_ATTEMPTS = 10  # at the first-run code, of an address; half of them expire each minute
 
 
 class Refused(Exception):
-    """Sign-in or first run was refused: which field, and a sentence."""
+    """Sign-in or first run was refused. `field`: of the form; `message`: for the person."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class Refused(Exception):
 
 
 class TooManyGuesses(Exception):
-    """This address tried too many codes of the first run lately."""
+    """This address tried too many first-run codes."""
 
 
 class Auth:
@@ -60,47 +60,47 @@ class Auth:
     def __init__(self, store: Store, settings: Settings, bus: Bus) -> None:
         self._people = store.people
         self._settings = settings
-        self._cache: Cache[str, tuple[AuthSession, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)  # and until when
-        self._guesses = Attempts()
-        self.attempts = Attempts()  # to sign in: pages, forms and passwords
+        self._cache: Cache[str, tuple[AuthSession, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)  # with expiry
+        self._code_attempts = Attempts()
+        self.attempts = Attempts()  # to sign in: pages, forms and passwords, by address
         self._hashing = Hashing(settings.data_dir / "hashing.lock" if settings.workers > 1 else None, self.attempts)
         bus.subscribe(ACCESS, lambda _topic: self._cache.clear())
 
     # Sessions
 
     def current(self) -> AuthSession | None:
-        """Whose request this is. Costs no database for a session that was seen lately."""
-        if "sign_in" not in g and JUDGED in request.environ:
-            g.sign_in = request.environ[JUDGED]
-        if "sign_in" not in g:
+        """Return the session of this request, or None; from the cache if it was seen in the last CACHE_S."""
+        if "auth_session" not in g and AUTH_SESSION_KEY in request.environ:
+            g.auth_session = request.environ[AUTH_SESSION_KEY]
+        if "auth_session" not in g:
             token = session.get(TOKEN)
-            g.sign_in = self.check(hash_token(token)) if isinstance(token, str) else None
-            if g.sign_in is not None:
+            g.auth_session = self.check(hash_token(token)) if isinstance(token, str) else None
+            if g.auth_session is not None:
                 note_session(request.environ)
-        sign_in: AuthSession | None = g.sign_in
-        return sign_in
+        found: AuthSession | None = g.auth_session
+        return found
 
-    def check(self, token_hash: str, keeps: bool = True) -> AuthSession | None:
-        """The live session of this token's hash; `keeps` it for whoever will soon ask again."""
+    def check(self, token_hash: str, keep: bool = True) -> AuthSession | None:
+        """Return the live session of a token's hash, or None; `keep`: cache it."""
         cached = self._cache.get(token_hash)
         if cached is not None and time.monotonic() < cached[1]:
             return cached[0]
         self._cache.drop(token_hash)
-        sign_in = self._people.session(token_hash)
-        if sign_in is not None and keeps:
-            self._cache.put(token_hash, (sign_in, believed_until(sign_in)), size_of(sign_in))
-        return sign_in
+        found = self._people.session(token_hash)
+        if found is not None and keep:
+            self._cache.put(token_hash, (found, trusted_until(found)), entry_size(found))
+        return found
 
     def left_s(self, session: int) -> float:
-        """How long the session of this number goes on, s; 0 where it has ended. Asks the database."""
+        """Return the remaining time of a session, s, from the database; 0 if it has ended."""
         return self._people.left_s(session)
 
     def token_hash(self) -> str:
-        """The hash of this request's token."""
+        """Return the hash of this request's token."""
         return hash_token(str(session.get(TOKEN, "")))
 
-    def begin(self, person: int) -> None:
-        """Start a session in this response. The old cookie's content, its CSRF secret too, is dropped."""
+    def start_session(self, person: int) -> None:
+        """Start a session in this response, with an empty cookie: the old CSRF secret must not survive."""
         token = secrets.token_urlsafe(32)
         lifetime_s = self._settings.session_lifetime * 86400
         agent = request.headers.get("User-Agent", "")
@@ -109,8 +109,8 @@ class Auth:
         session[TOKEN] = token
         session.permanent = True
 
-    def end(self) -> None:
-        """Sign out."""
+    def end_session(self) -> None:
+        """End the session of this request."""
         token_hash = self.token_hash()
         self._people.end_session(token_hash)
         self._cache.drop(token_hash)
@@ -119,38 +119,37 @@ class Auth:
     # Passwords
 
     def sign_in(self, email: str, password: str, address: str) -> int:
-        """The number of the person with this e-mail and password, asked for from an address. Raises Refused, Busy."""
+        """Return the id of the person with this e-mail and password. Raises Refused, Busy."""
         found = self._people.password_hash(email.strip())
         environ = request.environ
         is_right = self._hashing.check(address, found[1] if found else None, password, lambda: has_left(environ))
-        # It may have waited, and the password been replaced meanwhile.
+        # The password may have been replaced while this waited.
         if found is None or not is_right or self._people.password_hash(email.strip()) != found:
             raise Refused("password", "The e-mail address or the password is wrong.")
         return found[0]
 
     def first_run(self, name: str, email: str, password: str, address: str = "") -> Person:
-        """Make the first admin. Raises Refused for bad input, AlreadySetUp if somebody was faster, Busy."""
+        """Add the first admin. Raises Refused for bad input, AlreadySetUp, Busy."""
         name, email = checked_person(name, email, password)
         return self._people.add_first_admin(name, email, self._hashing.make(address, password))
 
-    # First run: by the code that the start printed, wherever one comes from. Behind a proxy all seem to be local.
+    # The code is required from every address: behind a proxy all seem to be local.
 
     def check_code(self, code: str, address: str) -> None:
-        """Raise Refused unless this is the code of the start, TooManyGuesses where an address had its guesses."""
-        if round(self._guesses.count(address, 0)) >= MOST_GUESSES:
+        """Check the first-run code that the server printed. Raises Refused, TooManyGuesses."""
+        if round(self._code_attempts.count(address, 0)) >= MOST_ATTEMPTS:
             raise TooManyGuesses
         path = self._settings.data_dir / CODE_FILE
         expected = path.read_text().strip() if path.exists() else ""
         if not expected or not hmac.compare_digest(expected.encode(), code.strip().upper().encode()):
-            self._guesses.count(address)
+            self._code_attempts.count(address)
             raise Refused("code", _("Enter the code that the server printed when it started."))
 
 
-class Cookies:
-    """Whose a Cookie header is, read as Flask does, for what answers before Flask.
+class SessionCache:
+    """Sessions by Cookie header, read as Flask does, for WSGI middleware.
 
-    Kept by a digest of the session's cookie alone, and only where the session is live: neither a stranger nor what else
-    stands in the header takes any memory.
+    Cached by a digest of the session cookie, and only if the session is live: unauthenticated clients use no memory.
     """
 
     def __init__(self, app: Flask, auth: Auth) -> None:
@@ -159,12 +158,12 @@ class Cookies:
         self._auth = auth
         self._serializer = interface.get_signing_serializer(app)
         self._pair = re.compile(rf"(?:^|;)[ \t]*{re.escape(interface.get_cookie_name(app))}[ \t]*=[ \t]*([^;]*)")
-        # The token's hash by the digest, and when it was read.
+        # (token hash, when it was read) by digest.
         self._known: Cache[bytes, tuple[str, float]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
 
-    def sign_in(self, header: str) -> AuthSession | None:
-        """The live session of a Cookie header; None where there is none, or its signature is not ours."""
-        value = self.own(header)
+    def find(self, header: str) -> AuthSession | None:
+        """Return the live session of a Cookie header, or None."""
+        value = self.cookie_value(header)
         if not value:
             return None
         key = digest(value)
@@ -178,13 +177,13 @@ class Cookies:
             self._known.put(key, (token_hash, time.monotonic()), ENTRY_BYTES)
         return found
 
-    def own(self, header: str) -> str:
-        """The value of the session's cookie, as it stands in the header; empty where there is none."""
+    def cookie_value(self, header: str) -> str:
+        """Return the raw value of the session cookie in a Cookie header, or ""."""
         found = self._pair.search(header)
         return found[1].rstrip() if found else ""
 
     def token_hash(self, value: str) -> str | None:
-        """The hash of the token in a session's cookie, which is not kept; None where its signature is not ours."""
+        """Return the hash of the token in a session cookie, uncached; None if its signature is invalid."""
         if self._serializer is None or not value.isascii():
             return None
         try:
@@ -194,71 +193,70 @@ class Cookies:
         return hash_token(token) if isinstance(token, str) else None
 
 
-class Comers:
-    """Who opens a WebSocket, by the Cookie header. That is asked once for each, so that only the newest are kept."""
+class HandshakeSessionCache:
+    """Sessions by Cookie header for WebSocket handshakes; few are cached, as a connection needs only one lookup."""
 
-    def __init__(self, auth: Auth, cookies: Cookies, bus: Bus) -> None:
+    def __init__(self, auth: Auth, cookies: SessionCache, bus: Bus) -> None:
         self._auth = auth
         self._cookies = cookies
-        # By the digest of the session's cookie, and until when it is believed.
-        self._known: Cache[bytes, tuple[AuthSession, float]] = Cache(MOST_COMERS, MOST_CACHED_BYTES)
+        # (session, expiry) by digest.
+        self._known: Cache[bytes, tuple[AuthSession, float]] = Cache(MOST_HANDSHAKES, MOST_CACHED_BYTES)
         bus.subscribe(ACCESS, lambda _topic: self._known.clear())
 
-    def sign_in(self, header: str) -> AuthSession | None:
-        """The live session of a Cookie header."""
-        value = self._cookies.own(header)
+    def find(self, header: str) -> AuthSession | None:
+        """Return the live session of a Cookie header, or None."""
+        value = self._cookies.cookie_value(header)
         key = digest(value)
         known = self._known.get(key)
         if known is not None and time.monotonic() < known[1]:
             return known[0]
         self._known.drop(key)
         token_hash = self._cookies.token_hash(value) if value else None
-        found = self._auth.check(token_hash, keeps=False) if token_hash else None
+        found = self._auth.check(token_hash, keep=False) if token_hash else None
         if found is not None:
-            self._known.put(key, (found, believed_until(found)), size_of(found))
+            self._known.put(key, (found, trusted_until(found)), entry_size(found))
         return found
 
 
-def believed_until(sign_in: AuthSession) -> float:
-    """Until when a session is believed without the database (monotonic clock, s)."""
-    return time.monotonic() + min(CACHE_S, sign_in.left_s())
+def trusted_until(auth_session: AuthSession) -> float:
+    """Return the expiry of a cached session (monotonic, s)."""
+    return time.monotonic() + min(CACHE_S, auth_session.left_s())
 
 
 def digest(value: str) -> bytes:
-    """What stands for a cookie's value in a cache: of one size, however long the value is."""
+    """Return the cache key of a cookie value; of fixed size."""
     return hashlib.sha256(value.encode()).digest()
 
 
-def size_of(sign_in: AuthSession) -> int:
-    """About how many bytes a cache's entry of this session takes."""
-    return SIGN_IN_BYTES + 4 * (len(sign_in.person.name) + len(sign_in.person.email))
+def entry_size(auth_session: AuthSession) -> int:
+    """Estimate the bytes of a cached session."""
+    return SESSION_BYTES + 4 * (len(auth_session.person.name) + len(auth_session.person.email))
 
 
-class Untimed(URLSafeTimedSerializer):
-    """Signs without a time. When a session ends is said by its row: a signature that looks younger than the server's
-    clock, which was set back, would be refused, and its cookie overwritten."""
+class UntimedSerializer(URLSafeTimedSerializer):
+    """Serializer that signs without a timestamp: after the clock was set back, itsdangerous would refuse one from the
+    future, and Flask would overwrite the cookie. A session expires by its row."""
 
     default_signer = Signer  # type: ignore[assignment]
 
     def loads(self, s: str | bytes, *_: Any, **__: Any) -> Any:
-        """The content. Raises BadSignature."""
+        """Return the content. Raises BadSignature."""
         return Serializer.loads(self, s)
 
 
 class Sessions(SecureCookieSessionInterface):
-    """Flask's sessions, signed without a time, but for requests that were judged before Flask: these need none."""
+    """Flask's cookie sessions, signed without a timestamp. Requests authenticated before Flask get an empty one."""
 
     salt = "session"
 
     def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
-        """What signs the cookie and reads it."""
+        """Return the serializer of the session cookie, without a timestamp."""
         how = {"key_derivation": self.key_derivation, "digest_method": self.digest_method}
         key = app.secret_key or ""
-        return Untimed(key, salt=self.salt, serializer=self.serializer, signer_kwargs=how)
+        return UntimedSerializer(key, salt=self.salt, serializer=self.serializer, signer_kwargs=how)
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
-        """Set the cookie where it changed. How long it is kept is said as a duration, which browsers prefer to the time
-        of the server's clock."""
+        """Set the cookie if it changed, with Max-Age: Expires depends on the server's clock."""
         super().save_session(app, session, response)
         name, lasts = f"{self.get_cookie_name(app)}=", round(app.permanent_session_lifetime.total_seconds())
         lines = response.headers.getlist("Set-Cookie")
@@ -267,22 +265,22 @@ class Sessions(SecureCookieSessionInterface):
             response.headers.setlist("Set-Cookie", lines)
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
-        """The session of a request."""
-        return self.session_class() if JUDGED in request.environ else super().open_session(app, request)
+        """Read the session of a request."""
+        return self.session_class() if AUTH_SESSION_KEY in request.environ else super().open_session(app, request)
 
 
 def first_run_code(data_dir: Path) -> str:
-    """The code of an empty installation, made once."""
+    """Return the first-run code, created once."""
     return _secret_file(data_dir / CODE_FILE, lambda: secrets.token_hex(6).upper())
 
 
 def secret_key(data_dir: Path) -> str:
-    """The key that signs cookies, made at the first start."""
+    """Return the key that signs cookies, created at the first start."""
     return _secret_file(data_dir / "secret-key", lambda: secrets.token_hex(32))
 
 
 def _secret_file(path: Path, make: Any) -> str:
-    """The secret in this file, made once: whole or not at all, also when the machine stops or two starts race."""
+    """Return the secret in this file, created atomically: a power cut or a race of two starts must not tear it."""
     if not path.exists() or not path.read_text().strip():
         made = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         descriptor = os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -293,7 +291,7 @@ def _secret_file(path: Path, make: Any) -> str:
         try:
             os.link(made, path)
             made.unlink()
-        except FileExistsError:  # empty, left by a start that was killed; or another start was faster: its secret holds
+        except FileExistsError:  # another start was faster: its secret holds; or an empty file of a killed one
             if path.read_text().strip():
                 made.unlink()
             else:
@@ -302,7 +300,7 @@ def _secret_file(path: Path, make: Any) -> str:
 
 
 def checked_person(name: str, email: str, password: str) -> tuple[str, str]:
-    """Name and address, tidied. Raises Refused."""
+    """Return name and address, normalised. Raises Refused."""
     name, email = " ".join(name.split())[:200], email.strip()
     if is_blank(name):
         raise Refused("name", "Say how you want to be called.")
@@ -314,22 +312,22 @@ def checked_person(name: str, email: str, password: str) -> tuple[str, str]:
 
 
 def hash_password(password: str) -> str:
-    """A slow hash, for commands: no event loop waits for it."""
+    """Hash a password; for commands, as it would block an event loop."""
     return generate_password_hash(password)
 
 
 def hash_token(token: str) -> str:
-    """What the database keeps of a session's token."""
+    """Return the stored hash of a session token."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def origin_is_allowed(settings: Settings, origin: str, requested: str) -> bool:
-    """Whether a WebSocket may be opened from this Origin: ours as requested, PUBLIC_URL's, or a listed one."""
+    """Return True if this Origin may open a WebSocket."""
     return origin != "" and origin.lower() in {item.lower() for item in expected_origins(settings, requested)}
 
 
 def expected_origins(settings: Settings, requested: str) -> list[str]:
-    """The origins that may open a WebSocket where the server was asked at `requested` (scheme, host and port)."""
+    """Return the allowed origins: `requested` (scheme, host, port of the request), PUBLIC_URL's, the listed ones."""
     expected = [requested.rstrip("/"), *settings.allowed_origins]
     if settings.public_url:
         parts = urlsplit(settings.public_url)

@@ -1,4 +1,4 @@
-"""Password hashing, which strangers can ask for: one at a time, and who waits is bounded and in fair order.
+"""Password hashing on behalf of unauthenticated clients: one at a time, from a bounded, fair queue.
 
 One hash takes some 0.1 s and 32 MB.
 """
@@ -21,14 +21,14 @@ from chatapp.concurrency import SingleThread, has_loop, lower_priority
 from chatapp.fair_queue import Attempts, FairQueue, Full, Refusals
 
 MOST_WAITING = 16  # some 2 s of hashing
-A_SIGN_IN = 3  # attempts: the page, the form and the password
-NICENESS = 10  # of the thread: a core that it shares with the event loop is the loop's first
+SIGN_IN_ATTEMPTS = 3  # attempts: the page, the form and the password
+NICENESS = 10  # of the thread: on a shared core the event loop goes first
 
 R = TypeVar("R")
 
 
 class Busy(Exception):
-    """Too many wait for their password to be checked. `retry_s`: when there may be room."""
+    """The queue is full. `retry_s`: the value of Retry-After."""
 
     def __init__(self, retry_s: int) -> None:
         super().__init__("too many passwords wait to be checked")
@@ -36,7 +36,7 @@ class Busy(Exception):
 
 
 class Hashing:
-    """Of one process. `lock` is a file by which the processes of one host hash one at a time, too."""
+    """The hashing queue of one process. `lock`: a file that serialises hashing among the processes of one host."""
 
     def __init__(self, lock: Path | None = None, attempts: Attempts | None = None) -> None:
         self._lock = lock
@@ -44,19 +44,19 @@ class Hashing:
         self._queue = FairQueue(MOST_WAITING, attempts)
         self._is_busy = False
         self._refusals = Refusals()
-        self._took_s = 0.1
+        self._average_s = 0.1
 
     def check(
         self, address: str, password_hash: str | None, password: str, has_left: Callable[[], bool] = lambda: False
     ) -> bool:
-        """Whether this is the password. Without a hash it takes as long, and is not. Raises Busy."""
-        is_right = self._run(address, has_left, partial(_is_right, password_hash, password))
+        """Return True if the password is right. Without a hash: False, after the same time. Raises Busy."""
+        is_right = self._run(address, has_left, partial(_matches, password_hash, password))
         if is_right:
-            self._queue.attempts.count(address, -A_SIGN_IN)
+            self._queue.attempts.count(address, -SIGN_IN_ATTEMPTS)
         return is_right
 
     def make(self, address: str, password: str) -> str:
-        """The hash of a password. Raises Busy."""
+        """Return the hash of a password. Raises Busy."""
         return self._run(address, lambda: False, partial(generate_password_hash, password))
 
     def _run(self, address: str, has_left: Callable[[], bool], function: Callable[[], R]) -> R:
@@ -64,12 +64,12 @@ class Hashing:
             return function()
         with self._turn(address, has_left):
             started = time.monotonic()
-            result = self._thread.run(partial(self._alone, function))
-            self._took_s = 0.8 * self._took_s + 0.2 * (time.monotonic() - started)
+            result = self._thread.run(partial(self._run_exclusively, function))
+            self._average_s = 0.8 * self._average_s + 0.2 * (time.monotonic() - started)
             return result
 
-    def _alone(self, function: Callable[[], R]) -> R:
-        """In the thread: while no other process does the same, whose memory adds to ours."""
+    def _run_exclusively(self, function: Callable[[], R]) -> R:
+        """Run in the thread, under the lock: the memory of concurrent hashes adds up."""
         lower_priority(NICENESS)
         if self._lock is None:
             return function()
@@ -95,17 +95,17 @@ class Hashing:
         self._is_busy = self._queue.let_next()
 
     def _refuse(self) -> None:
-        retry_s = math.ceil(self._took_s * (MOST_WAITING + 1))
+        retry_s = math.ceil(self._average_s * (MOST_WAITING + 1))
         self._refusals.wait()
         raise Busy(retry_s)
 
 
-def _is_right(password_hash: str | None, password: str) -> bool:
-    is_right = check_password_hash(password_hash or _nobodys(), password)
+def _matches(password_hash: str | None, password: str) -> bool:
+    is_right = check_password_hash(password_hash or _dummy_hash(), password)
     return is_right and password_hash is not None
 
 
 @cache
-def _nobodys() -> str:
-    """Hashed once, so that an unknown address costs as much time as a wrong password."""
+def _dummy_hash() -> str:
+    """Return a hash for unknown addresses, so that they take as long as a wrong password."""
     return generate_password_hash(secrets.token_hex(8))

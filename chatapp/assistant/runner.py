@@ -83,11 +83,11 @@ class Liveness(Protocol):
 
     name: str
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Show that this process lives."""
         ...
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Show it no longer."""
         ...
 
@@ -287,7 +287,7 @@ class Runner:
 
     def start(self) -> None:
         """Begin to answer, and to look after runs whose writer is gone. Returns at once."""
-        self._worker.begin()
+        self._worker.start()
         self._unsubscribe = self._bus.subscribe(RUNS, self._on_notice)
         self._loop = gevent.spawn(self._work)
 
@@ -301,7 +301,7 @@ class Runner:
             answer.interrupt()
         # The loop may be claiming: it is waited for, so that no run is left behind without a writer.
         gevent.joinall([*([self._loop] if self._loop else []), *self._answers], timeout=timeout)
-        self._worker.end()
+        self._worker.stop()
 
     def running(self) -> int:
         """How many answers are being written."""

@@ -129,7 +129,7 @@ class Drills:
             if slot.is_at(now):
                 amount = AMOUNTS_S.get(slot.fault, 0.0)
                 try:
-                    self._store.drills.begin(slot.fault, slot.seconds, amount, slot=f"{minute} {slot.fault}")
+                    self._store.drills.start(slot.fault, slot.seconds, amount, slot=f"{minute} {slot.fault}")
                 except DrillRunning:
                     pass  # another worker began it, or a drill is running already
 

@@ -1,21 +1,22 @@
-"""The only room that touches the database: tables, transactions and every query.
+"""The database package: tables, transactions and every query. No other package opens a transaction.
 
 database.py       engines, read and write transactions, revisions
 people.py         people, sessions, the instance
 conversations.py  conversations, messages, `changes`
 runs.py           durable answers
-drills.py         faults on purpose, for a bounded time
-networks.py       what people's browsers learned of networks
-histories.py      whether what somebody shows is of this database's past
+drills.py         fault injection, for a bounded time
+networks.py       network memory of each person
+histories.py      detect a database that was restored from an older copy
 events.py         connection events, in a database file of their own
-unavailable.py    what a database that is locked or full raises
-workers.py        which processes of this host live
-watch.py          what other processes committed
-checkpoints.py    carry SQLite's log into its file
-hot.py            statements that the driver runs
-shapes.py         what queries return
+unavailable.py    the error of a locked or full database
+workers.py        liveness of the processes of this host
+watch.py          publish other processes' commits
+checkpoints.py    WAL checkpoints
+retention.py      delete old connection events
+prepared.py       prepared statements, run by the driver
+records.py        query results
 tables.py         the tables
-migrate.py        brings a database to the newest migration
+migrate.py        migrate both databases
 """
 
 from __future__ import annotations
@@ -71,22 +72,22 @@ __all__ = [
 
 log = logging.getLogger("chatapp.store")
 
-# Connections; seconds. The last one used is the next: its pages of the database are in memory, those of others not.
+# Connections; seconds. LIFO: the page cache of the connection used last is warm.
 POOL = {"pool_size": 10, "max_overflow": 20, "pool_timeout": 5, "pool_use_lifo": True}
 
 
 def database_url(data_dir: Path) -> str:
-    """Where the chat lives."""
+    """Return the URL of the chat's database."""
     return f"sqlite:///{data_dir / 'chat.db'}"
 
 
 def metrics_url(data_dir: Path) -> str:
-    """Where measurements live, so that they never hold up the chat."""
+    """Return the URL of the metrics database; apart, so that measurements never block the chat."""
     return f"sqlite:///{data_dir / 'metrics.db'}"
 
 
 class Store:
-    """The queries, by subject."""
+    """Queries of both databases, by subject."""
 
     def __init__(self, app: Flask, data_dir: Path, bus: Bus, workers: int = 1, events_kept_days: float = 14.0) -> None:
         app.config["SQLALCHEMY_ENGINE_OPTIONS"] = POOL
@@ -110,8 +111,8 @@ class Store:
         self.watcher = Watcher(self.database, bus, workers)
 
     def trouble(self) -> str:
-        """Why the database cannot serve: `busy`, `full` or `failed`, as the last write or a read of now says; empty
-        where it can. After a write that failed another one is tried every five seconds, as long as somebody asks."""
+        """Return why the last write, or a read now, failed: `busy`, `full`, `failed`; else "". After a failed write it
+        starts another attempt in the background, every 5 s at most."""
         try:
             with self.database.read() as connection:
                 is_migrated = connection.execute(select(instance.c.value).limit(1)).first() is not None
@@ -120,11 +121,11 @@ class Store:
         except (SQLAlchemyError, sqlite3.Error):
             log.exception("the database does not answer")
             return "failed"
-        soon(self.database.try_write)  # not waited for: whoever asks wants to know now
+        soon(self.database.try_write)  # in the background: the caller must not wait for it
         return (self.database.failing or "") if is_migrated else "failed"
 
     def close(self) -> None:
-        """Close every connection to the databases that is not in use."""
+        """Close every idle connection to the databases."""
         self.histories.close()
         self.database.close()
         for engine in self._engines:

@@ -1,4 +1,4 @@
-"""Conversations, their messages, and the one read: what changed after a cursor, as it is now."""
+"""Conversations, their messages, and `changes`: everything newer than a cursor, in its current state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select, u
 
 from chatapp.bus import ACCESS
 from chatapp.cache import Cache
-from chatapp.store.database import REVISION, Database, Write, bumping, new_id, now_ms
+from chatapp.store.database import REVISION, Database, Write, bump_statement, new_id, now_ms
 from chatapp.store.prepared import Prepared
 from chatapp.store.records import (
     Block,
@@ -22,18 +22,17 @@ from chatapp.store.records import (
     EntryPlace,
     Posted,
     Waiting,
-    moment,
+    utc_datetime,
 )
 from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people, runs
 
-PAGE = 40  # messages on a page as it loads, and in each step back
-END = 1 << 62  # after every position
-MOST_PLACES, MOST_PLACES_BYTES = 10_000, 6 << 20  # cached permissions
-PLACE_BYTES = 500  # of one, without its title
-MOST_CHANGES = 200  # in one answer; the rest follows from the new cursor
+PAGE = 40  # messages in the first page, and in each older one
+AFTER_ALL = 1 << 62  # a position after all messages
+MOST_PLACES, MOST_PLACES_BYTES = 10_000, 6 << 20  # of the cache of memberships
+PLACE_BYTES = 500  # of one entry, without its title
+MOST_CHANGES = 200  # in one result; the next one continues from its end
 
-
-# Statements that run with every message or read are built once: building one costs more than running it.
+# Built once: building a statement costs more than running it.
 PLACE = Prepared(
     select(conversations.c.id, conversations.c.feed_id, conversations.c.uuid, conversations.c.title)
     .join(memberships)
@@ -44,7 +43,7 @@ PLACE = Prepared(
         memberships.c.left_at.is_(None),
     )
 )
-SAID = Prepared(
+POSTED = Prepared(
     select(
         conversations.c.id,
         conversations.c.feed_id,
@@ -71,7 +70,7 @@ SAID = Prepared(
     )
 )
 _member_feeds = select(people.c.feed_id).join(memberships)
-BUMP_WITH_LISTS = bumping(
+BUMP_WITH_LISTS = bump_statement(
     or_(
         feeds.c.id == bindparam("feed"),
         feeds.c.id.in_(_member_feeds.where(memberships.c.conversation_id == bindparam("conversation"))),
@@ -111,7 +110,7 @@ BEFORE = Prepared(
     .order_by(messages.c.position.desc())
     .limit(bindparam("most"))
 )
-# What waits, and what was stopped before it began; an answer that began is a message.
+# Queued answers, and those stopped before they started; a started answer is a message.
 WAITING = Prepared(
     select(runs.c.uuid, runs.c.revision, runs.c.ahead, runs.c.state).where(
         runs.c.conversation_id == bindparam("conversation"),
@@ -157,22 +156,22 @@ Messages = tuple[ChangedMessage, ...]
 
 
 class Conversations:
-    """Queries about conversations. Each is a transaction of its own, or takes part in the one given."""
+    """Queries about conversations. Each runs in the given transaction `tx`, else in a new one."""
 
     most_changes = MOST_CHANGES
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._list_feeds: dict[int, int] = {}  # never changes for a person
-        self._touched_at = 0  # the newest time in the list of anybody, ms; 0: not known yet
-        # Forgotten whole when anybody's access changes.
+        self._list_feeds: dict[int, int] = {}  # by person; never changes
+        self._touched_at = 0  # the newest `updated_at` of all conversations, ms; 0: not read yet
+        # Cleared whenever anybody's access changes.
         self._places: Cache[tuple[int, str], ConversationRef] = Cache(MOST_PLACES, MOST_PLACES_BYTES)
         database.on_access_change(self._places.clear)
 
-    # Finding: always through the person's membership
+    # Lookups, always through the person's membership
 
     def place(self, person: int, uuid: str) -> ConversationRef | None:
-        """The conversation, if the person is a member of it and it is not deleted."""
+        """Return the conversation, or None if it is deleted or the person is no member."""
         key = (person, uuid)
         place = self._places.get(key)
         if place is None:
@@ -183,7 +182,7 @@ class Conversations:
         return place
 
     def newest(self, person: int) -> str | None:
-        """UUID of the conversation with the newest activity."""
+        """Return the UUID of the conversation with the newest activity."""
         query = (
             select(conversations.c.uuid)
             .join(memberships)
@@ -202,52 +201,52 @@ class Conversations:
     # Reading
 
     def changes(self, place: ConversationRef, cursor: int) -> Changes[ChangedMessage]:
-        """What changed after `cursor`; from 0 the newest page, which replaces what is shown."""
-        fresh = self.database.recent(place.feed, cursor) if cursor > 0 else None
-        if fresh is not None:
-            return fresh
+        """Return the changes after `cursor`; for 0 the newest page, with `reset`."""
+        recent = self.database.recent(place.feed, cursor) if cursor > 0 else None
+        if recent is not None:
+            return recent
         with self.database.read() as connection:
             end, change = self._revision(connection, place.feed)
             if cursor >= end:
                 return Changes(cursor, cursor, ())
             if cursor <= 0:
-                newest = self._page(connection, place, END, PAGE)
+                newest = self._page(connection, place, AFTER_ALL, PAGE)
                 return Changes(0, end, newest, reset=True, waiting=self._waiting(connection, place, 0), change=change)
             which = {"conversation": place.conversation, "cursor": cursor, "most": self.most_changes + 1}
             found = self._messages(connection, CHANGED, which)
             if len(found) > self.most_changes:
-                return self._cut(connection, place, cursor, found[: self.most_changes], change)
+                return self._first_part(connection, place, cursor, found[: self.most_changes], change)
             waiting = self._waiting(connection, place, cursor)
         return Changes(cursor, end, found, waiting=waiting, change=change)
 
-    def _cut(
+    def _first_part(
         self, connection: Connection, place: ConversationRef, cursor: int, found: Messages, change: int
     ) -> Changes[ChangedMessage]:
-        """A first part of what changed. From its end on a reader counts as one who shows each answer as it was there,
-        and gets patches of it: an answer that goes on after the end comes with this part, as it is now."""
+        """Return the first part of the changes. Its reader then gets patches against each answer as of the end of it:
+        so an answer that changed after it is included in its current state."""
         end = found[-1].revision
-        # Answers of a conversation follow one another (`Runs.claim_run`): no older one can go on.
+        # Only the newest answer of a conversation can still change (`Runs.claim_run`).
         newest = self._messages(connection, NEWEST_ANSWER, {"conversation": place.conversation, "end": end})
         going_on = tuple(answer for answer in newest if answer.revision > end)
         waiting = tuple(each for each in self._waiting(connection, place, cursor) if each.revision <= end)
         return Changes(cursor, end, found + going_on, more=True, waiting=waiting, change=change)
 
     def _waiting(self, connection: Connection, place: ConversationRef, cursor: int) -> tuple[Waiting, ...]:
-        """What changed of answers that have not begun; from 0 only what waits now."""
+        """Return the changes of answers that have not started; for cursor 0 only those still queued."""
         rows = WAITING.all(connection, conversation=place.conversation, cursor=cursor)
         found = tuple(Waiting(row.uuid, row.revision, row.ahead, row.state != "queued") for row in rows)
         return found if cursor > 0 else tuple(each for each in found if not each.is_over)
 
     def older(self, place: ConversationRef, before: int) -> Changes[ChangedMessage]:
-        """The page before a position, oldest first. `end` is the feed's revision at this read."""
+        """Return the page before a position, oldest first; its `end` is the feed's current revision."""
         with self.database.read() as connection:
             end, change = self._revision(connection, place.feed)
             found = self._page(connection, place, before, PAGE + 1)
-            waiting = self._waiting(connection, place, 0) if before > end else ()  # it stands behind the newest
+            waiting = self._waiting(connection, place, 0) if before > end else ()  # they follow the newest message
         return Changes(before, end, found[-PAGE:], more=len(found) > PAGE, waiting=waiting, change=change)
 
     def entries(self, person: int, cursor: int) -> Changes[Entry]:
-        """What changed in a person's list of conversations."""
+        """Return the changes in a person's list of conversations; for cursor 0 its first page, with `reset`."""
         feed = self.list_feed(person)
         with self.database.read() as connection:
             end, change = self._revision(connection, feed)
@@ -263,13 +262,13 @@ class Conversations:
         return Changes(cursor, end, found, change=change)
 
     def older_entries(self, person: int, before: EntryPlace) -> tuple[tuple[Entry, ...], bool]:
-        """The page of a person's list after a place, and whether there are more."""
+        """Return the page of a person's list after `before`, and True if there are more."""
         with self.database.read() as connection:
             rows = OLDER_ENTRIES.all(connection, person=person, at=before.updated_at, uuid=before.uuid)
         return _entries(rows[:MOST_CHANGES]), len(rows) > MOST_CHANGES
 
     def list_feed(self, person: int) -> int:
-        """The number of a person's list feed."""
+        """Return the id of the feed of a person's list."""
         if person not in self._list_feeds:
             with self.database.read() as connection:
                 query = select(people.c.feed_id).where(people.c.id == person)
@@ -281,27 +280,26 @@ class Conversations:
         return (row.revision, row.change) if row else (0, 0)
 
     def _page(self, connection: Connection, place: ConversationRef, before: int, most: int) -> Messages:
-        """Messages before a position, oldest first."""
         which = {"conversation": place.conversation, "before": before, "most": most}
         return self._messages(connection, BEFORE, which)[::-1]
 
     def _messages(self, connection: Connection, query: Prepared, parameters: dict[str, int]) -> Messages:
         rows = query.all(connection, **parameters)
         answers = [row.id for row in rows if row.kind == "assistant"]
-        parts = self._blocks(connection, answers) if answers else {}
-        return tuple(_message(row, tuple(parts.get(row.id, ()))) for row in rows)
+        by_message = self._blocks(connection, answers) if answers else {}
+        return tuple(_message(row, tuple(by_message.get(row.id, ()))) for row in rows)
 
     def _blocks(self, connection: Connection, ids: Sequence[int]) -> dict[int, list[Block]]:
-        parts: dict[int, list[Block]] = {}
+        by_message: dict[int, list[Block]] = {}
         for row in connection.execute(BLOCKS, {"ids": ids}):
             steps = tuple((a, b, c) for a, b, c in json.loads(row.steps))
-            parts.setdefault(row.message_id, []).append(Block(row.ordinal, row.html, row.revision, steps))
-        return parts
+            by_message.setdefault(row.message_id, []).append(Block(row.ordinal, row.html, row.revision, steps))
+        return by_message
 
     # Changing
 
     def add(self, tx: Write, person: int, uuid: str) -> ConversationRef:
-        """A new, empty conversation. Its feed begins at revision 1, so that cursor 0 always means "nothing"."""
+        """Add an empty conversation. Its feed starts at revision 1: cursor 0 always means "nothing"."""
         now = self._next_time(tx)
         feed = tx.new_feed()
         row = {"uuid": uuid, "feed_id": feed, "title": "", "created_by": person, "created_at": now}
@@ -314,7 +312,7 @@ class Conversations:
         return ConversationRef(conversation, feed, uuid, "", person)
 
     def empty(self, tx: Write, person: int) -> ConversationRef | None:
-        """The newest conversation that the person made and in which nothing was ever said, if there is one."""
+        """Return the newest conversation of the person's that has no title and no message, or None."""
         query = (
             select(conversations.c.uuid)
             .join(memberships)
@@ -333,17 +331,17 @@ class Conversations:
         return self._place(tx.connection, person, uuid) if uuid else None
 
     def find(self, tx: Write, person: int, uuid: str) -> ConversationRef | None:
-        """As `place`, inside a write."""
+        """Return the conversation as `place` does, in a write transaction."""
         return self._place(tx.connection, person, uuid)
 
     def is_taken(self, tx: Write, uuid: str) -> bool:
-        """Whether any conversation, also a deleted or a foreign one, has this UUID."""
+        """Return True if any conversation, also a deleted or a foreign one, has this UUID."""
         query = select(conversations.c.id).where(conversations.c.uuid == uuid)
         return tx.connection.execute(query).first() is not None
 
-    def said(self, tx: Write, person: int, uuid: str, client_id: str) -> tuple[ConversationRef, Posted | None] | None:
-        """As `find`, and the message that the person named so, if it is there."""
-        row = SAID.first(tx.connection, person=person, uuid=uuid, client=client_id)
+    def posted(self, tx: Write, person: int, uuid: str, client_id: str) -> tuple[ConversationRef, Posted | None] | None:
+        """Return the conversation as `find` does, and the person's message with this client id, or None."""
+        row = POSTED.first(tx.connection, person=person, uuid=uuid, client=client_id)
         if row is None:
             return None
         place = ConversationRef(row.id, row.feed_id, uuid, row.title, person)
@@ -352,13 +350,13 @@ class Conversations:
         return place, Posted(row.uuid, client_id, uuid, row.position, row.revision, row.body, created=False)
 
     def post(self, tx: Write, place: ConversationRef, client_id: str, body: str) -> Posted:
-        """Append a message of the person's own; the conversation moves to the top of its members' lists."""
+        """Append the person's message, and move the conversation to the top of its members' lists."""
         revision = self.touch(tx, place.conversation, place.feed)
         message = self._insert(tx, place, place.person, client_id, body, "sent", revision)
         return Posted(message.uuid, client_id, place.uuid, revision, revision, body, created=True)
 
     def add_answer(self, tx: Write, place: ConversationRef, author: int, uuid: str) -> int:
-        """Append an answer that is to be written; returns its number."""
+        """Append a running, empty answer. Return its id."""
         return self._insert(tx, place, author, uuid, "", "running", tx.bump(place.feed)).id
 
     def _insert(
@@ -384,7 +382,7 @@ class Conversations:
             error=None,
             deleted=False,
             edited=False,
-            created_at=moment(now),
+            created_at=utc_datetime(now),
             blocks=(),
             state_revision=revision,
             **values,
@@ -393,21 +391,21 @@ class Conversations:
         return message
 
     def set_title(self, tx: Write, place: ConversationRef, title: str) -> None:
-        """Name the conversation; shows in its page and in every member's list."""
-        mine = conversations.c.id == place.conversation
-        tx.connection.execute(update(conversations).where(mine).values(title=title))
-        tx.bump(ACCESS)  # a cached place knows the title
+        """Set the title, also in every member's list."""
+        is_this = conversations.c.id == place.conversation
+        tx.connection.execute(update(conversations).where(is_this).values(title=title))
+        tx.bump(ACCESS)  # the title is in the cache of memberships
         self._bump_with_lists(tx, place.conversation, place.feed)
 
     def delete(self, tx: Write, place: ConversationRef) -> None:
-        """Take the conversation away from everybody; the rows stay."""
-        mine = conversations.c.id == place.conversation
-        tx.connection.execute(update(conversations).where(mine).values(deleted_at=now_ms()))
+        """Mark the conversation as deleted for all members; its rows stay."""
+        is_this = conversations.c.id == place.conversation
+        tx.connection.execute(update(conversations).where(is_this).values(deleted_at=now_ms()))
         tx.bump(ACCESS)
         self._bump_with_lists(tx, place.conversation, place.feed)
 
     def delete_message(self, tx: Write, place: ConversationRef, uuid: str) -> bool:
-        """Leave a tombstone in place of the person's own message. False: no such message of theirs."""
+        """Turn the person's own message into a tombstone. Return False if there is none."""
         own = and_(
             messages.c.conversation_id == place.conversation,
             messages.c.uuid == uuid,
@@ -423,25 +421,24 @@ class Conversations:
         return True
 
     def touch(self, tx: Write, conversation: int, feed: int) -> int:
-        """Something was said: the conversation moves to the top of its members' lists. Returns the feed's revision."""
+        """Move the conversation to the top of its members' lists. Return the feed's new revision."""
         self._bump_with_lists(tx, conversation, feed)
         TOUCH.run(tx.connection, conversation=conversation, now=self._next_time(tx))
         return tx.revisions[feed]
 
     def _next_time(self, tx: Write) -> int:
-        """Now, but after whatever was touched before: lists are in this order, also when the clock is set back."""
+        """Return a time after every `updated_at` (the order of lists), even if the clock was set back."""
         if not self._touched_at:
             self._touched_at = tx.connection.execute(select(func.max(conversations.c.updated_at))).scalar_one() or 0
         self._touched_at = max(now_ms(), self._touched_at + 1)
         return self._touched_at
 
     def _bump_with_lists(self, tx: Write, conversation: int, feed: int) -> None:
-        """The conversation changed, and its entry in every member's list."""
         tx.bump_all(BUMP_WITH_LISTS, conversation=conversation, feed=feed)
         TOUCH_ENTRIES.run(tx.connection, conversation=conversation)
 
     def last_message(self, tx: Write, place: ConversationRef) -> tuple[str, str] | None:
-        """Author kind and state of the newest message."""
+        """Return author kind and state of the newest message, or None."""
         query = (
             select(people.c.kind, messages.c.state)
             .join(people, people.c.id == messages.c.author_id)
@@ -468,10 +465,10 @@ def _message(row: Any, parts: tuple[Block, ...]) -> ChangedMessage:
         error=row.error,
         deleted=deleted,
         edited=row.edited_at is not None,
-        created_at=moment(row.created_at),
+        created_at=utc_datetime(row.created_at),
         blocks=() if deleted else parts,
     )
 
 
 def _entries(rows: Sequence[Any]) -> tuple[Entry, ...]:
-    return tuple(Entry(row[0], row[1], row[2], moment(row[3]), bool(row[4])) for row in rows)
+    return tuple(Entry(row[0], row[1], row[2], utc_datetime(row[3]), bool(row[4])) for row in rows)

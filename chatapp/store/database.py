@@ -1,4 +1,4 @@
-"""The engines and the two kinds of transaction: nothing outside this package opens one, and none is left open."""
+"""Read and write transactions, group commit and the newest revision of each feed."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
 from chatapp.store.prepared import Prepared, Value, driver
 from chatapp.store.records import Changes, Waiting
 from chatapp.store.tables import feeds, instance
-from chatapp.store.unavailable import Reason, StorageUnavailable, translated, translating
+from chatapp.store.unavailable import Reason, StorageUnavailable, translate_error, translate_errors
 
-SLOW_COMMIT_S = 0.003  # a commit that takes longer goes beside the event loop; a thread costs some 0.3 ms
-# What a connection's transactions are for. Those of the one that is kept for groups begin and end by the driver: for
-# SQLAlchemy, whose own part is a tenth of a post, it is in one transaction for as long as it lives.
-WRITES, BY_HAND = "writes", "by_hand"
-BUSY_TIMEOUT_MS = 5000  # how long a write waits for others, in this process and elsewhere, before it is given up
+SLOW_COMMIT_S = 0.003  # slower commits run in a thread, which costs some 0.3 ms
+# Execution options. WRITES: the deadline of BEGIN IMMEDIATE. MANUAL: the driver begins and ends the transactions, and
+# SQLAlchemy, a tenth of the cost of a post, sees one for the life of the connection.
+WRITES, MANUAL = "writes", "by_hand"
+BUSY_TIMEOUT_MS = 5000  # timeout of a write that waits for other writers, in this process or another
 
 
-def bumping(which: ColumnElement[bool]) -> Prepared:
-    """The statement that takes the next revision of each of these feeds, and returns their numbers and revisions."""
+def bump_statement(which: ColumnElement[bool]) -> Prepared:
+    """Return the statement that takes the next revision of these feeds, and returns id, revision and change of each."""
     change = select(func.coalesce(func.max(feeds.c.change), 0) + 1).scalar_subquery()
     values = {"revision": feeds.c.revision + 1, "change": change}
     return Prepared(update(feeds).where(which).values(**values).returning(feeds.c.id, feeds.c.revision, feeds.c.change))
 
 
-# Statements that run with every message are built once: building one costs more than running it.
-BUMP = bumping(feeds.c.id == bindparam("feed"))
+# Built once: building a statement costs more than running it.
+BUMP = bump_statement(feeds.c.id == bindparam("feed"))
 REVISION = Prepared(select(feeds.c.revision, feeds.c.change).where(feeds.c.id == bindparam("feed")))
-# Changes nothing, and is written and committed like anything else.
-TRY = update(instance).where(instance.c.name == "epoch").values(value=instance.c.value)
-TRY_EVERY_S = 5.0
-MOST_TOGETHER = 100  # changes in one transaction: the first of them waits for the last
-MOST_FRESH = 1000  # feeds whose newest items are kept
-MOST_FRESH_BYTES = 8 << 20  # of them together: one item can have 20,000 characters
-MOST_ITEMS = 5  # of one feed: who lacks more reads the database
-ITEM_BYTES = 1000  # about as much as an item takes besides its text
+# A write that changes nothing.
+PROBE = update(instance).where(instance.c.name == "epoch").values(value=instance.c.value)
+PROBE_EVERY_S = 5.0
+MOST_JOBS = 100  # in one transaction: the first of them waits for the last
+MOST_RECENT = 1000  # feeds in the cache of recent changes
+MOST_RECENT_BYTES = 8 << 20  # of all: one item can have 20,000 characters
+MOST_ITEMS = 5  # of one feed: a reader further behind reads the database
+ITEM_BYTES = 1000  # about, without its text
 
 R = TypeVar("R")
 
 
 def now_ms() -> int:
-    """Milliseconds since 1970 UTC, the unit of every stored time."""
+    """Return milliseconds since 1970 UTC, the unit of every stored time."""
     return time.time_ns() // 1_000_000
 
 
 def prepare_sqlite(engine: Engine, synchronous: str) -> None:
-    """Make each new connection safe: WAL, foreign keys, and transactions that begin as we say.
+    """Configure each new connection: WAL, foreign keys, explicit BEGIN.
 
-    `synchronous` is FULL where an acknowledgement promises durability, NORMAL for measurements.
+    `synchronous`: FULL if a commit must survive a power cut, NORMAL for measurements.
     """
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
+        connection.isolation_level = None  # the driver must not begin transactions
         cursor = connection.cursor()
         for pragma in (
             f"busy_timeout={BUSY_TIMEOUT_MS}",
@@ -78,11 +78,11 @@ def prepare_sqlite(engine: Engine, synchronous: str) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A deferred transaction that turns into a writer can fail at once; IMMEDIATE waits its turn instead.
+        # A deferred transaction that becomes a writer can fail with SQLITE_BUSY at once; IMMEDIATE waits.
         options = connection.get_execution_options()
         execute = driver(connection).execute
-        if options.get(BY_HAND, False):
-            execute("PRAGMA busy_timeout=0")  # as long as it lives
+        if options.get(MANUAL, False):
+            execute("PRAGMA busy_timeout=0")  # for the life of the connection
         elif WRITES in options:
             execute("PRAGMA busy_timeout=0")
             try:
@@ -94,8 +94,8 @@ def prepare_sqlite(engine: Engine, synchronous: str) -> None:
 
 
 def _begin_immediate(execute: Callable[[str], object], deadline: float) -> None:
-    """Take the write lock until `deadline` (monotonic). Another process may hold it: then others of this one run
-    while we wait, which SQLite's own busy handler would not let them."""
+    """Take the write lock; wait until `deadline` (monotonic) if another process holds it. SQLite's busy handler would
+    block the event loop meanwhile."""
     pause_s = 0.001
     while True:
         try:
@@ -109,7 +109,7 @@ def _begin_immediate(execute: Callable[[str], object], deadline: float) -> None:
 
 
 def _commit(execute: Callable[[str], object]) -> sqlite3.Error | None:
-    """Commit in another thread. What goes wrong is returned: gevent would print what a thread raises."""
+    """Run in another thread. Errors are returned: gevent would print an exception of the thread."""
     try:
         execute("COMMIT")
     except sqlite3.Error as error:
@@ -118,7 +118,7 @@ def _commit(execute: Callable[[str], object]) -> sqlite3.Error | None:
 
 
 def new_id(result: CursorResult[Any]) -> int:
-    """The number of the row that was just inserted."""
+    """Return the id of the inserted row."""
     key = result.inserted_primary_key
     assert key is not None  # every table here has one
     return int(key[0])
@@ -126,55 +126,55 @@ def new_id(result: CursorResult[Any]) -> int:
 
 @dataclass
 class Write:
-    """A write transaction: the connection, and the topics to wake once it is committed."""
+    """A write transaction: its connection, and the topics to publish after the commit."""
 
     connection: Connection
     topics: dict[int, None] = field(default_factory=dict)
     revisions: dict[int, int] = field(default_factory=dict)
     recent: dict[int, Changes[Any]] = field(default_factory=dict)
-    first: int = 0  # the first of the database-wide numbers that it took
-    change: int = 0  # the newest of them
+    first: int = 0  # the first change number taken
+    change: int = 0  # the last one
 
     def bump(self, feed: int) -> int:
-        """Take the feed's next revision; its readers are woken after the commit."""
+        """Take the feed's next revision and return it; the feed's topic is published after the commit."""
         self.bump_all(BUMP, feed=feed)
         return self.revisions[feed]
 
     def bump_all(self, statement: Prepared, **which: Value) -> None:
-        """Take the next revision of all feeds of a statement that `bumping` made."""
+        """Take the next revision of all feeds of a statement of `bump_statement`."""
         for feed, revision, change in statement.run(self.connection, **which).fetchall():
             self.topics[feed] = None
             self.first, self.change = self.first or change, change
             self.revisions[feed] = revision
 
     def keep_recent(self, feed: int, item: object) -> None:
-        """Have what was written at the feed's newest revision at hand for its readers: they need not look it up."""
+        """Cache the item of the feed's newest revision for its readers, after the commit."""
         revision = self.revisions[feed]
         self.recent[feed] = Changes(revision - 1, revision, (item,), change=self.change)
 
     def keep_waiting(self, feed: int, waiting: Waiting) -> None:
-        """The same for an answer that waits, which may share its revision with the message that it waits to answer."""
+        """Cache a queued answer; it may share its revision with the message it answers."""
         revision = self.revisions[feed]
         kept = self.recent.get(feed)
         items = kept.items if kept is not None and kept.end == revision else ()
         self.recent[feed] = Changes(revision - 1, revision, items, waiting=(waiting,), change=self.change)
 
     def new_feed(self) -> int:
-        """A new feed's number."""
+        """Insert a feed. Return its id."""
         result = self.connection.execute(feeds.insert().values(revision=0, change=0))
         return new_id(result)
 
     def notify(self, topic: int) -> None:
-        """Wake a topic of this process only after the commit."""
+        """Publish a topic after the commit, in this process only."""
         self.topics[topic] = None
 
 
-def _nothing(*_: object) -> Any:
-    """What a change does that was refused before it began."""
+def _do_nothing(*_: object) -> Any:
+    pass
 
 
 class WriteJob(Generic[R]):
-    """A change that waits for its transaction, and what came of it."""
+    """A change queued for a group commit, and its outcome."""
 
     def __init__(self, work: Callable[[Write], R], done: Callable[[WriteJob[R]], None]) -> None:
         self._work = work
@@ -184,57 +184,57 @@ class WriteJob(Generic[R]):
 
     @classmethod
     def failed(cls, error: Exception) -> WriteJob[R]:
-        """One that was refused before it could wait."""
-        job = cls(_nothing, _nothing)
+        """Return a job that was refused before it was queued."""
+        job = cls(_do_nothing, _do_nothing)
         job.error = error
         return job
 
     def run(self, tx: Write) -> None:
-        """Do it. Raises what the work raises."""
+        """Do the work. Raises its errors."""
         self._result.append(self._work(tx))
 
     def end(self, problem: Exception | None) -> None:
-        """It is on disk, unless there was a problem: say so to whoever asked for it."""
+        """Record the problem of the commit, if any, and call `done`."""
         self.error = self.error or problem
         self._done(self)
 
     def outcome(self) -> R:
-        """The result. Raises what the work, or the commit, raised."""
+        """Return the result of the work. Raises the error of the work or of the commit."""
         if self.error is not None:
             raise self.error
         return self._result[0]
 
 
-def _joined(before: Changes[Any] | None, changes: Changes[Any]) -> Changes[Any]:
-    """What is at hand of a feed, after these changes."""
+def _merge(before: Changes[Any] | None, changes: Changes[Any]) -> Changes[Any]:
+    """Return the cached changes of a feed with newer ones appended."""
     if before is None or before.end != changes.start:
         return changes
     items = before.items + changes.items
     start = before.start if len(items) <= MOST_ITEMS else items[-MOST_ITEMS].revision - 1
-    # An answer that has begun, which the last of these items says, waits no more.
+    # An answer among these items has started: it is no longer queued.
     over = {item.client_id for item in changes.items} | {each.uuid for each in changes.waiting}
     waiting = tuple(each for each in before.waiting if each.uuid not in over and each.revision > start)
     return Changes(start, changes.end, items[-MOST_ITEMS:], waiting=waiting + changes.waiting, change=changes.change)
 
 
-def _attempt(connection: Connection, job: WriteJob[Any]) -> list[Write]:
-    """Do it; none where it failed."""
+def _run_job(connection: Connection, job: WriteJob[Any]) -> list[Write]:
+    """Run a job. Return its transaction, or none if it failed."""
     tx = Write(connection)
     try:
         job.run(tx)
-    except Exception as error:  # whatever it is, it belongs to whoever asked for this change
-        job.error = translated(error)
+    except Exception as error:  # any error of the work is the job's outcome
+        job.error = translate_error(error)
         return []
     return [tx]
 
 
-def _attempt_apart(connection: Connection, job: WriteJob[Any]) -> list[Write]:
-    """Do it as if the others of its group were not there."""
+def _run_in_savepoint(connection: Connection, job: WriteJob[Any]) -> list[Write]:
+    """Run a job in a savepoint: if it fails, the others of its group are unaffected."""
     execute = driver(connection).execute
     execute("SAVEPOINT job")
     done: list[Write] = []
     try:
-        done = _attempt(connection, job)
+        done = _run_job(connection, job)
     finally:
         if not done:
             execute("ROLLBACK TO job")
@@ -243,39 +243,39 @@ def _attempt_apart(connection: Connection, job: WriteJob[Any]) -> list[Write]:
 
 
 class Database:
-    """Reads, writes and the newest known revision of each feed."""
+    """Transactions of one database, and the newest known revision of each feed."""
 
     def __init__(self, engine: Engine, bus: Bus) -> None:
         self.engine = engine
         self._bus = bus
         self.revisions: dict[int, int] = {}  # the newest known revision of each feed
-        self._fresh: Cache[int, Changes[Any]] = Cache(MOST_FRESH, MOST_FRESH_BYTES)
-        self._forget: list[Callable[[], None]] = []
-        self.on_commit: Callable[[int, int], object] = _nothing  # with the first and the last change that it took
-        self._commit_s = 0.0  # how long commits took lately
-        self.failing: Reason | None = None  # why the last write failed; nothing where it did not
-        self._tries_at = 0.0  # when the next write may be tried, only to know (monotonic)
-        self._committing = SingleThread()  # of its own: a commit waits for nothing but commits
-        # One writer at a time in this process: SQLite's busy wait would hold the event loop against ourselves.
+        self._recent: Cache[int, Changes[Any]] = Cache(MOST_RECENT, MOST_RECENT_BYTES)
+        self._access_listeners: list[Callable[[], None]] = []
+        self.on_commit: Callable[[int, int], object] = _do_nothing  # called with the first and the last change number
+        self._commit_s = 0.0  # recent duration of a commit, s
+        self.failing: Reason | None = None  # why the last write failed
+        self._probe_at = 0.0  # monotonic
+        self._commit_thread = SingleThread()  # used for commits only: nothing else may delay them
+        # One writer at a time in this process: SQLite's busy wait would block the event loop, and so the other writer.
         self._writer = threading.RLock()
         self._checkpoints = Checkpoints(engine, self._writer)
-        # For groups of changes: to get one from the pool costs as much as two of them.
-        self._kept: Connection | None = None
-        self._jobs: list[WriteJob[Any]] = []  # changes that wait for the next group
-        self._has_leader = False
-        self._leader = ParkedWorker(self._lead)
-        self._gate = threading.Lock()  # around the two; never held while waiting
+        # Reused for every group: a checkout from the pool costs as much as two changes.
+        self._group_connection: Connection | None = None
+        self._jobs: list[WriteJob[Any]] = []  # queued for the next group
+        self._is_committing = False
+        self._committer = ParkedWorker(self._commit_queued)
+        self._queue_lock = threading.Lock()  # guards _jobs and _is_committing; never held while waiting
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent view. Keep it short, and never wait for anybody inside. Raises StorageUnavailable."""
-        with translating(), self.engine.connect() as connection, connection.begin():
+        """Open a read transaction. Keep it short, and never block inside. Raises StorageUnavailable."""
+        with translate_errors(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def _writing(self) -> Iterator[float]:
-        """Be this process's one writer; until when (monotonic) the write may wait for others. Raises
-        StorageUnavailable: whoever waits behind a writer that waits for the lock must not wait for it once more."""
+        """Hold this process's write lock. Yield the deadline (monotonic) of the write, which includes the wait for this
+        lock. Raises StorageUnavailable."""
         deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
         if not self._writer.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
             raise StorageUnavailable("busy", "this process waits for another one's write")
@@ -286,19 +286,18 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Write]:
-        """One durable change. When the block ends it is on disk; only then are its readers woken. Raises
-        StorageUnavailable."""
-        with self._noting(), translating(), self._writing() as deadline, self.engine.connect() as plain:
+        """Open a write transaction; commit it and publish its topics when the block ends. Raises StorageUnavailable."""
+        with self._record_failure(), translate_errors(), self._writing() as deadline, self.engine.connect() as plain:
             connection = plain.execution_options(**{WRITES: deadline})
             with connection.begin():
                 tx = Write(connection)
                 yield tx
                 self._commit(driver(connection).execute)
-        self._learn_own(tx)
+        self._record_commit(tx)
         self._bus.publish(tx.topics)
 
     @contextmanager
-    def _noting(self) -> Iterator[None]:
+    def _record_failure(self) -> Iterator[None]:
         try:
             yield
         except StorageUnavailable as error:
@@ -306,22 +305,21 @@ class Database:
             raise
 
     def try_write(self) -> None:
-        """Find out whether writes work again, where one failed: every five seconds at most."""
+        """Try a write if the last one failed, every 5 s at most; `failing` is the outcome."""
         now = time.monotonic()
-        if self.failing is None or now < self._tries_at:
+        if self.failing is None or now < self._probe_at:
             return
-        self._tries_at = now + TRY_EVERY_S
+        self._probe_at = now + PROBE_EVERY_S
         try:
             with self.write() as tx:
-                tx.connection.execute(TRY)
+                tx.connection.execute(PROBE)
         except StorageUnavailable:
-            pass  # it has been logged, and `failing` says it
+            pass  # already logged
 
     def group_commit(self, work: Callable[[Write], R]) -> R:
-        """One durable change, in one transaction with those of whoever else comes at this moment.
+        """Make a durable change, in one transaction with concurrent ones. Return when it is on disk.
 
-        Returns when it is on disk. A work that raises is undone alone; a commit that fails fails for all. Raises
-        StorageUnavailable.
+        A work that raises is rolled back alone; a failed commit fails all. Raises StorageUnavailable.
         """
         latch, ended = threading.Lock(), []
         latch.acquire()
@@ -335,59 +333,59 @@ class Database:
         return ended[0].outcome()
 
     def enqueue(self, work: Callable[[Write], R], done: Callable[[WriteJob[R]], None]) -> None:
-        """As `together`, without waiting: `done` is called with the outcome. It must neither wait nor raise."""
-        with self._gate:
+        """Queue a change for a group commit. `done` gets the finished job; it must neither block nor raise."""
+        with self._queue_lock:
             self._jobs.append(WriteJob(work, done))
-            leads, self._has_leader = not self._has_leader, True
-        if leads and has_loop():
-            self._leader.ask()  # others that are ready in this turn of the loop join
-        elif leads:
-            self._lead()
+            is_first, self._is_committing = not self._is_committing, True
+        if is_first and has_loop():
+            self._committer.ask()  # in the next loop iteration: others of this one join
+        elif is_first:
+            self._commit_queued()
 
-    def _lead(self) -> None:
-        """Commit group after group while there is anything to commit."""
-        is_done = False
+    def _commit_queued(self) -> None:
+        """Commit groups until the queue is empty."""
+        is_complete = False
         try:
             while self._commit_next():
                 pass
-            is_done = True
+            is_complete = True
         finally:
-            if not is_done:  # killed, or a subscriber failed: nobody must wait for a leader that is gone
-                with self._gate:
-                    leads = self._has_leader = has_loop() and bool(self._jobs)
-                if leads:
-                    self._leader.ask()
+            if not is_complete:  # killed, or a subscriber failed: queued jobs need another committer
+                with self._queue_lock:
+                    is_first = self._is_committing = has_loop() and bool(self._jobs)
+                if is_first:
+                    self._committer.ask()
 
     def _commit_next(self) -> bool:
-        """Commit the next group and wake its readers; False where there is none."""
+        """Commit the next group and publish its topics. Return False if there is none."""
         try:
             with self._writing() as deadline:
-                jobs = self._next_jobs(MOST_TOGETHER)
-                self._commit_and_tell(jobs, deadline)
-        except StorageUnavailable as error:  # before any of them was taken
+                jobs = self._dequeue(MOST_JOBS)
+                self._commit_and_notify(jobs, deadline)
+        except StorageUnavailable as error:  # before a job was dequeued
             self.failing = error.reason
-            jobs = self._next_jobs(None)
+            jobs = self._dequeue(None)
             for job in jobs:
                 job.end(error)
         return bool(jobs)
 
-    def _next_jobs(self, most: int | None) -> list[WriteJob[Any]]:
-        """Take those that wait; without any there is no leader any more."""
-        with self._gate:
+    def _dequeue(self, most: int | None) -> list[WriteJob[Any]]:
+        """Take queued jobs; if there are none, committing ends."""
+        with self._queue_lock:
             taken = self._jobs[:most]
             self._jobs = self._jobs[len(taken) :]
-            self._has_leader = bool(taken)
+            self._is_committing = bool(taken)
         return taken
 
-    def _commit_and_tell(self, jobs: list[WriteJob[Any]], deadline: float) -> None:
+    def _commit_and_notify(self, jobs: list[WriteJob[Any]], deadline: float) -> None:
         topics: dict[int, None] = {}
-        problem: Exception | None = RuntimeError("whoever was to commit this was ended")
+        problem: Exception | None = RuntimeError("the committing greenlet was killed")
         try:
             topics, problem = self._commit_group(jobs, deadline) if jobs else {}, None
-        except Exception as error:  # nothing of it is on disk: each of them must say so
-            problem = translated(error)
+        except Exception as error:  # rolled back: every job gets the error
+            problem = translate_error(error)
             if isinstance(problem, StorageUnavailable) and problem.reason == "busy":
-                jobs += self._next_jobs(None)  # they have waited as well, and would wait as long again
+                jobs += self._dequeue(None)  # they waited as long, and would time out, too
         finally:
             for found in (problem, *(job.error for job in jobs)):
                 if isinstance(found, StorageUnavailable):
@@ -399,30 +397,30 @@ class Database:
                     job.end(problem)
 
     def _commit_group(self, jobs: list[WriteJob[Any]], deadline: float) -> dict[int, None]:
-        if self._kept is None:
-            self._kept = self.engine.connect().execution_options(**{BY_HAND: True})
-            self._kept.begin()
-        is_done = False
+        if self._group_connection is None:
+            self._group_connection = self.engine.connect().execution_options(**{MANUAL: True})
+            self._group_connection.begin()
+        is_complete = False
         try:
-            done = self._attempt_all(self._kept, jobs, deadline)
-            is_done = True
+            done = self._run_jobs(self._group_connection, jobs, deadline)
+            is_complete = True
         finally:
-            if not is_done:
-                self.close()  # whatever state it is in: the next group begins with another one
+            if not is_complete:
+                self.close()  # in an unknown state: the next group opens another
         topics: dict[int, None] = {}
         for tx in done:
-            self._learn_own(tx)
+            self._record_commit(tx)
             topics |= tx.topics
         return topics
 
-    def _attempt_all(self, connection: Connection, jobs: list[WriteJob[Any]], deadline: float) -> list[Write]:
-        """One transaction for all of them; what each wrote that is on disk now."""
+    def _run_jobs(self, connection: Connection, jobs: list[WriteJob[Any]], deadline: float) -> list[Write]:
+        """Run all jobs in one transaction and commit it. Return the writes of those that succeeded."""
         execute = driver(connection).execute
         _begin_immediate(execute, deadline)
         if len(jobs) == 1:
-            done = _attempt(connection, jobs[0])
+            done = _run_job(connection, jobs[0])
         else:
-            done = [tx for job in jobs for tx in _attempt_apart(connection, job)]
+            done = [tx for job in jobs for tx in _run_in_savepoint(connection, job)]
         if done:
             self._commit(execute, len(done))
         else:
@@ -430,8 +428,8 @@ class Database:
         return done
 
     def recent(self, feed: int, cursor: int) -> Changes[Any] | None:
-        """What a reader at this cursor lacks, where this process has just written all of it."""
-        kept = self._fresh.get(feed)
+        """Return the changes after `cursor` from the cache of this process's writes, or None."""
+        kept = self._recent.get(feed)
         if kept is None or kept.end != self.revisions.get(feed) or not kept.start <= cursor < kept.end:
             return None
         items, waiting = kept.items, kept.waiting
@@ -440,56 +438,55 @@ class Database:
             waiting = tuple(each for each in waiting if each.revision > cursor)
         return Changes(cursor, kept.end, items, waiting=waiting, change=kept.change)
 
-    def _learn_own(self, tx: Write) -> None:
-        """What was committed here: the newest revisions, and the newest items."""
+    def _record_commit(self, tx: Write) -> None:
         self.note_revisions(tx.revisions)
         if tx.change:
             self.on_commit(tx.first, tx.change)
         for feed, changes in tx.recent.items():
-            kept = _joined(self._fresh.get(feed), changes)
-            self._fresh.put(feed, kept, ITEM_BYTES + sum(ITEM_BYTES + getsizeof(item.body) for item in kept.items))
+            kept = _merge(self._recent.get(feed), changes)
+            self._recent.put(feed, kept, ITEM_BYTES + sum(ITEM_BYTES + getsizeof(item.body) for item in kept.items))
 
-    def note_revisions(self, heads: Mapping[int, int]) -> list[int]:
-        """Note the newest revisions of feeds; returns those that were news."""
-        changed = [feed for feed, revision in heads.items() if revision > self.revisions.get(feed, -1)]
-        self.revisions.update({feed: heads[feed] for feed in changed})
+    def note_revisions(self, revisions: Mapping[int, int]) -> list[int]:
+        """Note the newest revisions of feeds. Return the feeds that moved."""
+        changed = [feed for feed, revision in revisions.items() if revision > self.revisions.get(feed, -1)]
+        self.revisions.update({feed: revisions[feed] for feed in changed})
         if ACCESS in changed:
-            for forget in self._forget:
-                forget()
+            for listener in self._access_listeners:
+                listener()
         return changed
 
     def _commit(self, execute: Callable[[str], object], changes: int = 1) -> None:
-        """Wait for the disk; where it is slow, beside the event loop. SQLAlchemy has nothing left to commit."""
+        """Commit by the driver, in a thread if the disk is slow. SQLAlchemy has nothing left to commit."""
         started = time.monotonic()
         if self._commit_s > SLOW_COMMIT_S:
-            if (error := self._committing.run(_commit, execute)) is not None:
+            if (error := self._commit_thread.run(_commit, execute)) is not None:
                 raise error
         else:
             execute("COMMIT")
         self.failing = None
         took = time.monotonic() - started
-        # Up at once, down slowly: one slow commit on the loop is one too many.
+        # Rises at once, decays slowly: a slow commit must not block the event loop twice.
         self._commit_s = took if took > self._commit_s else 0.98 * self._commit_s + 0.02 * took
         self._checkpoints.count(changes)
 
     def close(self) -> None:
-        """Give back the connection that is kept for groups of changes."""
-        kept, self._kept = self._kept, None
+        """Close the connection of group commits; the next group opens another."""
+        kept, self._group_connection = self._group_connection, None
         if kept is not None:
-            kept.invalidate()  # it waits for nobody, which is not what others of the pool expect
+            kept.invalidate()  # not back into the pool: its busy_timeout is 0
             kept.close()
 
-    def on_access_change(self, forget: Callable[[], None]) -> None:
-        """Have a cache of permissions forgotten when a commit changed them."""
-        self._forget.append(forget)
+    def on_access_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when a commit changed permissions: it must clear its cache."""
+        self._access_listeners.append(listener)
 
     def revision(self, feed: int, reread: bool = False) -> int:
-        """The newest revision of a feed, without the database where it is known; `fresh` asks it all the same."""
+        """Return the newest revision of a feed; from memory if known, unless `reread`."""
         known = None if reread else self.revisions.get(feed)
         if known is None:
             with self.read() as connection:
                 row = REVISION.first(connection, feed=feed)
-            # What was found here the watcher does not find any more: whoever waits for it must hear of it now.
+            # The watcher will not report this revision any more: publish it here.
             self._bus.publish(self.note_revisions({feed: row.revision if row else 0}))
             known = self.revisions[feed]
         return known

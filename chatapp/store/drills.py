@@ -1,4 +1,4 @@
-"""Drills: one row each. Every worker learns of a change through the feed of permissions, as of ended sessions."""
+"""Drills (fault injection for a bounded time), one row each. A change bumps ACCESS, so that every worker notices it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from chatapp.store.tables import drills, people
 
 
 class DrillRunning(Exception):
-    """One drill at a time."""
+    """Another drill is running."""
 
 
 @dataclass(frozen=True)
 class Drill:
-    """A fault on purpose. Times are milliseconds since 1970 UTC; `amount_s` what the fault needs (a delay, a pause)."""
+    """An injected fault. Times are milliseconds since 1970 UTC; `amount_s` is its parameter (a delay, a pause)."""
 
     id: int
     uuid: str
     fault: str
     person_id: int | None  # None: everybody
-    person: str | None  # the same person's UUID
+    person: str | None  # their UUID
     amount_s: float
     starts_at: int
     ends_at: int
 
     def left_s(self) -> float:
-        """How long it goes on as of now, s; never longer than it was to take. 0: it is over, or the clock that it was
-        begun by was set back so far that nobody can tell."""
+        """Return the remaining time, s, at most its length. 0: over, or the clock was set back too far to tell."""
         length, left = self.ends_at - self.starts_at, self.ends_at - now_ms()
         return min(left, length) / 1000 if 0 < left <= 2 * length else 0.0
 
@@ -41,15 +40,15 @@ COLUMNS = [people.c.uuid if field.name == "person" else drills.c[field.name] for
 
 
 class DrillTable:
-    """Writes and reads drills."""
+    """Queries about drills."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(
+    def start(
         self, fault: str, seconds: float, amount_s: float, person: int | None = None, slot: str | None = None
     ) -> Drill:
-        """Start one. Raises DrillRunning: also where another worker took this slot."""
+        """Start a drill. Raises DrillRunning, also if another worker took this slot."""
         now = now_ms()
         ends_at = now + round(seconds * 1000)
         try:
@@ -62,12 +61,12 @@ class DrillTable:
                 tx.bump(ACCESS)
         except IntegrityError:
             raise DrillRunning from None
-        begun = self.newest()
-        assert begun is not None
-        return begun
+        started = self.newest()
+        assert started is not None
+        return started
 
     def end(self) -> int:
-        """End what runs; how many there were."""
+        """End the running drills. Return their number."""
         now = now_ms()
         with self._database.write() as tx:
             ended = tx.connection.execute(update(drills).where(drills.c.ends_at > now).values(ends_at=now)).rowcount
@@ -76,12 +75,12 @@ class DrillTable:
         return ended
 
     def running(self) -> Drill | None:
-        """The one that runs."""
+        """Return the running drill, or None."""
         newest = self.newest()
         return newest if newest and newest.left_s() else None
 
     def newest(self) -> Drill | None:
-        """The one that began last."""
+        """Return the drill started last, or None."""
         with self._database.read() as connection:
             return self._newest(connection)
 

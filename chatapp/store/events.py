@@ -1,4 +1,4 @@
-"""Connection events: what clients and the server's own side saw of connections, in the metrics database."""
+"""Connection events of clients and of the server, in the metrics database."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from chatapp.store.prepared import Prepared
 from chatapp.store.tables import connection_events
 from chatapp.store.unavailable import StorageUnavailable
 
-RECENT = 50_000  # how many of the newest events are looked through for one person's: some 20 ms
+RECENT = 50_000  # the newest events that a query for one person scans: some 20 ms
 
 log = logging.getLogger("chatapp.events")
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEvent:
-    """One event, numbered by whoever saw it (`client`), so that a repeated report changes nothing."""
+    """One event. (`client`, `number`) is unique: a repeated report is ignored."""
 
     client: str
     number: int
@@ -38,7 +38,7 @@ class ConnectionEvent:
 
 
 COLUMNS = [field.name for field in fields(ConnectionEvent)]
-# One row at a time: a statement for many is another statement for each number of rows, and is kept as such.
+# One row at a time: SQLAlchemy would compile and cache a statement for each number of rows.
 ADD = Prepared(
     insert(connection_events)
     .values({name: bindparam(name) for name in (*COLUMNS, "received_at")})
@@ -48,13 +48,13 @@ ADD = Prepared(
 
 
 class Events:
-    """Writes and reads connection events."""
+    """Queries about connection events."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def add(self, events: Sequence[ConnectionEvent]) -> set[tuple[str, int]]:
-        """Store events; those already there are left as they are. Returns (client, number) of the new ones."""
+        """Store events, ignoring known ones. Return (client, number) of the new ones."""
         if not events:
             return set()
         now, new = now_ms(), set()
@@ -66,7 +66,7 @@ class Events:
         return new
 
     def between(self, start: int, end: int, person: str | None = None) -> list[ConnectionEvent]:
-        """What was reported to happen from `start` to `end` (ms), to a person or to all, in order."""
+        """Return the events from `start` to before `end` (ms) of a person or of all, in order."""
         columns = [connection_events.c[name] for name in COLUMNS]
         at = connection_events.c.happened_at
         query = select(*columns).where(at >= start, at < end, connection_events.c.received_at >= start)
@@ -76,17 +76,17 @@ class Events:
             found = connection.execute(query.order_by(at, connection_events.c.number)).all()
         return [ConnectionEvent(*row) for row in found]
 
-    def note(self, *events: ConnectionEvent) -> None:
-        """Store the server's own events. Where that fails it is logged: measuring must not end what is measured."""
+    def record(self, *events: ConnectionEvent) -> None:
+        """Store the server's own events. Never raises: a failure of metrics must not end a connection."""
         try:
             self.add(events)
-        except StorageUnavailable:  # the store has said so, and says it every ten seconds
+        except StorageUnavailable:  # already logged
             log.debug("%d connection events were lost", len(events))
         except (SQLAlchemyError, sqlite3.Error):
             log.exception("%d connection events were lost", len(events))
 
-    def forget(self, before: int, most: int) -> int:
-        """Delete at most so many of the events that were received before a time (ms); how many there were."""
+    def delete_before(self, before: int, most: int) -> int:
+        """Delete at most `most` events received before a time (ms). Return their number."""
         received = connection_events.c.received_at
         old = select(connection_events.c.id).where(received < before).order_by(received).limit(most)
         with self.database.write() as tx:
@@ -94,7 +94,7 @@ class Events:
         return done.rowcount
 
     def states_of(self, person: str, most: int) -> list[ConnectionEvent]:
-        """The newest changes of state that a person's pages reported, newest first; a page's start is none."""
+        """Return the newest state changes of a person's pages, newest first, without those to `connecting`."""
         columns = [connection_events.c[name] for name in COLUMNS]
         query = (
             select(*columns)

@@ -1,7 +1,7 @@
-"""Brings both databases to their newest migration. Safe to run at every start, and by two starts at once.
+"""Migration of both databases. Safe at every start, also of two processes at once.
 
-What is found there may be anything: a folder of a newer version, half a copy, garbage. Each stops the start with a
-sentence, but for the measurements: they are put aside, and the chat goes on.
+Files of a newer version, incomplete copies and damaged files stop the start with a message; a damaged metrics database
+is renamed instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from chatapp.store.unavailable import StorageUnavailable
 
 log = logging.getLogger("chatapp.store")
 
-KEEPSAKES = ("secret-key", "metrics.db", "chat.db-wal")  # of an installation that had a `chat.db`
+LEFTOVERS = ("secret-key", "metrics.db", "chat.db-wal")  # of an installation whose `chat.db` is lost
 UNAVAILABLE = {
     "busy": "is locked by another program. End that, and try again.",
     "full": "cannot be written: there is no room on its disk. Make room, and try again.",
@@ -34,36 +34,36 @@ UNAVAILABLE = {
 
 
 class UnusableData(Exception):
-    """The data directory cannot be served as it is. The message names the file and says what to do."""
+    """The data directory is unusable as it is. The message names the file and the remedy."""
 
 
 class ForeignData(UnusableData):
-    """A file is damaged, no database at all, or a newer version's: this version will never be able to use it."""
+    """A file is damaged, no database, or from a newer version: retrying is no use."""
 
 
 def migrate(data_dir: Path) -> None:
-    """Make the data directory and its databases, or bring them up to date. Raises UnusableData."""
+    """Create the data directory and its databases, or migrate them. Raises UnusableData."""
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = os.open(data_dir / "migrate.lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the descriptor is closed
-        _refuse_a_lost_chat(data_dir)
-        _bring_up_to_date(data_dir, "chat", database_url(data_dir))
+        _refuse_lost_database(data_dir)
+        _migrate_file(data_dir, "chat", database_url(data_dir))
         try:
-            _bring_up_to_date(data_dir, "metrics", metrics_url(data_dir))
+            _migrate_file(data_dir, "metrics", metrics_url(data_dir))
         except ForeignData as problem:
             _put_aside(data_dir / "metrics.db", problem)
-            _bring_up_to_date(data_dir, "metrics", metrics_url(data_dir))
+            _migrate_file(data_dir, "metrics", metrics_url(data_dir))
     finally:
         os.close(lock)
 
 
-def _refuse_a_lost_chat(data_dir: Path) -> None:
-    """An empty `chat.db` would become a new installation, open to the first comer, in the place of a lost one."""
+def _refuse_lost_database(data_dir: Path) -> None:
+    """Refuse an empty `chat.db` of an existing installation: it would become a new one, open to anybody's first run."""
     chat = data_dir / "chat.db"
     if chat.exists() and chat.stat().st_size:
         return
-    left = [name for name in KEEPSAKES if (data_dir / name).exists() and (data_dir / name).stat().st_size]
+    left = [name for name in LEFTOVERS if (data_dir / name).exists() and (data_dir / name).stat().st_size]
     if left:
         state = "is empty" if chat.exists() else "is not there"
         raise UnusableData(
@@ -72,7 +72,7 @@ def _refuse_a_lost_chat(data_dir: Path) -> None:
         )
 
 
-def _bring_up_to_date(data_dir: Path, name: str, url: str) -> None:
+def _migrate_file(data_dir: Path, name: str, url: str) -> None:
     file = data_dir / f"{name}.db"
     try:
         if not _is_current(file, asset_dir("migrations") / name):
@@ -88,7 +88,7 @@ def _bring_up_to_date(data_dir: Path, name: str, url: str) -> None:
 
 
 def problem_of(file: Path, error: Exception) -> UnusableData | None:
-    """What an error means for the one who starts or runs a command; None where it is not of the database."""
+    """Translate an error for the operator; None if it is not the database's."""
     cause = error.orig if isinstance(error, DatabaseError) else error
     if isinstance(cause, UnusableData):
         return cause
@@ -106,7 +106,7 @@ def problem_of(file: Path, error: Exception) -> UnusableData | None:
 
 
 def _put_aside(file: Path, problem: UnusableData) -> None:
-    """Keep what cannot be used under another name."""
+    """Rename an unusable database and its WAL."""
     kept = file.with_name(f"{file.name}.unusable-{datetime.now():%Y%m%d-%H%M%S}")
     file.rename(kept)
     for end in ("-wal", "-shm"):
@@ -116,16 +116,16 @@ def _put_aside(file: Path, problem: UnusableData) -> None:
 
 
 def _is_current(file: Path, folder: Path) -> bool:
-    """Whether the database has the newest migration of the folder, whose files begin with their numbers.
+    """Return True if the database has the newest migration of the folder; file names begin with their numbers.
 
-    Raises ForeignData where a newer version of the product has made it, sqlite3.DatabaseError where it is damaged.
+    Raises ForeignData if a newer version made it, sqlite3.DatabaseError if it is damaged.
     """
     known = sorted(path.name.partition("_")[0] for path in folder.glob("[0-9]*.py"))
     if not file.exists():
         return False
     with closing(sqlite3.connect(file)) as database:
         if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
-            return False  # not made yet, or not to the end
+            return False  # not created yet, or interrupted
         found = [row[0] for row in database.execute("SELECT version_num FROM alembic_version")]
     if unknown := [number for number in found if number not in known]:
         raise ForeignData(
@@ -136,7 +136,7 @@ def _is_current(file: Path, folder: Path) -> bool:
 
 
 def _upgrade(engine: Engine, name: str) -> None:
-    # Loading it takes a fifth of a start, and most starts have nothing to migrate.
+    # Importing Alembic takes a fifth of a start, and most starts have nothing to migrate.
     from alembic import command
     from alembic.config import Config
 

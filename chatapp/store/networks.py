@@ -1,4 +1,4 @@
-"""What a person's browsers learned of networks, at most MOST_NETWORKS each: see network_memory.py."""
+"""Network memory of each person, at most MOST_NETWORKS networks: see network_memory.py."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger("chatapp.networks")
 
 
 class NetworkTable:
-    """Reads what is remembered, and learns."""
+    """Queries about network memory."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def remembered(self, person: int, key: str) -> Network | None:
-        """What is known of one network; None where nothing is."""
+        """Return the record of one network, or None."""
         if not key:
             return None
         query = select(network_memory).where(network_memory.c.person_id == person, network_memory.c.network == key)
@@ -34,26 +34,26 @@ class NetworkTable:
             row = connection.execute(query).first()
         return _network(row) if row else None
 
-    def learn(self, person: int, experiences: Sequence[Experience]) -> None:
-        """Have pages' experiences noted soon. Neither waits nor raises: no request is to fail because of it."""
+    def record(self, person: int, experiences: Sequence[Experience]) -> None:
+        """Record experiences in the background. Never blocks, never raises: no request may fail because of it."""
         if experiences:
-            soon(self._learn, person, experiences)
+            soon(self._record, person, experiences)
 
-    def _learn(self, person: int, experiences: Sequence[Experience]) -> None:
+    def _record(self, person: int, experiences: Sequence[Experience]) -> None:
         try:
             with self._database.write() as tx:
-                _note(tx, person, experiences)
+                _update(tx, person, experiences)
         except (SQLAlchemyError, sqlite3.Error, StorageUnavailable):
             log.exception("what was learned of networks was lost: %s", experiences)
 
 
-def _note(tx: Write, person: int, experiences: Sequence[Experience]) -> None:
+def _update(tx: Write, person: int, experiences: Sequence[Experience]) -> None:
     rows = tx.connection.execute(select(network_memory).where(network_memory.c.person_id == person)).all()
     networks: Networks = {row.network: _network(row) for row in rows}
     now = now_ms()
     for one in sorted(experiences, key=lambda experience: experience.at):
         known = networks.get(one.network)
-        # A report may come days late, by a clock that is fast: neither turns back what is known, nor counts as later.
+        # A report may be days late, or its clock fast: `at` never goes backwards, nor into the future.
         at = max(min(one.at, now), known["at"] if known else 0)
         note(networks, one.network, at, one.has_worked, one.kill_gap)
     tx.connection.execute(delete(network_memory).where(network_memory.c.person_id == person))

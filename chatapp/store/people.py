@@ -1,4 +1,4 @@
-"""People, their sessions, and the instance itself."""
+"""People, their sessions, and the instance."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from chatapp.store.database import Database, Write, new_id, now_ms
 from chatapp.store.prepared import Prepared
 from chatapp.store.tables import instance, people, sessions
 
-FIRST_ADMIN = "first-admin"  # row of `instance` whose uniqueness decides a race of two first runs
+FIRST_ADMIN = "first-admin"  # row of `instance`: its primary key decides a race of two first runs
 
 
-# Both run for each connection: built once.
+# Built once: both run for every connection.
 LIVE_SESSION = (
     sessions.c.revoked_at.is_(None),
     sessions.c.expires_at > bindparam("now"),
@@ -43,16 +43,16 @@ EXPIRES = Prepared(
 
 
 class AlreadySetUp(Exception):
-    """Somebody made the first admin before."""
+    """The first admin exists already."""
 
 
 class EmailTaken(Exception):
-    """Another person has this e-mail address."""
+    """The e-mail address belongs to another person."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody who can sign in."""
+    """A person with an account."""
 
     id: int
     uuid: str
@@ -64,7 +64,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class AuthSession:
-    """A live session and whose it is. `expires_at` is milliseconds."""
+    """A live session with its person. `expires_at` is milliseconds since 1970 UTC."""
 
     id: int
     uuid: str
@@ -72,7 +72,7 @@ class AuthSession:
     person: Person
 
     def left_s(self) -> float:
-        """How long it goes on, s, as of now. Once that is known a monotonic clock counts it down."""
+        """Return the remaining time, s, by the wall clock; count it down by a monotonic one."""
         return max(0.0, (self.expires_at - now_ms()) / 1000)
 
 
@@ -83,19 +83,19 @@ class People:
         self.database = database
 
     def is_empty(self) -> bool:
-        """Whether nobody can sign in yet."""
+        """Return True if there is no account yet."""
         query = select(people.c.id).where(people.c.kind == "person").limit(1)
         with self.database.read() as connection:
             return connection.execute(query).first() is None
 
     def epoch(self) -> str:
-        """The name of this database: a cursor of another one means nothing here."""
+        """Return the name of this database; cursors of another one are invalid here."""
         with self.database.read() as connection:
             query = select(instance.c.value).where(instance.c.name == "epoch")
             return str(connection.execute(query).scalar_one())
 
     def add_first_admin(self, name: str, email: str, password_hash: str) -> Person:
-        """Make the first admin and operator. Of two at once, one raises AlreadySetUp."""
+        """Add the first admin and operator. Raises AlreadySetUp, also in a race of two."""
         try:
             with self.database.write() as tx:
                 if tx.connection.execute(select(people.c.id).where(people.c.kind == "person")).first():
@@ -106,7 +106,7 @@ class People:
             raise AlreadySetUp from None
 
     def add_admin(self, name: str, email: str, password_hash: str) -> Person:
-        """Make an admin; the first one also becomes operator. Raises EmailTaken."""
+        """Add an admin; the first one also becomes operator. Raises EmailTaken."""
         try:
             with self.database.write() as tx:
                 first = not tx.connection.execute(select(exists().where(people.c.kind == "person"))).scalar_one()
@@ -115,7 +115,7 @@ class People:
             raise EmailTaken from None
 
     def set_password(self, email: str, password_hash: str) -> bool:
-        """Replace a password and end the person's sessions. False: nobody has this address."""
+        """Replace a password and end the person's sessions. Return False if the address is unknown."""
         with self.database.write() as tx:
             query = select(people.c.id).where(people.c.email == email.lower())
             person = tx.connection.execute(query).scalar_one_or_none()
@@ -127,7 +127,7 @@ class People:
             return True
 
     def disable(self, email: str) -> bool:
-        """Let a person sign in no more, and end their sessions. False: nobody has this address."""
+        """Disable a person and end their sessions. Return False if the address is unknown."""
         with self.database.write() as tx:
             query = select(people.c.id).where(people.c.email == email.lower(), people.c.kind == "person")
             person = tx.connection.execute(query).scalar_one_or_none()
@@ -140,13 +140,13 @@ class People:
             return True
 
     def enable(self, email: str) -> bool:
-        """Let a person sign in again. False: nobody has this address."""
+        """Enable a disabled person. Return False if the address is unknown."""
         with self.database.write() as tx:
             which = (people.c.email == email.lower(), people.c.kind == "person")
             return tx.connection.execute(update(people).where(*which).values(disabled_at=None)).rowcount > 0
 
     def password_hash(self, email: str) -> tuple[int, str] | None:
-        """The person's number and password hash."""
+        """Return id and password hash of an enabled person, or None."""
         query = select(people.c.id, people.c.password_hash).where(
             people.c.email == email.lower(), people.c.kind == "person", people.c.disabled_at.is_(None)
         )
@@ -155,7 +155,7 @@ class People:
         return (row[0], row[1]) if row else None
 
     def add_session(self, person: int, token_hash: str, lifetime_s: float, address: str, user_agent: str) -> None:
-        """Begin a session. Only the hash of its token is stored."""
+        """Add a session. Only the hash of its token is stored."""
         now = now_ms()
         with self.database.write() as tx:
             tx.connection.execute(
@@ -171,7 +171,7 @@ class People:
             )
 
     def session(self, token_hash: str) -> AuthSession | None:
-        """The live session of a token."""
+        """Return the live session of a token's hash, or None."""
         with self.database.read() as connection:
             row = SESSION.first(connection, token_hash=token_hash, now=now_ms())
         if row is None:
@@ -180,30 +180,30 @@ class People:
         return AuthSession(row.session, row.session_uuid, row.expires_at, person)
 
     def left_s(self, session: int) -> float:
-        """How long a session goes on, by its number, s; 0 where it has ended."""
+        """Return the remaining time of a session, s; 0 if it has ended."""
         now = now_ms()
         with self.database.read() as connection:
             row = EXPIRES.first(connection, session=session, now=now)
         return (row.expires_at - now) / 1000 if row else 0.0
 
     def end_session(self, token_hash: str) -> None:
-        """Revoke a session."""
+        """Revoke the session of a token's hash."""
         with self.database.write() as tx:
             self._revoke(tx, sessions.c.token_hash == token_hash)
 
     def _revoke(self, tx: Write, which: ColumnElement[bool]) -> None:
-        connections = (which, sessions.c.revoked_at.is_(None))
-        for number in tx.connection.execute(select(sessions.c.id).where(*connections)).scalars().all():
+        is_live = (which, sessions.c.revoked_at.is_(None))
+        for number in tx.connection.execute(select(sessions.c.id).where(*is_live)).scalars().all():
             tx.notify(session_topic(number))
         tx.bump(ACCESS)
-        # A time that only grows, whatever the clock does: other processes look for what ended after the last they know.
+        # `revoked_at` only grows, even if the clock is set back: the watcher looks for values above the last it saw.
         last = tx.connection.execute(select(func.max(sessions.c.revoked_at))).scalar_one() or 0
-        tx.connection.execute(update(sessions).where(*connections).values(revoked_at=max(now_ms(), last + 1)))
+        tx.connection.execute(update(sessions).where(*is_live).values(revoked_at=max(now_ms(), last + 1)))
 
     def _add(self, tx: Write, name: str, email: str, password_hash: str, **roles: bool) -> Person:
         uuid = str(uuid4())
         feed = tx.new_feed()
-        tx.bump(feed)  # a list begins at revision 1, so that cursor 0 always means "nothing"
+        tx.bump(feed)  # starts at revision 1: cursor 0 always means "nothing"
         row = {"uuid": uuid, "kind": "person", "name": name, "email": email.lower(), "feed_id": feed}
         result = tx.connection.execute(
             people.insert().values(**row, **roles, password_hash=password_hash, created_at=now_ms())

@@ -1,7 +1,6 @@
-"""Statements that run with every message: SQLAlchemy writes their SQL once, the driver runs it.
+"""Prepared statements for frequent queries: SQLAlchemy compiles the SQL once, the driver runs it.
 
-What SQLAlchemy adds to each run costs several times the run itself. For integers, text and None only: nothing is
-converted on the way in or out.
+SQLAlchemy's overhead is several times the query itself. For integers, text and None only: no type conversion.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Value = int | str | None
 
 
 def driver(connection: Connection) -> Any:
-    """The driver's own connection."""
+    """Return the DBAPI connection."""
     return connection.connection.driver_connection
 
 
@@ -26,14 +25,14 @@ class Prepared:
 
     def __init__(self, statement: ClauseElement, inserted: Sequence[str] = ()) -> None:
         self.statement = statement
-        self._inserted = list(inserted) or None  # columns, where it inserts
+        self._inserted = list(inserted) or None  # columns of an INSERT
         self._sql = ""
         self._names: Sequence[str] = ()
         self._constants: dict[str, Any] = {}
         self._row: Callable[[Any], Any] = tuple
 
     def run(self, connection: Connection, **values: Value) -> Any:
-        """Run it; returns the driver's cursor."""
+        """Run the statement. Return the driver's cursor."""
         if not self._sql:
             self._compile(connection)
         constants = self._constants
@@ -41,7 +40,7 @@ class Prepared:
         return driver(connection).execute(self._sql, given)
 
     def all(self, connection: Connection, **values: Value) -> list[Any]:
-        """Every row, with its columns by name."""
+        """Return all rows as named tuples."""
         cursor = self.run(connection, **values)
         if self._row is tuple:
             names = [column[0] for column in cursor.description]
@@ -50,12 +49,12 @@ class Prepared:
         return [self._row(row) for row in cursor.fetchall()]
 
     def first(self, connection: Connection, **values: Value) -> Any:
-        """The first row, or None."""
+        """Return the first row, or None."""
         rows = self.all(connection, **values)
         return rows[0] if rows else None
 
     def one(self, connection: Connection, **values: Value) -> int:
-        """The number in the first column of the first row, which must be there."""
+        """Return the integer in the first column of the first row; there must be one."""
         return int(self.run(connection, **values).fetchall()[0][0])
 
     def _compile(self, connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""What the store gives out: plain values, without a session behind them."""
+"""Query results: plain values, independent of the connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class ConversationRef:
-    """A conversation as one of its members sees it; how every query about it begins."""
+    """A conversation as one of its members sees it; the argument of every query about it."""
 
     conversation: int
     feed: int
@@ -27,10 +27,10 @@ class Block:
     index: int
     html: str
     revision: int
-    steps: tuple[tuple[int, int, int], ...]  # (revision before, after, length of the common start)
+    steps: tuple[tuple[int, int, int], ...]  # (revision before, after, length of the common prefix)
 
     def offset(self, cursor: int) -> int:
-        """How much of the source a reader at `cursor` has already; 0 where that is not known."""
+        """Return the length of the prefix of `html` known to a reader at `cursor`; 0 if unknown."""
         newer = [step for step in self.steps if step[1] > cursor]
         if not newer or newer[0][0] > cursor:
             return 0
@@ -39,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True)
 class ChangedMessage:
-    """A message as it is now."""
+    """A message in its current state."""
 
     id: int
     uuid: str
@@ -59,11 +59,11 @@ class ChangedMessage:
 
 @dataclass(frozen=True)
 class Waiting:
-    """An answer that has not begun: it has no position, and stands last until it gets one. `is_over`: it never will."""
+    """A queued answer: shown last, as it has no position before it starts. `is_over`: stopped before that."""
 
-    uuid: str  # the answer's client id from then on
+    uuid: str  # the answer's client id, once started
     revision: int
-    ahead: int  # answers before it
+    ahead: int  # number of answers before it
     is_over: bool = False
 
 
@@ -80,16 +80,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class EntryPlace:
-    """A place in a person's list of conversations, which is in order of time, and of ids where that is the same."""
+    """A position in a person's list of conversations, sorted by time, then by UUID."""
 
-    updated_at: int  # in milliseconds
+    updated_at: int  # ms since 1970 UTC
     uuid: str
 
 
 @dataclass(frozen=True)
 class Changes(Generic[Item]):
-    """What changed in a feed after `start`, up to `end`. `reset`: items replace whatever is shown.
-    `waiting`: of a conversation; what of it changed."""
+    """Changes of a feed after `start` up to `end`. `reset`: items replace everything shown. `waiting`: changes of a
+    conversation's queued answers."""
 
     start: int
     end: int
@@ -97,12 +97,12 @@ class Changes(Generic[Item]):
     more: bool = False
     reset: bool = False
     waiting: tuple[Waiting, ...] = ()
-    change: int = 0  # the database-wide number of the last change that this may show (histories.py)
+    change: int = 0  # the newest change number that it may include (histories.py)
 
 
 @dataclass(frozen=True)
 class Posted:
-    """Where a message stands. `created` is False for one that was there already."""
+    """A posted message. `created`: False if a retry found it there."""
 
     id: str
     client_id: str
@@ -113,6 +113,6 @@ class Posted:
     created: bool
 
 
-def moment(ms: int) -> datetime:
-    """A stored time as a UTC datetime."""
+def utc_datetime(ms: int) -> datetime:
+    """Return a stored time as a datetime."""
     return datetime.fromtimestamp(ms / 1000, UTC)

@@ -1,4 +1,4 @@
-"""The end of what is kept: connection events that are too old are deleted in slices, so that nobody waits for it."""
+"""Deletion of old connection events, in small transactions that block nobody."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from chatapp.store.events import Events
 from chatapp.store.unavailable import StorageUnavailable
 
 FIRST_LOOK_S, LOOK_EVERY_S = 5.0, 600.0
-SLICE = 200  # events in one transaction: it holds the event loop for some 3 ms
-PAUSE_S = 0.05  # between two of them
+SLICE = 200  # events in one transaction: it blocks the event loop for some 3 ms
+PAUSE_S = 0.05  # between two transactions
 DAY_MS = 86_400_000
 
 log = logging.getLogger("chatapp.retention")
 
 
 class Retention:
-    """Looks again and again for what has been kept long enough."""
+    """Thread that deletes old connection events."""
 
     def __init__(self, events: Events, kept_days: float) -> None:
         self._events = events
@@ -29,22 +29,22 @@ class Retention:
         self._stopped = Event()
 
     def start(self) -> None:
-        """Look until `stop`. Under gevent this is a greenlet."""
-        Thread(target=self._work, name="chatapp-retention", daemon=True).start()
+        """Start the thread (under gevent, a greenlet)."""
+        Thread(target=self._run, name="chatapp-retention", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop the thread."""
         self._stopped.set()
 
     def purge(self) -> int:
-        """Delete what is too old now; how much that was."""
+        """Delete all events past the retention time. Return their number."""
         deleted, found = 0, SLICE
         while found == SLICE and not self._stopped.wait(PAUSE_S):
-            found = self._events.forget(now_ms() - self._kept_ms, SLICE)
+            found = self._events.delete_before(now_ms() - self._kept_ms, SLICE)
             deleted += found
         return deleted
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         wait_s = FIRST_LOOK_S
         while not self._stopped.wait(wait_s):
             wait_s = LOOK_EVERY_S

@@ -1,4 +1,4 @@
-"""Durable answers: a run is queued with the question, claimed by a worker, written as it grows, ended once."""
+"""Durable answers: a run is queued with the question, claimed by a worker, written in pieces, ended once."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from uuid import uuid4
 from sqlalchemy import Connection, Select, bindparam, exists, func, or_, select, update
 
 from chatapp.bus import RUNS
-from chatapp.store.conversations import END as AFTER_ALL
-from chatapp.store.conversations import Conversations
+from chatapp.store.conversations import AFTER_ALL, Conversations
 from chatapp.store.database import Database, Write, now_ms
 from chatapp.store.prepared import Prepared, Value
 from chatapp.store.records import ConversationRef, Waiting
 from chatapp.store.tables import blocks, conversations, messages, people, runs
 
-MOST_AT_ONCE = 16  # answers that a worker writes; others wait
-MOST_RECOUNTED = 200  # of those that wait, the first ones: who stands behind them hears it when it is among them
-MOST_TURNS = 20  # messages of the conversation that an assistant gets to see
-MOST_STEPS = 20  # changes of the open block that a reader may be behind and still get only the rest
-AGAIN = "+"  # ends the lease of a run that was resumed: the next worker that dies of it is the last one
+MOST_AT_ONCE = 16  # running answers of a worker; more are queued
+MOST_RECOUNTED = 200  # the first of the queue: those behind them are updated as they move up
+MOST_TURNS = 20  # messages in the history of an assistant
+MOST_STEPS = 20  # changes of the open block: a reader further behind gets it whole
+AGAIN = "+"  # suffix of the lease of a resumed run: it is resumed only once
 
-IsGone = Callable[[int, str], bool]  # whether nobody writes this run (its number, its lease) any more
+IsGone = Callable[[int, str], bool]  # (run id, lease): True if its worker is gone
 Verdict = Literal["go", "stop", "lost"]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message, as an assistant sees it."""
+    """One message of the history of an assistant."""
 
     author: Literal["user", "assistant"]
     body: str
@@ -38,7 +37,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class ClaimedRun:
-    """An answer to be written by whoever holds the lease."""
+    """A running answer, to be written by the holder of the lease."""
 
     id: int
     conversation_id: int
@@ -47,7 +46,7 @@ class ClaimedRun:
     history: tuple[Turn, ...]
 
 
-# Statements that run with every message or piece of an answer are built once: building costs more than running.
+# Built once: building a statement costs more than running it.
 _other = runs.alias("other")
 _live = or_(runs.c.state == "queued", runs.c.state == "running")
 CLAIMABLE = Prepared(
@@ -60,7 +59,7 @@ CLAIMABLE = Prepared(
     .limit(1)
 )
 QUEUE = Prepared(runs.insert(), ("uuid", "conversation_id", "state", "created_at", "revision", "ahead"))
-# Who is before a new one: all that is written or waits, and what of it is this conversation's.
+# Number of live runs, and of those in this conversation.
 BEFORE = Prepared(
     select(func.count(), func.coalesce(func.sum(runs.c.conversation_id == bindparam("conversation")), 0)).where(_live)
 )
@@ -139,55 +138,53 @@ class Runs:
         self.database = database
         self._capacity = MOST_AT_ONCE * workers
         self._conversations = conversations
-        self._assistant: int | None = None  # its number, which never changes
+        self._assistant: int | None = None  # its id, which never changes
 
     def queue(self, tx: Write, place: ConversationRef) -> None:
-        """Have the assistant answer. One run waits at most: it answers all that is posted before it starts."""
+        """Queue an answer, unless one is queued: a run answers everything posted before it starts."""
         if WAITING.first(tx.connection, conversation=place.conversation) is None:
-            where, feed = place.conversation, place.feed
+            conversation, feed = place.conversation, place.feed
             revision = tx.revisions[feed] if feed in tx.revisions else tx.bump(feed)
-            connections, own = BEFORE.run(tx.connection, conversation=where).fetchone()
-            waiting = Waiting(str(uuid4()), revision, connections if connections >= self._capacity else own)
+            total, own = BEFORE.run(tx.connection, conversation=conversation).fetchone()
+            waiting = Waiting(str(uuid4()), revision, total if total >= self._capacity else own)
             values: dict[str, Value] = {"revision": revision, "ahead": waiting.ahead, "created_at": now_ms()}
-            QUEUE.run(tx.connection, uuid=waiting.uuid, conversation_id=where, state="queued", **values)
+            QUEUE.run(tx.connection, uuid=waiting.uuid, conversation_id=conversation, state="queued", **values)
             tx.keep_waiting(feed, waiting)
         tx.bump(RUNS)
 
     def recount(self) -> None:
-        """Have those that wait told how many are before them now, where that has changed. Raises
-        StorageUnavailable."""
+        """Update `ahead` of queued answers. Raises StorageUnavailable."""
         with self.database.read() as connection:
-            if not self._miscounted(connection):
+            if not self._outdated_counts(connection):
                 return
         with self.database.write() as tx:
-            for row, ahead in self._miscounted(tx.connection):
+            for row, ahead in self._outdated_counts(tx.connection):
                 feed = self._feed(tx, row.conversation_id)
                 revision = tx.bump(feed)
                 RECOUNT.run(tx.connection, run=row.id, count=ahead, at=revision)
                 tx.keep_waiting(feed, Waiting(row.uuid, revision, ahead))
 
-    def _miscounted(self, connection: Connection) -> list[tuple[Any, int]]:
-        """Those that wait and say a number that is true no more, with the true one."""
-        connections = LIVE.all(connection)
-        running = [row for row in connections if row.state == "running"]
-        queued = [row for row in connections if row.state == "queued"]
+    def _outdated_counts(self, connection: Connection) -> list[tuple[Any, int]]:
+        """Return the queued runs with an outdated `ahead`, and their new one."""
+        live = LIVE.all(connection)
+        running = [row for row in live if row.state == "running"]
+        queued = [row for row in live if row.state == "queued"]
         busy = {row.conversation_id for row in running}
         found = []
-        for place, row in enumerate(queued[:MOST_RECOUNTED]):
-            before = len(running) + place
+        for before, row in enumerate(queued[:MOST_RECOUNTED], len(running)):
             ahead = before if before >= self._capacity else int(row.conversation_id in busy)
             if ahead != row.ahead:
                 found.append((row, ahead))
         return found
 
     def is_answering(self, conversation: int) -> bool:
-        """Whether an answer is queued or running."""
+        """Return True if an answer is queued or running."""
         with self.database.read() as connection:
             return ANSWERING.first(connection, conversation=conversation) is not None
 
     def claim_run(self, lease: str) -> ClaimedRun | None:
-        """Take the oldest queued run of a conversation in which none is running; None when there is none. `lease`: the
-        worker's name. Raises StorageUnavailable."""
+        """Start the oldest queued run of a conversation without a running one, or return None. `lease`: the name of the
+        worker. Raises StorageUnavailable."""
         with self.database.read() as connection:
             if CLAIMABLE.first(connection) is None:
                 return None
@@ -196,7 +193,7 @@ class Runs:
             return self._claim(tx, row, lease) if row is not None else None
 
     def write_answer(self, run: ClaimedRun, lease: str, body: str, changed: Sequence[tuple[int, str]]) -> Verdict:
-        """Store what there is so far. "stop": somebody asked for it; "lost": another holds the run. Raises
+        """Store the text so far. Return "stop" if a stop was requested, "lost" if another worker holds the run. Raises
         StorageUnavailable."""
         if not changed:
             with self.database.read() as connection:
@@ -218,8 +215,7 @@ class Runs:
         changed: Sequence[tuple[int, str]],
         error: str | None,
     ) -> None:
-        """End a run for good, with the rest of its text. Does nothing where the lease is lost. Raises
-        StorageUnavailable."""
+        """End a run with its final text, unless the lease is lost. Raises StorageUnavailable."""
         with self.database.write() as tx:
             if self._verdict(tx.connection, run, lease) == "lost":
                 return
@@ -228,25 +224,25 @@ class Runs:
             GROW.run(tx.connection, message=run.message_id, text=body, at=revision)
 
     def stop(self, tx: Write, place: ConversationRef, answer: str = "") -> None:
-        """Stop one answer: the one named, else the one that is being written, else the one that waits."""
-        found = {row.state: row.id for row in tx.connection.execute(_live_in(place, answer))}
+        """Stop an answer: the given one, else the running one, else the queued one."""
+        found = {row.state: row.id for row in tx.connection.execute(_live_runs(place, answer))}
         if "running" in found:
             tx.connection.execute(update(runs).where(runs.c.id == found["running"]).values(stop_asked=True))
         elif "queued" in found:
-            self._drop(tx, found["queued"], place)
+            self._cancel(tx, found["queued"], place)
         tx.bump(RUNS)
 
     def stop_all(self, tx: Write, place: ConversationRef) -> None:
-        """The conversation is deleted: neither what is written nor what waits goes on."""
-        for row in tx.connection.execute(_live_in(place)).all():
+        """Stop every answer of a deleted conversation."""
+        for row in tx.connection.execute(_live_runs(place)).all():
             if row.state == "running":
                 tx.connection.execute(update(runs).where(runs.c.id == row.id).values(stop_asked=True))
             else:
-                self._drop(tx, row.id, place)
+                self._cancel(tx, row.id, place)
         tx.bump(RUNS)
 
-    def _drop(self, tx: Write, run: int, place: ConversationRef) -> None:
-        """End a run that has not started."""
+    def _cancel(self, tx: Write, run: int, place: ConversationRef) -> None:
+        """End a queued run."""
         revision = tx.bump(place.feed)
         values = {"state": "stopped", "ended_at": now_ms(), "revision": revision}
         ended = update(runs).where(runs.c.id == run).values(**values).returning(runs.c.uuid)
@@ -254,9 +250,9 @@ class Runs:
         tx.keep_waiting(place.feed, Waiting(uuid, revision, 0, is_over=True))
 
     def reap_runs(self, is_gone: IsGone, by: str, room: int) -> tuple[int, list[ClaimedRun]]:
-        """See to the runs that nobody writes any more: how many ended, and up to `room` that are `by`'s from now on.
+        """End or take over the runs of dead workers. Return the number ended, and up to `room` taken over by `by`.
 
-        Where nothing was shown yet a run is taken over, once; elsewhere it is interrupted, and what was written stays.
+        A run without text is taken over, once; any other is interrupted, and its text stays.
         """
         with self.database.read() as connection:
             gone = [row for row in RUNNING.all(connection) if is_gone(row.id, row.lease)]
@@ -266,26 +262,26 @@ class Runs:
         with self.database.write() as tx:
             now = {row.id: row for row in RUNNING.all(tx.connection)}
             still = [now[row.id] for row in gone if row.id in now and now[row.id].lease == row.lease]
-            for row in (fresh := [row for row in still if self._is_fresh(tx, row)])[:room]:
+            for row in (resumable := [row for row in still if self._is_resumable(tx, row)])[:room]:
                 resumed.append(self._take_over(tx, row, by + AGAIN))
-            over = [row for row in still if row not in fresh]
+            over = [row for row in still if row not in resumable]
             for row in over:
                 state = "stopped" if row.stop_asked else "interrupted"
                 self._end(tx, row.id, row.conversation_id, row.message_id, state, None)
         return len(over), resumed
 
-    def _is_fresh(self, tx: Write, row: Any) -> bool:
-        """Whether nobody has seen anything of it, and it has not cost two workers their life."""
+    def _is_resumable(self, tx: Write, row: Any) -> bool:
+        """Return True if nothing of the run was shown, and it was not resumed before."""
         may = not row.stop_asked and not row.lease.endswith(AGAIN)
         return may and SHOWN.one(tx.connection, message=row.message_id) == 0
 
     def _take_over(self, tx: Write, row: Any, lease: str) -> ClaimedRun:
         TAKE_OVER.run(tx.connection, run=row.id, by=lease)
-        turns = self._history(tx, row.conversation_id, row.position)  # what came later has a run of its own
+        turns = self._history(tx, row.conversation_id, row.position)  # later messages have another run
         return ClaimedRun(row.id, row.conversation_id, row.message_id, lease, turns)
 
     def _claim(self, tx: Write, row: Any, lease: str) -> ClaimedRun:
-        place = self._whereabouts(tx, row.conversation_id)
+        place = self._conversation(tx, row.conversation_id)
         turns = self._history(tx, row.conversation_id)
         if self._assistant is None:
             self._assistant = tx.connection.execute(ASSISTANT).scalar_one()
@@ -301,11 +297,11 @@ class Runs:
         return "stop" if row.stop_asked else "go"
 
     def _end(self, tx: Write, run: int, conversation: int, message: int, state: str, error: str | None) -> int:
-        """Returns the revision at which the message ended."""
+        """End run and message. Return the revision of that change."""
         revision = self._conversations.touch(tx, conversation, self._feed(tx, conversation))
         END_MESSAGE.run(tx.connection, message=message, word=state, at=revision, why=error)
         END.run(tx.connection, run=run, word=state, now=now_ms(), why=error)
-        tx.bump(RUNS)  # the next question of this conversation may wait
+        tx.bump(RUNS)  # the next run of this conversation may be queued
         return revision
 
     def _write_blocks(self, tx: Write, run: ClaimedRun, revision: int, changed: Sequence[tuple[int, str]]) -> None:
@@ -325,7 +321,7 @@ class Runs:
     def _feed(self, tx: Write, conversation: int) -> int:
         return FEED.one(tx.connection, conversation=conversation)
 
-    def _whereabouts(self, tx: Write, conversation: int) -> ConversationRef:
+    def _conversation(self, tx: Write, conversation: int) -> ConversationRef:
         row = PLACE.first(tx.connection, conversation=conversation)
         return ConversationRef(row.id, row.feed_id, row.uuid, row.title, row.created_by)
 
@@ -334,14 +330,14 @@ class Runs:
         return tuple(Turn("assistant" if kind == "assistant" else "user", body) for kind, body in rows)
 
 
-def _live_in(place: ConversationRef, answer: str = "") -> Select[tuple[int, str]]:
-    """Number and state of what is running or waiting in a conversation; `answer`: of this one alone."""
+def _live_runs(place: ConversationRef, answer: str = "") -> Select[tuple[int, str]]:
+    """Select id and state of the live runs of a conversation, or only of `answer`."""
     query = select(runs.c.id, runs.c.state).where(runs.c.conversation_id == place.conversation, _live)
     return query.where(runs.c.uuid == answer) if answer else query
 
 
 def common_start(a: str, b: str) -> int:
-    """Length in characters of the longest common start."""
+    """Return the length in characters of the longest common prefix."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

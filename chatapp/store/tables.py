@@ -1,4 +1,4 @@
-"""Every table, as migration 1 makes them. Integers inside, UUIDs outside; times are milliseconds since 1970 UTC."""
+"""Tables. Integer keys inside, UUIDs outside; times are milliseconds since 1970 UTC."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ instance = Table(
     Column("value", Text, nullable=False),
 )
 
-# A feed is a row of changes with a revision; `change` is a database-wide number that tells which feeds moved.
+# A feed is a sequence of changes, each with a revision; `change` is a database-wide number of its newest change.
 feeds = Table(
     "feeds",
     meta,
@@ -108,10 +108,10 @@ messages = Table(
     Column("conversation_id", Id, ForeignKey("conversations.id"), nullable=False),
     Column("author_id", Id, ForeignKey("people.id"), nullable=False),
     Column("client_id", String(36), nullable=False),
-    Column("position", Id, nullable=False),  # the revision it was created at: its place for ever
-    Column("revision", Id, nullable=False),  # that of its last change
+    Column("position", Id, nullable=False),  # the revision at its creation; never changes
+    Column("revision", Id, nullable=False),  # of its last change
     Column("state", String(12), nullable=False),
-    Column("state_revision", Id, nullable=False),  # when the state last changed
+    Column("state_revision", Id, nullable=False),  # of the last change of `state`
     Column("body", Text, nullable=False),
     Column("error", Text),
     Column("created_at", BigInteger, nullable=False),
@@ -123,8 +123,8 @@ messages = Table(
     Index("messages_revision", "conversation_id", "revision"),
 )
 
-# An answer is a row of blocks, one for each top-level Markdown block. `steps` is JSON: for the newest changes,
-# [revision before, revision after, length of the common start], so that a reader gets only what was appended.
+# An answer is a list of blocks, one for each top-level Markdown block. `steps` is JSON: for the newest changes,
+# [revision before, revision after, length of the common prefix], so that a reader gets only the appended text.
 blocks = Table(
     "blocks",
     meta,
@@ -150,20 +150,20 @@ runs = Table(
     Column("started_at", BigInteger),
     Column("ended_at", BigInteger),
     Column("error", Text),
-    Column("revision", Id),  # of the conversation's feed, when what is shown of its waiting last changed
-    Column("ahead", Integer, nullable=False, server_default="0"),  # how many are before it while it waits
+    Column("revision", Id),  # of the conversation's feed, at the last visible change of a queued run
+    Column("ahead", Integer, nullable=False, server_default="0"),  # number of answers before it while it is queued
     Index("runs_state", "state", "heartbeat_at"),
     Index("runs_conversation", "conversation_id", "state"),
 )
 
-# Faults that an operator asks for. `slot` names the scheduled time, so that of several workers one starts it.
+# Fault injection. `slot` names the scheduled time, so that only one of several workers starts it.
 drills = Table(
     "drills",
     meta,
     Column("id", Id, primary_key=True),
     Column("uuid", String(36), nullable=False, unique=True),
     Column("fault", String(10), nullable=False),
-    Column("person_id", Id, ForeignKey("people.id")),  # nobody: everybody
+    Column("person_id", Id, ForeignKey("people.id")),  # NULL: everybody
     Column("amount_s", Float, nullable=False),
     Column("starts_at", BigInteger, nullable=False),
     Column("ends_at", BigInteger, nullable=False),
@@ -171,7 +171,7 @@ drills = Table(
     Index("drills_ends", "ends_at"),
 )
 
-# What is remembered of networks; a network is the key that network_memory.py makes.
+# Network memory; `network` is network_memory.network_key().
 network_memory = Table(
     "network_memory",
     meta,
@@ -180,14 +180,14 @@ network_memory = Table(
     Column("worked", Float, nullable=False),
     Column("failed", Float, nullable=False),
     Column("at", BigInteger, nullable=False),
-    Column("kill_gap", Integer, nullable=False),  # ms; 0: none is known
+    Column("kill_gap", Integer, nullable=False),  # ms; 0: unknown
 )
 
 connection_events = Table(
     "connection_events",
     metrics_meta,
     Column("id", Id, primary_key=True),
-    Column("client", String(36), nullable=False),  # who numbered it: a page, or the server's side of a connection
+    Column("client", String(36), nullable=False),  # a page, or the server's side of a connection
     Column("number", Integer, nullable=False),
     Column("person", String(36), nullable=False),
     Column("type", String(20), nullable=False),

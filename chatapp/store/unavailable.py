@@ -1,4 +1,4 @@
-"""A database that does not answer for now: locked by somebody else, a full disk, a disk that fails."""
+"""The error of a database that is temporarily unavailable: locked, a full disk, a failing disk."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Literal
 
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
-RETRY_S = 2  # when the same may be tried again
-SAY_EVERY_S = 10.0  # a database that fails, fails for everybody: one line of the log, not one for each
+RETRY_S = 2  # Retry-After of a refused request
+LOG_EVERY_S = 10.0  # for each reason: every request fails at the same time
 
 Reason = Literal["busy", "full", "failed"]
-# SQLite's primary result codes (sqlite.org/rescode.html). A damaged file is none of them: it does not mend by waiting.
+# SQLite's primary result codes (sqlite.org/rescode.html). SQLITE_CORRUPT is not temporary.
 TEMPORARY: dict[int, Reason] = {
     sqlite3.SQLITE_BUSY: "busy",
     sqlite3.SQLITE_LOCKED: "busy",
@@ -28,13 +28,13 @@ TEMPORARY: dict[int, Reason] = {
 }
 
 log = logging.getLogger("chatapp.store")
-_said: dict[Reason, float] = {}  # when (monotonic)
+_logged_at: dict[Reason, float] = {}  # monotonic
 
 
 class StorageUnavailable(Exception):
-    """The database does not take this for now. Nothing of it is stored; the same may be tried again later.
+    """The database is temporarily unavailable. Nothing was stored; the same call may be retried.
 
-    `reason`: busy (another process writes for too long), full (no room on the disk), failed (the disk or its rights).
+    `reason`: busy (another process writes for too long), full (no room on the disk), failed (I/O error or permissions).
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -42,31 +42,31 @@ class StorageUnavailable(Exception):
         self.reason: Reason = reason
 
 
-def translated(error: Exception) -> Exception:
-    """StorageUnavailable for what SQLite says where it cannot work for now; any other error as it is."""
-    if isinstance(error, TimeoutError):  # SQLAlchemy's: no connection left in the pool
-        return _noted(StorageUnavailable("busy", str(error)))
+def translate_error(error: Exception) -> Exception:
+    """Return StorageUnavailable for a temporary error of SQLite, else the error unchanged."""
+    if isinstance(error, TimeoutError):  # of SQLAlchemy's pool
+        return _logged(StorageUnavailable("busy", str(error)))
     cause = error.orig if isinstance(error, DBAPIError) else error
     code = getattr(cause, "sqlite_errorcode", None) if isinstance(cause, sqlite3.Error) else None
-    reason = TEMPORARY.get(code & 0xFF) if code is not None else None  # the rest of the code is detail
-    return _noted(StorageUnavailable(reason, str(cause))) if reason is not None else error
+    reason = TEMPORARY.get(code & 0xFF) if code is not None else None  # the primary code
+    return _logged(StorageUnavailable(reason, str(cause))) if reason is not None else error
 
 
 @contextmanager
-def translating() -> Iterator[None]:
-    """Raise StorageUnavailable in place of what SQLite and SQLAlchemy raise."""
+def translate_errors() -> Iterator[None]:
+    """Raise StorageUnavailable for temporary errors of SQLite and SQLAlchemy."""
     try:
         yield
     except (sqlite3.Error, DBAPIError, TimeoutError) as error:
-        found = translated(error)
+        found = translate_error(error)
         if found is error:
             raise
         raise found from error
 
 
-def _noted(error: StorageUnavailable) -> StorageUnavailable:
+def _logged(error: StorageUnavailable) -> StorageUnavailable:
     now = time.monotonic()
-    if now - _said.get(error.reason, -SAY_EVERY_S) >= SAY_EVERY_S:
-        _said[error.reason] = now
+    if now - _logged_at.get(error.reason, -LOG_EVERY_S) >= LOG_EVERY_S:
+        _logged_at[error.reason] = now
         log.error("%s", error)
     return error

@@ -1,6 +1,6 @@
-"""Which processes of this host live: each holds a lock on a file of its own, which the kernel lets go of at its end.
+"""Liveness of the processes of one host: each holds a lock on its file, which the kernel releases at its end.
 
-No clock is asked: those of two processes differ, and one that is set back would keep the dead alive for hours.
+No clock is used: one that is set back would keep a dead process alive for hours.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from uuid import uuid4
 
 
 class Worker:
-    """This process, as what it has begun names it."""
+    """This process; its name is the lease of its runs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: int | None = None
         self.name = uuid4().hex
 
-    def begin(self) -> None:
-        """Show that this process lives; called after the fork. What earlier ones left is taken away."""
+    def start(self) -> None:
+        """Take the lock, and remove the files of dead processes. Call it after the fork."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         for path in self._folder.glob("[!.]*"):
             if not _is_locked(path):
@@ -30,18 +30,18 @@ class Worker:
         self._file = os.open(unseen, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         with suppress(OSError):  # a full disk must not end the server
-            os.write(self._file, f"{os.getpid()}\n".encode())  # for people who look
-        unseen.rename(self._folder / self.name)  # from its first moment under this name it is locked
+            os.write(self._file, f"{os.getpid()}\n".encode())  # for an operator
+        unseen.rename(self._folder / self.name)  # locked before it is visible under its name
 
-    def end(self) -> None:
-        """What this process has begun is anybody's from now on."""
+    def stop(self) -> None:
+        """Release the lock: other processes may take over this one's runs."""
         if self._file is not None:
             (self._folder / self.name).unlink(missing_ok=True)
             os.close(self._file)
             self._file = None
 
     def is_alive(self, name: str) -> bool:
-        """Whether the process of that name lives."""
+        """Return True if the process of that name is running."""
         return name == self.name or (name.isalnum() and _is_locked(self._folder / name))
 
 

@@ -227,7 +227,7 @@ class Connections:
 def make_connections(settings: Settings, store: Store) -> Connections:
     """What all connections share, with a timer fine enough for the time-outs as they are set."""
     shortest = min(settings.ws_ping_interval, settings.ws_pong_timeout, settings.ws_read_timeout)
-    return Connections(min(shortest, settings.ws_write_timeout), store.events.note)
+    return Connections(min(shortest, settings.ws_write_timeout), store.events.record)
 
 
 def _advice(number: int) -> str:

@@ -18,7 +18,7 @@ from flask import Flask, Response, request
 from flask_sock import Sock
 from werkzeug.wsgi import get_host
 
-from chatapp.accounts.auth import JUDGED, Comers, expected_origins, origin_is_allowed
+from chatapp.accounts.auth import AUTH_SESSION_KEY, HandshakeSessionCache, expected_origins, origin_is_allowed
 from chatapp.config import Settings
 from chatapp.gunicorn_bridge import can_detach, detach, end_request, has_body, is_plain
 from chatapp.store import AuthSession, StorageUnavailable
@@ -85,9 +85,9 @@ class NoAnswer(Response):
 class Judge:
     """Says whether a request may open a WebSocket."""
 
-    def __init__(self, services: Services, comers: Comers) -> None:
+    def __init__(self, services: Services, sessions: HandshakeSessionCache) -> None:
         self._services = services
-        self._comers = comers
+        self._sessions = sessions
 
     def __call__(self, environ: dict[str, Any]) -> AuthSession | Refusal:
         """Whose it is, or why not: who is signed out, comes from a foreign page or finds no room."""
@@ -97,7 +97,7 @@ class Judge:
             return Refusal(426, "WebSocket version 13 is needed.\n", (("Sec-WebSocket-Version", VERSION),))
         if not is_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", "")):
             return Refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64.\n")
-        sign_in = self._comers.sign_in(environ.get("HTTP_COOKIE", ""))
+        sign_in = self._sessions.find(environ.get("HTTP_COOKIE", ""))
         if sign_in is None:
             return Refusal(401, "Sign in first.\n")
         origin, host = environ.get("HTTP_ORIGIN", ""), f"{environ['wsgi.url_scheme']}://{get_host(environ)}"
@@ -125,7 +125,7 @@ class Door:
         if is_upgrade(environ) and not self._is_drilling():
             judged = self._judged(environ)
             if isinstance(judged, AuthSession):
-                environ[JUDGED] = judged
+                environ[AUTH_SESSION_KEY] = judged
                 self._open(environ)
         behind: Iterable[bytes] = self._behind(environ, start_response)
         return behind
@@ -158,9 +158,9 @@ def is_upgrade(environ: dict[str, Any]) -> bool:
     )
 
 
-def register(app: Flask, services: Services, comers: Comers, is_drilling: Callable[[], bool]) -> None:
+def register(app: Flask, services: Services, sessions: HandshakeSessionCache, is_drilling: Callable[[], bool]) -> None:
     """Hang /ws into the app, and its door before the app. While a drill is running, Flask answers all upgrades."""
-    judge = Judge(services, comers)
+    judge = Judge(services, sessions)
     flask_sock.Server = Handshake  # the seam: what flask-sock makes of each request
     sock = Sock(app)
 
@@ -174,12 +174,12 @@ def register(app: Flask, services: Services, comers: Comers, is_drilling: Callab
         judged = judge(request.environ)
         if isinstance(judged, Refusal):
             return Response(judged.words, judged.status, judged.headers, content_type="text/plain")
-        request.environ[JUDGED] = judged
+        request.environ[AUTH_SESSION_KEY] = judged
         return None
 
     @sock.route(PATH)  # type: ignore[untyped-decorator]
     def websocket_route(ws: Handshake) -> None:
-        sign_in: AuthSession = request.environ[JUDGED]
+        sign_in: AuthSession = request.environ[AUTH_SESSION_KEY]
         if request.query_string:
             services.connections.replace(request.args.get("replaces", ""), sign_in.person.id)
         fd, address = ws.take(), request.remote_addr or ""

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from werkzeug.datastructures import MultiDict
 from werkzeug.wsgi import get_host
 
-from chatapp.accounts.auth import Cookies
+from chatapp.accounts.auth import SessionCache
 from chatapp.cache import Cache
 from chatapp.config import Settings
 from chatapp.gunicorn_bridge import end_request, note_session
@@ -87,7 +87,7 @@ class PollMiddleware:
         self,
         app: Any,
         polls: Polls,
-        cookies: Cookies,
+        cookies: SessionCache,
         settings: Settings,
         headers: Callable[[bool, str], list[tuple[str, str]]],
         is_spoiled: Callable[[], bool],
@@ -122,7 +122,7 @@ class PollMiddleware:
             return None
         query = environ.get("QUERY_STRING", "")
         try:
-            sign_in = self._cookies.sign_in(environ.get("HTTP_COOKIE", ""))
+            sign_in = self._cookies.find(environ.get("HTTP_COOKIE", ""))
         except StorageUnavailable:
             return None
         if sign_in is None or self._polls.is_draining or not query.isascii():

@@ -462,7 +462,7 @@ class WebSocketConnection(EventSocket):
     def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
         text = (now_ms(), json.dumps(data))
         event = ConnectionEvent(self.name, what[0], self._person, what[1], "websocket", None, None, None, *text)
-        is_kept = not self._services.quotas.events.take(self._person, 1, EVENT_BYTES + len(text[1]))
+        is_kept = not self._services.quotas.events.consume(self._person, 1, EVENT_BYTES + len(text[1]))
         self._services.connections.note(event if is_kept else None, line)
 
 

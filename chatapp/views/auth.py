@@ -45,7 +45,7 @@ def first_run_post() -> Any:
     except AlreadySetUp:
         return problem("set-up", "Somebody has already set this up. Sign in instead.", 409)
     (current_parts().settings.data_dir / CODE_FILE).unlink(missing_ok=True)
-    people.begin(person.id)
+    people.start_session(person.id)
     return redirect(url_for("conversations.home"), 303)
 
 
@@ -76,7 +76,7 @@ def sign_in_post() -> Any:
     except Busy as busy:
         errors, status, headers = {"form": busy_words(busy)}, 503, {"Retry-After": str(busy.retry_s)}
     else:
-        current_parts().auth.begin(person)
+        current_parts().auth.start_session(person)
         return redirect(_own_path(form.get("next", "")), 303)
     page = render_template("auth/sign_in.html", errors=errors, values=form, next=form.get("next", ""))
     return page, status, headers
@@ -93,7 +93,7 @@ def sign_out() -> Any:
     """End the session."""
     if (signed_out := require_session()) is not None:
         return signed_out
-    current_parts().auth.end()
+    current_parts().auth.end_session()
     return redirect(url_for("auth.sign_in"), 303)
 
 

@@ -75,10 +75,10 @@ def events() -> Any:
     if any(row.type.strip().lower().startswith(SERVERS) for row in rows):
         return problem("bad-events", _("Events named server-… are the server's own: no client can report them."), 400)
     words = _("These are more reports than one person's pages may send. Keep them and send them again later.")
-    slow_down(current_parts().quotas.events.take(*_size(rows)), words)
+    slow_down(current_parts().quotas.events.consume(*_size(rows)), words)
     new = current_parts().store.events.add(rows)
     if current_parts().drills.on(me()) is None:  # what fails on purpose says nothing about a network
-        current_parts().store.networks.learn(me(), [learned[name] for name in learned if name in new])
+        current_parts().store.networks.record(me(), [learned[name] for name in learned if name in new])
     return "", 204
 
 

@@ -108,10 +108,10 @@ def create() -> Any:
     uuid = form.get("id") or str(uuid4())
     if current_parts().store.conversations.place(me(), uuid) is None:  # else it is there, and nothing is begun
         words = _("You began very many conversations in a short time. Try again in a while; what you wrote is kept.")
-        slow_down(current_parts().quotas.conversations.take(me(), 1), words)
+        slow_down(current_parts().quotas.conversations.consume(me(), 1), words)
     if not form.get("body", "").strip():
         # A person's button: five clicks are one empty conversation. Whoever names an id gets that one.
-        place = chat.create(me(), uuid) if wants_json() or "id" in form else chat.begin(me())
+        place = chat.create(me(), uuid) if wants_json() or "id" in form else chat.get_or_create_empty(me())
         if wants_json():
             return jsonify(conversation=place.uuid), 201
         return redirect(url_for("conversations.show", uuid=place.uuid), 303)
