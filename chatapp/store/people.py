@@ -121,8 +121,7 @@ class People:
             person = tx.connection.execute(query).scalar_one_or_none()
             if person is None:
                 return False
-            change = {"password_hash": password_hash, "auth_generation": people.c.auth_generation + 1}
-            tx.connection.execute(update(people).where(people.c.id == person).values(**change))
+            tx.connection.execute(update(people).where(people.c.id == person).values(password_hash=password_hash))
             self._revoke(tx, sessions.c.person_id == person)
             return True
 
@@ -133,9 +132,8 @@ class People:
             person = tx.connection.execute(query).scalar_one_or_none()
             if person is None:
                 return False
-            change = {"disabled_at": now_ms(), "auth_generation": people.c.auth_generation + 1}
             still = (people.c.id == person, people.c.disabled_at.is_(None))
-            tx.connection.execute(update(people).where(*still).values(**change))
+            tx.connection.execute(update(people).where(*still).values(disabled_at=now_ms()))
             self._revoke(tx, sessions.c.person_id == person)
             return True
 

@@ -52,7 +52,6 @@ people = Table(
     Column("password_hash", String(300)),
     Column("is_admin", Boolean, nullable=False, server_default="0"),
     Column("is_operator", Boolean, nullable=False, server_default="0"),
-    Column("auth_generation", Integer, nullable=False, server_default="0"),
     Column("feed_id", Id, ForeignKey("feeds.id"), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("disabled_at", BigInteger),
