@@ -497,5 +497,5 @@ def test_an_answer_of_many_small_blocks_is_bounded_rows_written_by_turns(
 def test_a_long_block_is_rendered_without_collections_of_garbage() -> None:
     """With them it held up everybody for most of a second."""
     before = gc.isenabled()
-    assert runner._uncollected(gc.isenabled) is False
+    assert runner._without_gc(gc.isenabled) is False
     assert gc.isenabled() is before

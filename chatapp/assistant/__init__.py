@@ -1,10 +1,13 @@
 """The assistant: a member of the conversation that answers.
 
-provider.py  what everyone who writes answers has in common
-builtin.py   the default: answers from a folder of Markdown, without network or key
-openai.py    answers from an OpenAI-compatible server; imported only where it is chosen
-blocks.py    Markdown to sanitised HTML, block by block, as it grows
-runner.py    durable runs: claims what is queued, writes it as it grows, ends it once
+provider.py     the interface of a provider
+builtin.py      the default provider: answers from a folder of Markdown, without network or key
+openai.py       an OpenAI-compatible server as provider; imported only if chosen
+completions.py  parser of its responses
+blocks.py       Markdown to sanitised HTML, block by block, as it grows
+settled.py      the part of growing Markdown that can no longer change
+cjk.py          emphasis next to CJK text
+runner.py       durable runs: claims queued runs, writes each answer as it grows, ends it once
 """
 
 from importlib import import_module
@@ -20,15 +23,15 @@ SHIPPED_KNOWLEDGE = Path(__file__).resolve().parent.parent / "knowledge"
 
 
 def make_knowledge(settings: Settings) -> Knowledge:
-    """The shipped documents and the operator's own (`DATA_DIR/knowledge`), which go first."""
+    """Index the shipped documents and the operator's (`DATA_DIR/knowledge`), which take precedence."""
     return Knowledge([SHIPPED_KNOWLEDGE, settings.data_dir / "knowledge"])
 
 
 def make_provider(settings: Settings, knowledge: Knowledge) -> Provider | None:
-    """The provider that the settings ask for; None where the assistant is off."""
+    """Return the configured provider, or None if the assistant is off."""
     if settings.assistant == "off":
         return None
-    if settings.assistant == "openai":  # its HTTP client takes a moment to import: the others start without it
+    if settings.assistant == "openai":  # imported late: its HTTP client is slow to import
         provider: Provider = import_module("chatapp.assistant.openai").OpenAI(settings)
         return provider
     return BuiltIn(knowledge, settings.assistant_pace)

@@ -1,6 +1,6 @@
 """The built-in assistant: answers from a folder of Markdown, without a network, a key or a model.
 
-It quotes the passages that fit a question best and says where they stand, or says that it found nothing.
+It quotes the passages that fit a question best and cites them, or says that it found nothing.
 """
 
 import logging
@@ -20,19 +20,19 @@ from chatapp.store import Turn
 log = logging.getLogger("chatapp.knowledge")
 
 CHECK_FOLDERS_S = 2.0
-"""The folders are looked at for changes at most this often, in seconds."""
-GATE = 0.5
-"""A passage counts as an answer when it holds at least this share of the question, by weight of its words."""
-GATE_WITHOUT_HEADING = 0.75
-"""The share where none of the words stands in the passage's heading or its document's title."""
-MANY_WORDS, GATE_OF_MANY = 3, 0.35
-"""So many different words of the question, with this share of it, are no accident either."""
+"""Least seconds between two checks of the folders for changes."""
+LEAST_SHARE = 0.5
+"""The least share of the question, by weight of its words, in a passage that answers it."""
+LEAST_SHARE_WITHOUT_HEADING = 0.75
+"""The share if neither the passage's heading nor its document's title has any of the words."""
+MANY_WORDS, LEAST_SHARE_OF_MANY = 3, 0.35
+"""So many different words of the question, with this share of it, suffice too."""
 CHUNK_S = 0.025
-"""How often a piece of a paced answer goes out, in seconds."""
+"""Seconds between two pieces of a paced answer."""
 LONGEST_SECOND_QUOTE = 900
-"""A further passage is quoted whole up to this many characters, else only its beginning."""
+"""Characters up to which a further passage is quoted whole; of a longer one only the beginning."""
 
-# Words that do not say what a question is about.
+# Words without information about a question's subject.
 STOP_WORDS = frozenset(
     re.findall(
         r"\S+",
@@ -49,7 +49,7 @@ STOP_WORDS = frozenset(
     )
 )
 
-# What people say for what the documents say. Each word also finds passages with one of the others.
+# The words of people: the words of the documents. The former also find passages with the latter.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     said: tuple(written.split())
     for line in """
@@ -90,7 +90,7 @@ USING fts5(title, heading, text, tokenize = "porter unicode61 remove_diacritics 
 
 @dataclass(frozen=True)
 class Passage:
-    """One section of a document: the Markdown under one heading, and where it stands."""
+    """One section of a document: the Markdown under one heading."""
 
     slug: str
     title: str
@@ -100,7 +100,7 @@ class Passage:
 
     @property
     def link(self) -> str:
-        """Where a citation leads, relative to a conversation's page."""
+        """The URL of its citation, relative to a conversation's page."""
         return f"../knowledge/{self.slug}" + (f"#{self.anchor}" if self.anchor else "")
 
 
@@ -113,23 +113,23 @@ class Document:
 
 
 def informative_words(question: str) -> list[str]:
-    """The words of a question that say what it is about: lower case, each once, at most 16."""
+    """Return the words of a question without stop words: lower case, each once, at most 16."""
     words = [word for word in re.findall(r"[^\W_]+", question.lower()) if len(word) < 40]
     return list(dict.fromkeys(word for word in words if word not in STOP_WORDS and len(word) > 1))[:16]
 
 
 def _term(word: str) -> str:
-    """One FTS5 term: quoted, so that nothing asked is syntax; a prefix from four letters on."""
+    """Return one FTS5 term: quoted, so that no input is syntax; a prefix from four letters on."""
     return f'"{word}"*' if len(word) >= 4 else f'"{word}"'
 
 
 def _expression(word: str) -> str:
-    """The FTS5 query that finds a word or one of its synonyms."""
+    """Return the FTS5 query for a word or one of its synonyms."""
     return " OR ".join(_term(form) for form in dict.fromkeys((word, *SYNONYMS.get(word, ()))))
 
 
-def _likeness(question: str, passage: Passage) -> float:
-    """How much of the heading's wording, small words included, the question has: 0 to 1."""
+def _heading_likeness(question: str, passage: Passage) -> float:
+    """Return the likeness of question and heading, stop words included: 0 to 1."""
     asked = set(re.findall(r"[^\W_]+", question.lower()))
     asked.update(form for word in tuple(asked) for form in SYNONYMS.get(word, ()))
     heading, title = (set(re.findall(r"[^\W_]+", text.lower())) for text in (passage.heading, passage.title))
@@ -137,7 +137,7 @@ def _likeness(question: str, passage: Passage) -> float:
 
 
 def split_document(slug: str, markdown: str) -> list[Passage]:
-    """The passages of a document, one for each heading that has text under it."""
+    """Return the passages of a document, one for each heading with text under it."""
     lines = markdown.split("\n")
     marks = blocks.headings(markdown)
     title = next((mark.text for mark in marks), slug.replace("-", " ").capitalize())
@@ -151,27 +151,27 @@ def split_document(slug: str, markdown: str) -> list[Passage]:
 
 
 class Knowledge:
-    """Folders of Markdown, indexed in memory. A later folder's file replaces an earlier one's of its name."""
+    """Folders of Markdown, indexed in memory. A file in a later folder replaces an earlier one of the same name."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = tuple(folders)
         self._lock = threading.Lock()
-        self._checked = float("-inf")
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._checked_at = float("-inf")
+        self._stamps: dict[Path, tuple[int, int]] = {}
         self._passages: list[Passage] = []
         self._sources: dict[str, str] = {}
-        self._documents: dict[str, Document] = {}  # as rendered; forgotten when a file changes
+        self._documents: dict[str, Document] = {}  # rendered; dropped if a file changes
         self._index = self._empty_index()
         self._refresh()
 
     def titles(self) -> list[tuple[str, str]]:
-        """(slug, title) of every document, by title."""
+        """Return (slug, title) of every document, by title."""
         with self._lock:
             self._refresh()
             return sorted({(each.slug, each.title) for each in self._passages}, key=lambda pair: pair[1].lower())
 
     def document(self, slug: str) -> Document | None:
-        """The document of that name, or None."""
+        """Return the document of that name, or None."""
         with self._lock:
             self._refresh()
             source, documents = self._sources.get(slug), self._documents
@@ -181,65 +181,65 @@ class Knowledge:
         return documents.get(slug)
 
     def search(self, question: str, limit: int = 3) -> list[Passage]:
-        """The passages that answer a question, best first; empty where none holds enough of it."""
+        """Return the passages that answer a question, best first."""
         words = informative_words(question)
         with self._lock:
             self._refresh()
             if not words or not self._passages:
                 return []
-            return [self._passages[row] for row in self._ranked(question, words)[:limit]]
+            return [self._passages[row] for row in self._rank(question, words)[:limit]]
 
-    def knows(self, words: Iterable[str]) -> bool:
-        """Whether each of these words stands in some passage."""
+    def has_words(self, words: Iterable[str]) -> bool:
+        """Return True if each of these words occurs in some passage."""
         with self._lock:
             self._refresh()
-            return all(self._rows(word) for word in words)
+            return all(self._matching_rows(word) for word in words)
 
-    def _ranked(self, question: str, words: Sequence[str]) -> list[int]:
-        """Rows that pass the gate, by BM25, the share of the question that they hold, and their heading."""
-        rows = {word: self._rows(word) for word in words}
-        headed = set().union(*(self._rows(word, "{title heading} : ") for word in words))
+    def _rank(self, question: str, words: Sequence[str]) -> list[int]:
+        """Return the rows above the least share, ranked by BM25, their share of the question, and their heading."""
+        rows = {word: self._matching_rows(word) for word in words}
+        headed = set().union(*(self._matching_rows(word, "{title heading} : ") for word in words))
         weight = {word: self._weight(len(rows[word])) for word in words}
         whole = sum(weight.values())
         scores: dict[int, float] = {}
         for row, rank in self._bm25(words):
-            held = [word for word in words if row in rows[word]]
-            share = sum(weight[word] for word in held) / whole
-            many = len(held) >= MANY_WORDS and share >= GATE_OF_MANY
-            if many or share >= (GATE if row in headed else GATE_WITHOUT_HEADING):
-                scores[row] = -rank * share * share * (1 + _likeness(question, self._passages[row]))
+            matched = [word for word in words if row in rows[word]]
+            share = sum(weight[word] for word in matched) / whole
+            has_many = len(matched) >= MANY_WORDS and share >= LEAST_SHARE_OF_MANY
+            if has_many or share >= (LEAST_SHARE if row in headed else LEAST_SHARE_WITHOUT_HEADING):
+                scores[row] = -rank * share * share * (1 + _heading_likeness(question, self._passages[row]))
         best = max(scores.values(), default=0.0)
         return sorted((row for row in scores if scores[row] >= best / 3), key=lambda row: -scores[row])
 
     def _weight(self, passages: int) -> float:
-        """What a word says about a question: the rarer the more; one that stands nowhere says most."""
+        """Return the weight of a word in that many passages: the rarer the higher, highest for 0."""
         return ln((len(self._passages) + 1) / (passages + 0.5)) * (1 if passages else 1.5) + 0.1
 
-    def _rows(self, word: str, columns: str = "") -> set[int]:
-        """Rows that hold the word or one of its synonyms."""
+    def _matching_rows(self, word: str, columns: str = "") -> set[int]:
+        """Return the rows with the word or one of its synonyms."""
         sql = "SELECT rowid FROM passages WHERE passages MATCH ?"
         return {row for (row,) in self._index.execute(sql, (f"{columns}({_expression(word)})",))}
 
     def _bm25(self, words: Sequence[str]) -> list[tuple[int, float]]:
-        """(row, rank) of the passages with any of the words; a lower rank is better."""
+        """Return (row, rank) of the passages with any of the words; a lower rank is better."""
         sql = """SELECT rowid, bm25(passages, 3.0, 6.0, 1.0) AS score FROM passages
                  WHERE passages MATCH ? ORDER BY score LIMIT 40"""
         return list(self._index.execute(sql, (" OR ".join(_expression(word) for word in words),)))
 
     def _refresh(self) -> None:
-        """Index again when a file came, went or changed."""
+        """Rebuild the index if a file was added, removed or changed."""
         now = time.monotonic()
-        if now - self._checked < CHECK_FOLDERS_S:
+        if now - self._checked_at < CHECK_FOLDERS_S:
             return
-        self._checked = now
-        seen = {path: stamp for folder in self._folders for path, stamp in _files(folder)}
-        if seen != self._seen:
-            self._seen = seen
+        self._checked_at = now
+        stamps = {path: stamp for folder in self._folders for path, stamp in _files(folder)}
+        if stamps != self._stamps:
+            self._stamps = stamps
             self._rebuild()
 
     def _rebuild(self) -> None:
         self._documents = {}
-        sources = {_slug(path): _read(path) for path in self._seen}
+        sources = {_slug(path): _read(path) for path in self._stamps}
         self._sources = {slug: text for slug, text in sources.items() if text.strip()}
         self._passages = [passage for slug, text in self._sources.items() for passage in split_document(slug, text)]
         self._index.close()
@@ -257,20 +257,19 @@ class Knowledge:
 
 
 def _files(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
-    """The Markdown files of a folder with (mtime in ns, size); none where there is no folder."""
+    """Return the Markdown files of a folder, if it exists, with (mtime in ns, size)."""
     found: list[tuple[Path, tuple[int, int]]] = []
     for path in sorted(folder.glob("*.md")):
         try:
             stat = path.stat()
         except OSError:
-            continue  # gone since it was listed: the next look has the truth
+            continue  # removed since it was listed
         found.append((path, (stat.st_mtime_ns, stat.st_size)))
     return found
 
 
 def _read(path: Path) -> str:
-    """The file's text. One bad file does not take the others away: what cannot be read is left out, or read with
-    gaps, and said in the log."""
+    """Return the file's text: empty if it cannot be read, with U+FFFD if it is not UTF-8; both are logged."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -286,12 +285,12 @@ def _read(path: Path) -> str:
 
 
 def _slug(path: Path) -> str:
-    """The name of a document in URLs."""
+    """Return the name of a document in URLs."""
     return re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_") or "document"
 
 
 GREETING = re.compile(r"\W*(hi|hello|hey|good (morning|afternoon|evening|day)|hallo)( there| assistant)?\W*", re.I)
-THANKS = re.compile(  # possessive: three \W* in a row would try every way to share what lies between them
+THANKS = re.compile(  # possessive: three \W* in a row would backtrack
     r"(?=.*\w)\W*+((ok|okay|great|perfect|cool|good|got it)\W*+)?"
     r"((thanks|thank you|thx|cheers)( (a lot|so much|very much))?)?\W*+",
     re.I,
@@ -305,19 +304,19 @@ POINTING = re.compile(r"\b(it|that|this|these|those|them|there)\b", re.I)
 
 
 class BuiltIn:
-    """Answers from the knowledge folder, paced in characters a second (0 or less: at once)."""
+    """The provider that answers from the knowledge folder; `pace`: characters a second, 0 or less: at once."""
 
     def __init__(self, knowledge: Knowledge, pace: float) -> None:
         self._knowledge = knowledge
         self._pace = pace
 
     def answer(self, history: Sequence[Turn]) -> Iterator[str]:
-        """Answer everything that was asked since the last answer; earlier questions explain a follow-up."""
+        """Answer all questions since the last answer; the one before them explains a follow-up."""
         question, previous = _questions(history)
         return paced(self.compose(question, previous), self._pace)
 
     def compose(self, question: str, previous: str = "") -> str:
-        """The whole answer as Markdown."""
+        """Return the whole answer as Markdown."""
         if GREETING.fullmatch(question):
             return "Hello! " + self._abilities()
         if ABILITIES.fullmatch(question):
@@ -328,13 +327,13 @@ class BuiltIn:
         return _quote(passages) if passages else self._nothing()
 
     def _find(self, question: str, previous: str) -> list[Passage]:
-        """Passages for the question; a follow-up made only of known words is read with the one before it."""
+        """Find passages for the question; a short follow-up of known words is searched together with `previous`."""
         words = informative_words(question)
-        leans = FOLLOW_UP.match(question) or POINTING.search(question)
-        if previous and leans and len(words) <= 3 and self._knowledge.knows(words):
-            group_commit = self._knowledge.search(f"{question} {previous}")
-            if group_commit:
-                return group_commit
+        is_follow_up = FOLLOW_UP.match(question) or POINTING.search(question)
+        if previous and is_follow_up and len(words) <= 3 and self._knowledge.has_words(words):
+            passages = self._knowledge.search(f"{question} {previous}")
+            if passages:
+                return passages
         return self._knowledge.search(question)
 
     def _abilities(self) -> str:
@@ -348,42 +347,42 @@ class BuiltIn:
 
     def _contents(self) -> str:
         titles = self._knowledge.titles()
-        return "\n".join(f"- [{_words(title)}](../knowledge/{slug})" for slug, title in titles) or "- nothing yet"
+        return "\n".join(f"- [{_escape(title)}](../knowledge/{slug})" for slug, title in titles) or "- nothing yet"
 
 
 def _questions(history: Sequence[Turn]) -> tuple[str, str]:
-    """(what was asked since the last answer, the question before it)."""
+    """Return (all questions since the last answer, the question before them)."""
     newest: list[str] = []
     earlier = [turn for turn in history if turn.body.strip()]
     while earlier and earlier[-1].author == "assistant":
-        earlier.pop()  # asked to answer again: the answer that broke off stands last
+        earlier.pop()  # a retry: the interrupted answer comes last
     while earlier and earlier[-1].author == "user":
         newest.insert(0, earlier.pop().body.strip())
     before = next((turn.body for turn in reversed(earlier) if turn.author == "user"), "")
     return "\n".join(newest), before
 
 
-def _words(text: str) -> str:
-    """A title as plain words inside Markdown."""
+def _escape(text: str) -> str:
+    """Escape a title for Markdown."""
     return re.sub(r"([\\\[\]*_`<>])", r"\\\1", text)
 
 
 def _quote(passages: Sequence[Passage]) -> str:
-    """The passages, the first one whole, each with its citation, and the list of sources."""
+    """Quote the passages, the first one whole, each with its citation, then list the sources."""
     parts: list[str] = []
     for number, passage in enumerate(passages, 1):
         text = passage.text if number == 1 else _beginning(passage.text)
-        parts += [f"**{_words(passage.heading)}** [{number}]({passage.link})", text]
+        parts += [f"**{_escape(passage.heading)}** [{number}]({passage.link})", text]
     sources = [
-        f"[{number}]({passage.link}) {_words(passage.title)}"
-        + ("" if passage.heading == passage.title else f", {_words(passage.heading)}")
+        f"[{number}]({passage.link}) {_escape(passage.title)}"
+        + ("" if passage.heading == passage.title else f", {_escape(passage.heading)}")
         for number, passage in enumerate(passages, 1)
     ]
     return "\n\n".join([*parts, "Sources: " + " · ".join(sources)])
 
 
 def _beginning(text: str) -> str:
-    """The whole of a short passage, else as many whole blocks of it as fit; lists and code are never cut."""
+    """Return as many whole blocks as fit, at least one, so that lists and code are never cut."""
     if len(text) <= LONGEST_SECOND_QUOTE:
         return text
     kept = ""
@@ -395,7 +394,7 @@ def _beginning(text: str) -> str:
 
 
 def paced(text: str, pace: float) -> Iterator[str]:
-    """The text in pieces of whole words, about one every 25 ms, at that many characters a second."""
+    """Yield pieces of whole words, about one every 25 ms, at `pace` characters a second."""
     if pace <= 0:
         yield text
         return
@@ -406,7 +405,7 @@ def paced(text: str, pace: float) -> Iterator[str]:
             continue
         yield piece
         sent, piece = sent + len(piece), ""
-        # Against the start, not the last piece: what a busy server loses here and there is made good.
+        # Timed from the start, not from the last piece, so that delays of a busy server do not add up.
         time.sleep(max(0.0, started + sent / pace - time.monotonic()))
     if piece:
         yield piece

@@ -1,7 +1,7 @@
-"""Emphasis beside Chinese, Japanese and Korean text, which has no spaces around its punctuation.
+"""Emphasis next to Chinese, Japanese and Korean text, which has no spaces around its punctuation.
 
-CommonMark takes `**` after punctuation and before a letter for an opening mark: `**重要）**です` stays as it is.
-The amendment that many parsers share: characters of these scripts count neither as punctuation nor as words beside it.
+CommonMark takes `**` after punctuation and before a letter for an opening delimiter: `**重要）**です` stays plain text.
+As in many parsers, characters of these scripts count here neither as punctuation nor as letters.
 """
 
 import unicodedata
@@ -17,19 +17,19 @@ Rule = Callable[[StateInline, bool], bool]
 
 
 def register(markdown: MarkdownIt) -> None:
-    """Have a parser's emphasis and strikethrough go by it."""
-    markdown.inline.ruler.at("emphasis", partial(_with_own_scan, emphasis.tokenize))
-    markdown.inline.ruler.at("strikethrough", partial(_with_own_scan, strikethrough.tokenize))
+    """Replace a parser's emphasis and strikethrough rules."""
+    markdown.inline.ruler.at("emphasis", partial(_with_cjk_scan, emphasis.tokenize))
+    markdown.inline.ruler.at("strikethrough", partial(_with_cjk_scan, strikethrough.tokenize))
 
 
-def _with_own_scan(rule: Rule, state: StateInline, silent: bool) -> bool:
-    """The library's own rule, with another answer to what a run of marks can do; there is no option for it."""
-    vars(state).setdefault("scanDelims", partial(_scan, state))
+def _with_cjk_scan(rule: Rule, state: StateInline, silent: bool) -> bool:
+    """Run the library's rule with `_scan_delimiters` in place of its method; there is no option for it."""
+    vars(state).setdefault("scanDelims", partial(_scan_delimiters, state))
     return rule(state, silent)
 
 
-def _scan(state: StateInline, start: int, can_split_word: bool) -> Scanned:
-    """What a run of marks can do: as `StateInline.scanDelims`, with a third kind of neighbour."""
+def _scan_delimiters(state: StateInline, start: int, can_split_word: bool) -> Scanned:
+    """Scan a delimiter run as `StateInline.scanDelims` does, with a third kind of neighbour: CJK."""
     marker, end = state.src[start], start
     while end < state.posMax and state.src[end] == marker:
         end += 1
@@ -44,11 +44,11 @@ def _scan(state: StateInline, start: int, can_split_word: bool) -> Scanned:
 
 @lru_cache(maxsize=4096)
 def _kind(char: str) -> str:
-    """space, mark (punctuation), word; cjk or cjk-mark."""
+    """Classify a character: space, mark (punctuation), word, cjk or cjk-mark."""
     if isWhiteSpace(ord(char)):
         return "space"
     is_mark = isMdAsciiPunct(ord(char)) or isPunctChar(char)
-    is_symbol = unicodedata.category(char) == "So" and not "\u3000" <= char <= "\u33ff"  # emoji are as wide
+    is_symbol = unicodedata.category(char) == "So" and not "\u3000" <= char <= "\u33ff"  # emoji are wide too
     if unicodedata.east_asian_width(char) in "WFH" and not is_symbol:
         return "cjk-mark" if is_mark else "cjk"
     return "mark" if is_mark else "word"

@@ -1,7 +1,7 @@
-"""What servers of OpenAI's chat completions send, read as they come: by what it is, not by what it is called.
+"""Parser of responses of OpenAI's chat completions, by content, not by declared type.
 
 Bytes in, the answer's text out; no socket, no clock. An event stream (also one typed as something else), a whole
-completion as JSON, an error in either. What is no text of the answer (reasoning, tools, usage) is passed over.
+completion as JSON, an error in either. All but the answer's text (reasoning, tools, usage) is skipped.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from chatapp.assistant.provider import ProviderError
 
-LONGEST_EVENT = 1 << 20  # bytes: an event stream has short events; what goes on and on is something else
-LONGEST_COMPLETION = 3 << 20  # bytes of a completion that comes as a whole: to parse more would hold up everybody
-LONGEST_WORDS = 200  # characters shown of what a server says in an error
+LONGEST_EVENT = 1 << 20  # bytes: events are short; anything longer is no event stream
+LONGEST_COMPLETION = 3 << 20  # bytes of a whole completion: parsing more would block the event loop
+LONGEST_WORDS = 200  # characters shown of a server's error message
 BOM = b"\xef\xbb\xbf"
 FIELD = re.compile(rb"(?:data|event|id|retry)?:|data$|event$|id$|retry$")
-# Reasoning that models without a field of its own for it put before the answer.
+# Some models put their reasoning before the answer instead of into a field.
 THINKING = re.compile(r"\s*<(think|thinking|thought|reasoning)>", re.I)
-LONGEST_MARK = 40  # characters that may be the beginning of such a mark, with white space before it
-HIGH, LOW = range(0xD800, 0xDC00), range(0xDC00, 0xE000)  # halves of a character (RFC 2781)
+LONGEST_TAG = 40  # characters that may be the beginning of such a tag, with white space before it
+HIGH = range(0xD800, 0xDC00)  # high surrogates (RFC 2781)
 
 CUT_SHORT = {
     "length": "The answer reached the limit of length of the model or its server. Ask it to go on.",
@@ -46,18 +46,18 @@ log = logging.getLogger("chatapp.assistant.openai")
 
 
 class Event(NamedTuple):
-    """One server-sent event: its name, empty where it has none, and its data."""
+    """One server-sent event: its name, "" by default, and its data."""
 
     name: str
     data: str
 
 
 class Reader:
-    """Reads one answer.
+    """Parser of one answer.
 
-    `is_bounded`: whether the transport says where the answer ends (chunks, a length); else its end may be a break.
-    `progress` is called whenever a piece of the answer or of the model's reasoning came, `finished` once the model has
-    said why it ended: text may still follow, but need not.
+    `is_bounded`: the transport delimits the answer (chunks, a length); otherwise its end may be a lost connection.
+    `on_progress` is called for each piece of the answer or of the reasoning, `on_finish` at `finish_reason`: text may
+    still follow, but need not.
     """
 
     def __init__(
@@ -66,32 +66,32 @@ class Reader:
         status: int,
         is_bounded: bool,
         hide: Hide = str,
-        progress: Callable[[], None] = lambda: None,
-        finished: Callable[[], None] = lambda: None,
+        on_progress: Callable[[], None] = lambda: None,
+        on_finish: Callable[[], None] = lambda: None,
     ) -> None:
         self._kind, self._status = kind, status
         self._is_bounded = is_bounded
         self._hide = hide
-        self._progress, self._finished = progress, finished
-        self._finish = ""  # why the model ended
+        self._on_progress, self._on_finish = on_progress, on_finish
+        self._finish_reason = ""
         self._refusal = ""
-        self._has_text = False  # a piece of the answer came
-        self._is_known = False  # something came that only this kind of server sends
+        self._has_text = False
+        self._is_completion = False  # seen: an object with choices
 
     @property
     def is_finished(self) -> bool:
-        """Whether the model has said that it is at its end."""
-        return bool(self._finish)
+        """Return True after a `finish_reason`."""
+        return bool(self._finish_reason)
 
     def read(self, chunks: Iterable[bytes]) -> Iterator[str]:
-        """The answer's text, in pieces. Raises ProviderError."""
+        """Yield the answer's text in pieces. Raises ProviderError."""
         rest = iter(chunks)
         first = b""
         while not first and (chunk := next(rest, None)) is not None:
             first = chunk.removeprefix(BOM).lstrip()
         everything = chain([first], rest)
         if first[:1] == b"<":
-            raise self._foreign(_text(first))
+            raise self._foreign_error(_decode(first))
         pieces = self._completion(everything) if first[:1] in (b"{", b"[") else self._stream(everything)
         for piece in answer_text(pieces):
             self._has_text = True
@@ -99,14 +99,13 @@ class Reader:
         self.end()
 
     def end(self) -> None:
-        """All has come that comes. Raises ProviderError unless that was an answer."""
+        """End the answer. Raises ProviderError if it is refused or cut short."""
         if self._refusal and not self._has_text:
-            raise failure(REFUSED.format(words=quoted(self._refusal, self._hide)), "refusal")
-        if self._finish in CUT_SHORT:
-            raise failure(CUT_SHORT[self._finish], self._finish)
+            raise failure(REFUSED.format(words=quote(self._refusal, self._hide)), "refusal")
+        if self._finish_reason in CUT_SHORT:
+            raise failure(CUT_SHORT[self._finish_reason], self._finish_reason)
 
     def _completion(self, chunks: Iterable[bytes]) -> Iterator[str]:
-        """A whole one."""
         parts, size = list[bytes](), 0
         for chunk in chunks:
             parts.append(chunk)
@@ -114,81 +113,80 @@ class Reader:
             if size > LONGEST_COMPLETION:
                 raise failure(GARBLED, "a completion without an end")
         body = b"".join(parts)
-        event = _parsed(_text(body))
+        event = _parse_object(_decode(body))
         if event is None:
             raise failure(GARBLED, f"not a JSON object in {len(body)} bytes")
-        self._refuse_error(event)
-        yield self._take(event)
-        if not self._is_known:
-            raise self._foreign(_text(body))
+        self._raise_error_within(event)
+        yield self._handle_object(event)
+        if not self._is_completion:
+            raise self._foreign_error(_decode(body))
 
     def _stream(self, chunks: Iterable[bytes]) -> Iterator[str]:
-        """One that comes in events."""
-        odd = ""  # an event that is no JSON: a heartbeat of some kind, unless nothing else comes
-        for event in events(_remember(chunks, beginning := bytearray())):
+        non_json = ""  # data of an event: a heartbeat of some kind, unless nothing else comes
+        for event in events(_keep_beginning(chunks, beginning := bytearray())):
             if event.data.strip() == "[DONE]":
                 return
             if event.name == "error":
-                raise self._failed(event.data)
-            found = _parsed(event.data)
+                raise self._error_within(event.data)
+            found = _parse_object(event.data)
             if found is None:
                 if event.data.lstrip()[:1] in ("{", "["):
                     raise failure(GARBLED, f"not a JSON object in an event of {len(event.data)} characters")
-                odd = odd or event.data
+                non_json = non_json or event.data
                 continue
-            self._refuse_error(found)
-            yield self._take(found)
-        if self._finish or self._refusal or (self._has_text and self._is_bounded):
+            self._raise_error_within(found)
+            yield self._handle_object(found)
+        if self._finish_reason or self._refusal or (self._has_text and self._is_bounded):
             return
-        self._end_without_a_word(bytes(beginning), odd)
+        self._raise_incomplete(bytes(beginning), non_json)
 
-    def _end_without_a_word(self, beginning: bytes, odd: str) -> None:
-        if self._has_text or self._is_known:
+    def _raise_incomplete(self, beginning: bytes, non_json: str) -> NoReturn:
+        if self._has_text or self._is_completion:
             sentence = BROKE_OFF if self._has_text else BROKE_OFF_EARLY
             raise failure(sentence, "the stream ended without [DONE] and without finish_reason")
-        if odd:
-            raise failure(GARBLED, f"not a JSON object in an event of {len(odd)} characters")
+        if non_json:
+            raise failure(GARBLED, f"not a JSON object in an event of {len(non_json)} characters")
         line = beginning.splitlines()[0] if beginning else b""
         if line and not FIELD.match(line):
-            raise self._foreign(_text(beginning))
+            raise self._foreign_error(_decode(beginning))
         raise failure(BROKE_OFF_EARLY, "an empty answer")
 
-    def _refuse_error(self, event: dict[str, Any]) -> None:
+    def _raise_error_within(self, event: dict[str, Any]) -> None:
         if event.get("error") or event.get("object") == "error":
-            raise self._failed(json.dumps(event))
+            raise self._error_within(json.dumps(event))
 
-    def _failed(self, data: str) -> ProviderError:
+    def _error_within(self, data: str) -> ProviderError:
         sentence = FAILED if self._has_text else FAILED_EARLY
-        return failure(sentence.format(words=words_of(data, self._hide)), "an error within the answer")
+        return failure(sentence.format(words=quote_error(data, self._hide)), "an error within the answer")
 
-    def _foreign(self, body: str) -> ProviderError:
+    def _foreign_error(self, body: str) -> ProviderError:
         detail = f"{self._kind}: {self._hide(body)[:LONGEST_WORDS]!r}"
-        words = page_title(body, self._hide)
+        words = quote_title(body, self._hide)
         return failure(FOREIGN.format(kind=self._kind, status=self._status, words=words), detail)
 
-    def _take(self, event: dict[str, Any]) -> str:
-        """The text of the first choice; notes what else it says."""
+    def _handle_object(self, event: dict[str, Any]) -> str:
+        """Return the text of the first choice; keep its refusal and finish_reason."""
         choices = event.get("choices")
         if not isinstance(choices, list):
             return ""
-        self._is_known = True
+        self._is_completion = True
         choice = choices[0] if choices and isinstance(choices[0], dict) else {}
-        said = choice.get("delta") or choice.get("message") or {}
-        said = said if isinstance(said, dict) else {}
-        text = content_text(said.get("content"))
-        self._refusal = (self._refusal + content_text(said.get("refusal")))[: 2 * LONGEST_WORDS]
-        if text or any(said.get(name) for name in ("reasoning_content", "reasoning", "reasoning_details", "refusal")):
-            self._progress()
-        if isinstance(finish := choice.get("finish_reason"), str) and finish:
-            self._finish = finish
-            self._finished()
+        delta = choice.get("delta") or choice.get("message") or {}
+        delta = delta if isinstance(delta, dict) else {}
+        text = content_text(delta.get("content"))
+        self._refusal = (self._refusal + content_text(delta.get("refusal")))[: 2 * LONGEST_WORDS]
+        if text or any(delta.get(name) for name in ("reasoning_content", "reasoning", "reasoning_details", "refusal")):
+            self._on_progress()
+        if isinstance(reason := choice.get("finish_reason"), str) and reason:
+            self._finish_reason = reason
+            self._on_finish()
         return text
 
 
 def events(chunks: Iterable[bytes]) -> Iterator[Event]:
-    """The server-sent events. Lines end at LF, CR LF or CR and nowhere else: JSON may hold U+2028.
+    """Parse server-sent events. Lines end at LF, CR LF or CR only: JSON may contain U+2028.
 
-    Comments and events without data are passed over. Raises ProviderError for one without an end.
+    Comments and events without data are skipped. Raises ProviderError for one longer than LONGEST_EVENT.
     """
     name, data, size = "", list[bytes](), 0
     for line in _lines(chunks):
@@ -196,7 +194,7 @@ def events(chunks: Iterable[bytes]) -> Iterator[Event]:
         value = value.removeprefix(b" ")
         if not line:
             if any(data):
-                yield Event(name, _text(b"\n".join(data)))
+                yield Event(name, _decode(b"\n".join(data)))
             name, data, size = "", [], 0
         elif field == b"data":
             data.append(value)
@@ -204,13 +202,13 @@ def events(chunks: Iterable[bytes]) -> Iterator[Event]:
             if size > LONGEST_EVENT:
                 raise failure(GARBLED, "an event without an end")
         elif field == b"event":
-            name = _text(value).strip()
-    if any(data):  # some servers forget the empty line behind their last event
-        yield Event(name, _text(b"\n".join(data)))
+            name = _decode(value).strip()
+    if any(data):  # some servers omit the empty line after their last event
+        yield Event(name, _decode(b"\n".join(data)))
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    open_line, size, after_cr = list[bytes](), 0, False  # looked through once, however small its pieces are
+    open_line, size, after_cr = list[bytes](), 0, False  # joined once: linear time
     for chunk in chunks:
         if after_cr and chunk:
             chunk = chunk.removeprefix(b"\n")
@@ -229,32 +227,32 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(open_line)
 
 
-def _remember(chunks: Iterable[bytes], beginning: bytearray) -> Iterator[bytes]:
-    """The same chunks; their first bytes are kept, to say what it was that came."""
+def _keep_beginning(chunks: Iterable[bytes], beginning: bytearray) -> Iterator[bytes]:
+    """Yield the chunks and keep their first bytes for an error message."""
     for chunk in chunks:
         beginning += chunk[: LONGEST_WORDS - len(beginning)] if len(beginning) < LONGEST_WORDS else b""
         yield chunk
 
 
 def answer_text(pieces: Iterable[str]) -> Iterator[str]:
-    """The same text without the reasoning before it, and with characters whole that came in halves."""
+    """Drop the reasoning before the answer and join surrogate pairs split between pieces."""
     return _without_thinking(_whole_characters(pieces))
 
 
 def _whole_characters(pieces: Iterable[str]) -> Iterator[str]:
-    """Halves that JSON escaped one by one meet again; what stays a half is no character."""
-    half = ""
+    """Join surrogates that JSON escaped separately; a lone one becomes U+FFFD."""
+    high = ""
     for piece in pieces:
-        text, half = half + piece, ""
+        text, high = high + piece, ""
         if text and ord(text[-1]) in HIGH:
-            text, half = text[:-1], text[-1]
+            text, high = text[:-1], text[-1]
         if text:
-            yield _joined(text)
-    if half:
-        yield _joined(half)
+            yield _join_surrogates(text)
+    if high:
+        yield _join_surrogates(high)
 
 
-def _joined(text: str) -> str:
+def _join_surrogates(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -263,39 +261,39 @@ def _joined(text: str) -> str:
 
 
 def _without_thinking(pieces: Iterable[str]) -> Iterator[str]:
-    held, mark = "", ""  # what may be the beginning of a mark; the mark that ends the reasoning
+    held, end_tag = "", ""  # held: possibly the beginning of a tag
     is_text = False
     for piece in pieces:
         if is_text:
             yield piece
             continue
         held += piece
-        if not mark and (found := THINKING.match(held)):
-            mark, held = f"</{found[1].lower()}>", held[found.end() :]
-        if mark:
-            at = held.lower().find(mark)
+        if not end_tag and (found := THINKING.match(held)):
+            end_tag, held = f"</{found[1].lower()}>", held[found.end() :]
+        if end_tag:
+            at = held.lower().find(end_tag)
             if at < 0:
-                held = held[-len(mark) :]
+                held = held[-len(end_tag) :]
                 continue
-            held, mark = held[at + len(mark) :].lstrip(), ""
-        elif len(held) < LONGEST_MARK and _may_begin_thinking(held):
+            held, end_tag = held[at + len(end_tag) :].lstrip(), ""
+        elif len(held) < LONGEST_TAG and _may_begin_thinking(held):
             continue
         if held:
             is_text = True
             yield held
             held = ""
-    if held and not mark:
+    if held and not end_tag:
         yield held
 
 
 def _may_begin_thinking(text: str) -> bool:
     text = text.lstrip().lower()
-    marks = ("<think>", "<thinking>", "<thought>", "<reasoning>")
-    return not text or any(mark.startswith(text) for mark in marks)
+    tags = ("<think>", "<thinking>", "<thought>", "<reasoning>")
+    return not text or any(tag.startswith(text) for tag in tags)
 
 
 def content_text(content: object) -> str:
-    """The text of a content: a string, or a list of parts, of which some are text."""
+    """Return the text of a content: a string, or a list of parts of several types."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -304,7 +302,7 @@ def content_text(content: object) -> str:
     return "".join(text for part in parts if isinstance(text := part.get("text"), str))
 
 
-def _parsed(data: str) -> dict[str, Any] | None:
+def _parse_object(data: str) -> dict[str, Any] | None:
     try:
         event = json.loads(data)
     except (ValueError, RecursionError):
@@ -312,35 +310,35 @@ def _parsed(data: str) -> dict[str, Any] | None:
     return event if isinstance(event, dict) else None
 
 
-def _text(data: bytes) -> str:
+def _decode(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
 def failure(sentence: str, detail: str) -> ProviderError:
-    """The sentence for the person; the log says more."""
+    """Make an error from a sentence for the person, and log it with the detail."""
     log.warning("%s [%s]", sentence, detail)
     return ProviderError(sentence)
 
 
-def words_of(body: str, hide: Hide) -> str:
-    """What a server says in an error, in OpenAI's form or that of others: one line, not long, to end a clause with."""
-    found: object = _parsed(body)
+def quote_error(body: str, hide: Hide) -> str:
+    """Quote the message of an error in OpenAI's or a similar form, as the end of a clause."""
+    found: object = _parse_object(body)
     if found is None:
         found = "" if body.lstrip()[:1] in ("{", "[", "<", "") else body
     for name in ("error", "message", "detail", "msg"):
         found = found.get(name, found) if isinstance(found, dict) else found
-    return quoted(found, hide) if isinstance(found, str) else ""
+    return quote(found, hide) if isinstance(found, str) else ""
 
 
-def page_title(body: str, hide: Hide) -> str:
-    """What a page calls itself, to end a clause with."""
+def quote_title(body: str, hide: Hide) -> str:
+    """Quote a page's title, as the end of a clause."""
     found = re.search(r"<title[^>]*>([^<]+)", body, re.I)
-    return quoted(found[1], hide) if found else ""
+    return quote(found[1], hide) if found else ""
 
 
-def quoted(text: str, hide: Hide) -> str:
-    """Somebody else's words, in one line."""
-    words = hide(" ".join(_joined(text).split()))
+def quote(text: str, hide: Hide) -> str:
+    """Quote foreign text in one line of at most LONGEST_WORDS characters; "" if empty."""
+    words = hide(" ".join(_join_surrogates(text).split()))
     if len(words) > LONGEST_WORDS:
         words = words[: LONGEST_WORDS - 1] + "…"
     return f": “{words}”" if words else ""

@@ -1,8 +1,7 @@
-"""Answers from any server that speaks OpenAI's chat completions: hosted, company-wide or on the same machine.
+"""Answers from any server with OpenAI's chat completions: hosted, company-wide or on the same machine.
 
-Plain HTTP and an own reader (`completions.py`) instead of the vendor's package: quick to import, nothing to unlearn
-under gevent. Every failure ends as a sentence that says which layer failed and what to do. The key is in no message,
-no log.
+Plain HTTP and a parser (`completions.py`) instead of the vendor's package: quick to import and safe under gevent.
+Every failure becomes a sentence that names the failed layer and a remedy. The key is never shown or logged.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ import httpx
 from gevent import monkey
 
 from chatapp.assistant import completions
-from chatapp.assistant.completions import LONGEST_WORDS, failure, page_title, words_of
+from chatapp.assistant.completions import LONGEST_WORDS, failure, quote_error, quote_title
 from chatapp.assistant.provider import ProviderError
 from chatapp.config import Settings
 from chatapp.store import Turn
 
 CONNECT_S = 10.0
 SLICE_S, A_TURN_S = 0.004, 1e-6
-A_PIECE = 8192  # bytes, some milliseconds of small events
+PIECE_BYTES = 8192  # some milliseconds of small events
 LONGEST_WAIT_S = 10.0
-"""A server that asks for a pause gets it and one more try, if the pause is no longer than this."""
+"""The longest Retry-After that is obeyed, with one more request."""
 MOST_CHARACTERS = 24_000
-"""As much of a conversation goes along, newest first: some 6,000 tokens."""
+"""Characters of a conversation sent, newest first: about 6,000 tokens."""
 LONGEST_ERROR = 4096  # bytes read of an error
-GRACE_S = 1.0  # how long text may still come once the model has said that it is at its end
+GRACE_S = 1.0  # for further text after the `finish_reason`
 
 QUOTA = (
     "The chat server's account at the model server has used up what it may use ({status}){words}. "
     "The operator of this chat checks the account's plan and billing."
 )
-# How servers name that: waiting does not help.
+# Error codes for QUOTA: waiting does not help.
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded"}
 BY_STATUS = {
     400: "The model server did not accept the request (400){words}. "
@@ -90,11 +89,11 @@ UNUSABLE = (
 
 Kind = TypeVar("Kind", bound=BaseException)
 
-PlainSocket: Any = monkey.get_original("socket", "socket")  # gevent's would wait for its own loop
+PlainSocket: Any = monkey.get_original("socket", "socket")  # gevent's would involve its event loop
 
 
 class OpenAI:
-    """Asks one model of one server. Each answer has a connection of its own, closed the moment it is not wanted."""
+    """The provider for one model of one server. Each answer has its own connection, closed with the iterator."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = f"{settings.openai_base_url}/chat/completions"
@@ -102,10 +101,10 @@ class OpenAI:
         self._model = settings.openai_model
         self._prompt = settings.openai_system_prompt
         self._silence = settings.openai_timeout
-        self._making = threading.Lock()
+        self._lock = threading.Lock()
 
     def answer(self, history: Sequence[Turn]) -> Iterator[str]:
-        """The model's words as they come. What is not understood or not told in words is left out."""
+        """Yield the model's text as it comes."""
         request = {"model": self._model, "messages": messages(self._prompt, history), "stream": True}
         begun = False
         try:
@@ -113,9 +112,9 @@ class OpenAI:
                 begun = True
                 yield piece
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            # An address may hold a proxy's password: of one that cannot be read, nothing is repeated.
-            detail = "InvalidURL" if isinstance(error, httpx.InvalidURL) else self._hidden(repr(error))
-            raise failure(self._sentence(error, begun), detail) from None
+            # An invalid URL may contain a proxy's password, so it is not logged.
+            detail = "InvalidURL" if isinstance(error, httpx.InvalidURL) else self._hide(repr(error))
+            raise failure(self._connection_sentence(error, begun), detail) from None
 
     def _stream(self, request: dict[str, Any]) -> Iterator[str]:
         wait = None
@@ -125,71 +124,68 @@ class OpenAI:
                     yield from self._read(response)
                     return
                 body = _beginning(response)
-                wait = None if last or _is_quota(body) else _short_wait(response)
+                wait = None if last or _is_quota(body) else _retry_delay(response)
                 if wait is None:
                     self._refuse(response, body)
             time.sleep(wait)
 
     def _read(self, response: httpx.Response) -> Iterator[str]:
-        """The answer, whatever form it has."""
         is_bounded = "Transfer-Encoding" in response.headers or "Content-Length" in response.headers
-        with Patience(response, self._silence) as patience:
-            reader = completions.Reader(
-                _kind(response), response.status_code, is_bounded, self._hidden, patience.renew, patience.shorten
-            )
+        with SilenceWatchdog(response, self._silence) as watchdog:
+            kind, status = _content_type(response), response.status_code
+            reader = completions.Reader(kind, status, is_bounded, self._hide, watchdog.renew, watchdog.shorten)
             try:
-                yield from reader.read(patience.watched(_by_turns(response.iter_bytes())))
-            except Impatient:
+                yield from reader.read(watchdog.guard(_yielding(response.iter_bytes())))
+            except SilenceTimeout:
                 if not reader.is_finished:
                     raise failure(SILENT.format(seconds=self._silence), "kept alive without an answer") from None
-                reader.end()  # nothing more came after its last word
+                reader.end()
 
     @property
     def _client(self) -> httpx.Client:
-        """The one client, made by whoever asks first: after the fork, where gevent's sockets are in place."""
+        """The HTTP client, made at its first use, after the fork and gevent's monkey-patching."""
         try:
-            with self._making:
-                return self._made
-        except (ImportError, ValueError, OSError) as error:  # SOCKS without its package, a proxy that is no address, …
-            raise failure(UNUSABLE, self._hidden(repr(error))) from None
+            with self._lock:
+                return self._cached_client
+        except (ImportError, ValueError, OSError) as error:  # SOCKS without its package, an invalid proxy URL, …
+            raise failure(UNUSABLE, self._hide(repr(error))) from None
 
     @cached_property
-    def _made(self) -> httpx.Client:
+    def _cached_client(self) -> httpx.Client:
         timeout = httpx.Timeout(self._silence, connect=CONNECT_S, pool=None)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         return httpx.Client(verify=trust(os.environ), timeout=timeout, limits=limits)
 
     def _headers(self) -> dict[str, str]:
-        wanted = {"Accept": "text/event-stream"}
-        return wanted | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        headers = {"Accept": "text/event-stream"}
+        return headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
 
     def _refuse(self, response: httpx.Response, body: str) -> NoReturn:
-        """Raise ProviderError for an answer that is none."""
-        kind = _kind(response)
-        raise failure(self._refusal(response, kind, body), f"{kind}: {self._hidden(body)[:LONGEST_WORDS]!r}")
+        """Raise ProviderError for a response without an answer."""
+        kind = _content_type(response)
+        raise failure(self._refusal_sentence(response, kind, body), f"{kind}: {self._hide(body)[:LONGEST_WORDS]!r}")
 
-    def _refusal(self, response: httpx.Response, kind: str, body: str) -> str:
-        """The sentence for it."""
-        status, words = response.status_code, words_of(body, self._hidden)
+    def _refusal_sentence(self, response: httpx.Response, kind: str, body: str) -> str:
+        status, words = response.status_code, quote_error(body, self._hide)
         if status == 407:
             return BY_STATUS[407]
         if body.lstrip().startswith("<"):
             sentence = GATEWAY if status in (502, 503, 504) else completions.FOREIGN
-            return sentence.format(kind=kind, status=status, words=page_title(body, self._hidden))
+            return sentence.format(kind=kind, status=status, words=quote_title(body, self._hide))
         if status < 400:
             return REDIRECT.format(status=status)
         sentence = QUOTA if _is_quota(body) else BY_STATUS.get(status, BROKEN if status >= 500 else REFUSAL)
-        return sentence.format(status=status, words=words, model=self._model, again=_again(response))
+        return sentence.format(status=status, words=words, model=self._model, again=_retry_sentence(response))
 
-    def _sentence(self, error: Exception, begun: bool) -> str:
-        """What became of the connection, in words."""
+    def _connection_sentence(self, error: Exception, begun: bool) -> str:
+        """Describe a connection error for people."""
         match error:
             case httpx.ProxyError():
-                return PROXY.format(why=self._hidden(str(error))[:LONGEST_WORDS])
+                return PROXY.format(why=self._hide(str(error))[:LONGEST_WORDS])
             case httpx.ConnectTimeout():
                 return UNREACHABLE.format(why=f"no connection within {CONNECT_S:g} s")
             case httpx.ConnectError():
-                return _unconnected(error)
+                return _connect_sentence(error)
             case httpx.TimeoutException():
                 return SILENT.format(seconds=self._silence)
             case httpx.InvalidURL() | httpx.UnsupportedProtocol():
@@ -198,48 +194,48 @@ class OpenAI:
                 return completions.GARBLED
         return completions.BROKE_OFF if begun else completions.BROKE_OFF_EARLY
 
-    def _hidden(self, text: str) -> str:
-        """Some servers repeat the key in what they say."""
+    def _hide(self, text: str) -> str:
+        """Remove the key, which some servers repeat in their messages."""
         return text.replace(self._key, "(key)") if self._key else text
 
 
-class Impatient(Exception):
-    """A server kept the line alive and sent nothing of an answer."""
+class SilenceTimeout(Exception):
+    """A server kept the connection alive without sending an answer."""
 
 
-class Patience:
-    """Cuts the line of such a server: what only keeps it alive resets the client's own time-out."""
+class SilenceWatchdog:
+    """A thread that cuts the connection of a server that sends only keep-alives, which reset httpx's timeout."""
 
     def __init__(self, response: httpx.Response, silence_s: float) -> None:
-        self._is_over = False
+        self._has_expired = False
         self._socket = response.extensions["network_stream"].get_extra_info("socket")
         self._silence_s = silence_s
         self._until = time.monotonic() + silence_s
         self._changed = threading.Event()
         self._is_done = False
 
-    def watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """The same chunks. Raises Impatient where they end because of this."""
+    def guard(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the chunks. Raises SilenceTimeout if the watchdog ended them."""
         try:
             yield from chunks
         except httpx.TransportError:
-            if not self._is_over:
+            if not self._has_expired:
                 raise
-        if self._is_over:
-            raise Impatient
+        if self._has_expired:
+            raise SilenceTimeout
 
     def renew(self) -> None:
-        """Something of the answer came."""
+        """Restart the timeout, after a piece of the answer."""
         self._until = time.monotonic() + self._silence_s
 
     def shorten(self) -> None:
-        """It is whole, as far as the model is concerned."""
+        """Shorten the timeout to GRACE_S, after the `finish_reason`."""
         self._until = time.monotonic() + min(GRACE_S, self._silence_s)
         self._silence_s = min(GRACE_S, self._silence_s)
         self._changed.set()
 
-    def __enter__(self) -> Patience:
-        threading.Thread(target=self._watch, name="chatapp-patience", daemon=True).start()
+    def __enter__(self) -> SilenceWatchdog:
+        threading.Thread(target=self._watch, name="chatapp-silence", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -250,7 +246,7 @@ class Patience:
         while not self._is_done:
             left = self._until - time.monotonic()
             if left <= 0:
-                self._is_over = True
+                self._has_expired = True
                 _shut(self._socket.fileno())
                 return
             self._changed.wait(left)
@@ -258,45 +254,45 @@ class Patience:
 
 
 def _shut(fd: int) -> None:
-    """End a connection by its number, under whatever is wrapped around it: whoever reads finds its end."""
+    """Shut a connection down by its file descriptor, beneath TLS and gevent, so that its reader gets an end of file."""
     plain = PlainSocket(fileno=fd)
     try:
         plain.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # the other side was faster
+        pass  # already closed by the server
     finally:
         plain.detach()
 
 
-def _by_turns(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes. Whoever always has more to say must not be all that this process does."""
+def _yielding(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes in pieces, with pauses for other greenlets, also from a server that never pauses."""
     until = time.monotonic() + SLICE_S
     for chunk in chunks:
-        for at in range(0, len(chunk), A_PIECE):
-            yield chunk[at : at + A_PIECE]
+        for at in range(0, len(chunk), PIECE_BYTES):
+            yield chunk[at : at + PIECE_BYTES]
             if time.monotonic() > until:
                 time.sleep(A_TURN_S)
                 until = time.monotonic() + SLICE_S
 
 
 def trust(environ: Mapping[str, str]) -> ssl.SSLContext:
-    """Whom to believe: SSL_CERT_FILE and SSL_CERT_DIR, else REQUESTS_CA_BUNDLE, else the system's and certifi's."""
-    # OpenSSL reads the first two by itself; what was named is meant instead of the rest.
+    """Load trusted CAs: SSL_CERT_FILE and SSL_CERT_DIR, else REQUESTS_CA_BUNDLE, else the system's and certifi's."""
+    # OpenSSL reads the first two by itself.
     if environ.get("SSL_CERT_FILE") or environ.get("SSL_CERT_DIR"):
         return ssl.create_default_context()
     if bundle := environ.get("REQUESTS_CA_BUNDLE"):
-        folder = os.path.isdir(bundle)
-        return ssl.create_default_context(cafile=None if folder else bundle, capath=bundle if folder else None)
+        is_folder = os.path.isdir(bundle)
+        return ssl.create_default_context(cafile=None if is_folder else bundle, capath=bundle if is_folder else None)
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context
 
 
 def messages(prompt: str, history: Sequence[Turn]) -> list[dict[str, str]]:
-    """The conversation as the model reads it: the newest turns that fit, roles taking turns, a question last."""
+    """Return the newest turns that fit, with alternating roles, a question last. Raises ProviderError for none."""
     turns = [turn for turn in history if turn.body.strip()]
     while turns and turns[-1].author == "assistant":
-        turns.pop()  # asked to answer again: the answer that broke off stands last
+        turns.pop()  # a retry: the interrupted answer comes last
     kept = _newest(turns)
     while kept and kept[0]["role"] == "assistant":
         kept.pop(0)
@@ -306,7 +302,7 @@ def messages(prompt: str, history: Sequence[Turn]) -> list[dict[str, str]]:
 
 
 def _newest(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    """Whole turns from the end, within the size; several in a row by one author become one, as many models want it."""
+    """Return whole turns from the end, up to the limit; successive ones of an author are joined for many models."""
     kept: list[dict[str, str]] = []
     room = MOST_CHARACTERS
     for turn in reversed(turns):
@@ -321,26 +317,25 @@ def _newest(turns: Sequence[Turn]) -> list[dict[str, str]]:
     return kept
 
 
-def _unconnected(error: httpx.ConnectError) -> str:
-    """Why there is no connection: nobody there, or somebody who is not trusted."""
+def _connect_sentence(error: httpx.ConnectError) -> str:
+    """Describe a failed connection: unreachable or untrusted."""
     cause = _cause(error, OSError)
     if isinstance(cause, ssl.SSLError):
         return UNTRUSTED.format(why=getattr(cause, "verify_message", "") or cause.reason or "no handshake")
     return UNREACHABLE.format(why=(cause and cause.strerror) or "no way leads there")
 
 
-def _kind(response: httpx.Response) -> str:
-    """What the answer is called."""
+def _content_type(response: httpx.Response) -> str:
     return response.headers.get("Content-Type", "").partition(";")[0].strip().lower() or "something unnamed"
 
 
 def _is_quota(body: str) -> bool:
-    """Whether an error says that the account is used up, and not that it is too fast."""
+    """Return True if the account is exhausted, not merely rate-limited."""
     return any(f'"{code}"' in body for code in QUOTA_CODES)
 
 
 def _beginning(response: httpx.Response) -> str:
-    """The first characters of an error."""
+    """Return the first LONGEST_ERROR bytes of a body as text."""
     body = b""
     for chunk in response.iter_bytes():
         body += chunk
@@ -349,8 +344,8 @@ def _beginning(response: httpx.Response) -> str:
     return body[:LONGEST_ERROR].decode("utf-8", "replace")
 
 
-def _pause(response: httpx.Response) -> float | None:
-    """The wait that the server asks for in seconds, if it does."""
+def _retry_after(response: httpx.Response) -> float | None:
+    """Return the Retry-After in seconds, or None."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)
@@ -360,21 +355,21 @@ def _pause(response: httpx.Response) -> float | None:
         return None
 
 
-def _short_wait(response: httpx.Response) -> float | None:
-    """How long to wait before trying again, where that is worth it."""
-    pause = _pause(response) if response.status_code in (429, 503) else None
+def _retry_delay(response: httpx.Response) -> float | None:
+    """Return the seconds until a retry, or None if none is worth the wait."""
+    pause = _retry_after(response) if response.status_code in (429, 503) else None
     return pause if pause is not None and pause <= LONGEST_WAIT_S else None
 
 
-def _again(response: httpx.Response) -> str:
-    pause = _pause(response)
+def _retry_sentence(response: httpx.Response) -> str:
+    pause = _retry_after(response)
     if pause is None:
         return "Ask again in a moment."
     return f"Ask again in {pause:.0f} s." if pause < 120 else f"Ask again in {pause / 60:.0f} minutes."
 
 
 def _cause(error: BaseException, kind: type[Kind]) -> Kind | None:
-    """The nearest error of that kind behind an error. The client hides some causes, so the context counts too."""
+    """Return the nearest cause of that kind. httpx hides some causes, so the context counts too."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, kind):
         cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""What everyone who writes answers has in common."""
+"""The interface of an answer provider."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -7,14 +7,14 @@ from chatapp.store import Turn
 
 
 class ProviderError(Exception):
-    """The answer cannot be given; the message is a sentence for the person who asked."""
+    """No answer; the message is a sentence for the person asking."""
 
 
 class Provider(Protocol):
-    """Whoever writes answers."""
+    """A source of answers."""
 
     def answer(self, history: Sequence[Turn]) -> Iterator[str]:
-        """Markdown of the answer to the newest turns, in pieces. Closing the iterator stops the work.
+        """Yield Markdown of the answer to the newest turns, in pieces. Closing the iterator stops the work.
 
-        Raises ProviderError where no answer can be given.
+        Raises ProviderError if no answer can be given.
         """

@@ -1,8 +1,8 @@
 """Durable answers: claims queued runs, writes each answer as it grows, and ends it exactly once.
 
-The database holds the truth. Whatever happens to this process, the next one finds its runs within seconds: those of
-which nothing was shown go on, the others end as interrupted with what was written kept. A database that is locked or
-full for a while ends nothing: the provider is read on, and what it says is written as soon as that works.
+The database holds the truth. If this process dies, the next one finds its runs within seconds: those without shown
+text are resumed, the others end as interrupted and keep their text. A database that is locked or full for a while ends
+nothing: reading from the provider goes on, and its text is written once the database accepts it.
 """
 
 import gc
@@ -22,23 +22,23 @@ from chatapp.store import ClaimedRun, StorageUnavailable, Turn
 from chatapp.store.runs import AGAIN, MOST_AT_ONCE, IsGone, Verdict
 
 FLUSH_S = 0.15
-"""How often an answer that grows is written, in seconds."""
+"""Seconds between two writes of a growing answer."""
 LOOK_S = 1.0
-"""How often a run asks whether to stop where it has nothing to write and no notice came, in seconds."""
+"""Seconds between two checks for a stop request without text to write and without a notice."""
 LOOK_AROUND_S = 5.0
-"""How often the queue, and the runs of processes that ended, are looked at without a notice, in seconds."""
+"""Seconds between two checks, without a notice, of the queue and of the runs of ended processes."""
 RECOUNT_S = 1.0
-"""How often at most those that wait hear how many are before them, in seconds."""
+"""Least seconds between two updates of the places in the queue."""
 RETRY_S = 1.0
-"""After how many seconds a write is tried again that the database did not take."""
+"""Seconds until a failed write is retried."""
 SLICE_S = 0.004
-"""A provider that always has more to say lets others run after so many seconds."""
+"""Seconds after which a provider that never pauses yields to the event loop."""
 A_TURN_S = 1e-6
-"""A timer, however short, lets the event loop look at its sockets."""
+"""A timer, however short, lets the event loop poll its sockets; `sleep(0)` does so only every 50th time."""
 MOST_WRITTEN = 50
-"""Blocks in one transaction: some 5 ms of the event loop; more follow after a turn."""
+"""Blocks in one transaction: about 5 ms of the event loop; more follow after a yield."""
 LONG_BLOCK = 3000
-"""Characters of an open block from which on it is rendered beside the event loop: some 10 ms."""
+"""Characters of an open block above which it is rendered in a thread: about 10 ms."""
 DRAIN_S = 5.0
 
 FAILED = "The assistant failed on this question. The server's log says why."
@@ -55,14 +55,14 @@ log = logging.getLogger(__name__)
 
 
 class RunStore(Protocol):
-    """What a runner needs of the store (``Store.runs``)."""
+    """The runner's interface to the store (``Store.runs``)."""
 
     def claim_run(self, lease: str) -> ClaimedRun | None:
         """Take the next queued run."""
         ...
 
     def write_answer(self, run: ClaimedRun, lease: str, body: str, changed: Blocks) -> Verdict:
-        """Store what there is so far, and renew the heartbeat."""
+        """Store the text so far and renew the heartbeat."""
         ...
 
     def end_run(self, run: ClaimedRun, lease: str, state: str, body: str, changed: Blocks, error: str | None) -> None:
@@ -70,64 +70,64 @@ class RunStore(Protocol):
         ...
 
     def reap_runs(self, is_gone: IsGone, by: str, room: int) -> tuple[int, list[ClaimedRun]]:
-        """End the runs whose writer is gone, or take them over."""
+        """End or take over the runs without a living writer."""
         ...
 
     def recount(self) -> None:
-        """Have those that wait told how many are before them now."""
+        """Update the places in the queue."""
         ...
 
 
 class Liveness(Protocol):
-    """What a runner needs to know of processes (``store.workers.Worker``)."""
+    """The runner's view of processes (``store.workers.Worker``)."""
 
     name: str
 
     def start(self) -> None:
-        """Show that this process lives."""
+        """Mark this process as alive."""
         ...
 
     def stop(self) -> None:
-        """Show it no longer."""
+        """Remove the mark."""
         ...
 
     def is_alive(self, name: str) -> bool:
-        """Whether the process of that name lives."""
+        """Return True if the process of that name is alive."""
         ...
 
 
-class _Answer:
-    """One run being answered: a reader takes text from the provider, ``write`` stores it by the clock."""
+class _AnswerWriter:
+    """The writing of one run: a greenlet reads from the provider, ``work`` stores the text at intervals."""
 
     def __init__(self, store: RunStore, provider: Provider, run: ClaimedRun, longest: int) -> None:
         self.run = run
         self._store = store
         self._provider = provider
         self._longest = longest
-        self._room = longest  # characters that may still be read
+        self._room = longest  # characters still to be read at most
         self._text = GrowingAnswer()
-        self._pieces: list[str] = []  # read and not yet taken in
+        self._pieces: list[str] = []  # read, not yet rendered
         self._unwritten: dict[int, str] = {}
         self._reader = gevent.Greenlet(self._read, run.history)
         self._interrupted = False
-        self._asked = False
+        self._must_flush = False
         self._is_cut = False
         self._written_at = self._next_try = 0.0  # monotonic
 
-    def look(self) -> None:
-        """Somebody may have asked to stop: ask the store at the next flush, also where nothing is new."""
-        self._asked = True
+    def flush_soon(self) -> None:
+        """Flush soon, even without new text, since the store answers a write with a stop request."""
+        self._must_flush = True
 
     def interrupt(self) -> None:
-        """Have the run end as interrupted at once, with what it has. Does not wait."""
+        """End the run as interrupted, with its text so far. Does not wait."""
         self._interrupted = True
         self._reader.kill(block=False)
 
     def work(self) -> None:
-        """Write the answer to its end. Never raises: a run that fails says so and is logged."""
+        """Write the answer to its end. Never raises: a failure ends the run as failed and is logged."""
         try:
             self._write()
-        except Exception as error:  # the outermost line of a run: it must end with a word, whatever went wrong
+        except Exception as error:  # the outermost handler of a run, which must not stay open
             log.exception("run %d failed", self.run.id)
             self._fail(str(error) if isinstance(error, ProviderError) else FAILED)
 
@@ -136,10 +136,10 @@ class _Answer:
         if verdict == "lost":
             log.warning("run %d is another writer's now", self.run.id)
             return
-        self._take_in()
+        self._render_pieces()
         if self._interrupted and not self._text.body:
-            return  # nobody has seen anything of it: the next process goes on with it
-        compute_in_thread(_uncollected, self._text.finish)
+            return  # nothing was shown: the next process resumes it
+        compute_in_thread(_without_gc, self._text.finish)
         if self._interrupted:
             self._end("interrupted")
         elif verdict == "stop":
@@ -156,7 +156,7 @@ class _Answer:
             self._end("failed", EMPTY)
 
     def _write_until_read(self) -> Verdict:
-        """Write by the clock until the provider is done, somebody stops it, or the lease is lost."""
+        """Write at intervals until the provider ends, a person stops the run, or the lease is lost."""
         if not self._interrupted:
             self._reader.start()
         self._written_at = time.monotonic()
@@ -165,42 +165,42 @@ class _Answer:
                 self._reader.join(timeout=FLUSH_S)
                 if self._reader.ready():
                     break
-                self._take_in()
+                self._render_pieces()
                 if self._is_due() and (verdict := self._flush()) != "go":
                     return verdict
         finally:
-            self._reader.kill(timeout=LOOK_S)  # closes the provider's iterator; nothing where it is done
+            self._reader.kill(timeout=LOOK_S)  # closes the provider's iterator
         return "go"
 
     def _is_due(self) -> bool:
         now = time.monotonic()
-        has_reason = self._unwritten or self._asked or now - self._written_at >= LOOK_S
+        has_reason = self._unwritten or self._must_flush or now - self._written_at >= LOOK_S
         return bool(has_reason) and now >= self._next_try
 
-    def _take_in(self) -> None:
-        """Render what was read meanwhile. A long open block takes long, so that is done beside the event loop."""
+    def _render_pieces(self) -> None:
+        """Render the pieces read meanwhile, in a thread if the open block is long."""
         pieces, self._pieces = self._pieces, []
         text = "".join(pieces)
         is_long = self._text.open_length + len(text) > LONG_BLOCK
-        self._unwritten.update(compute_in_thread(_uncollected, self._render, text) if is_long else self._render(text))
+        self._unwritten.update(compute_in_thread(_without_gc, self._render, text) if is_long else self._render(text))
 
     def _render(self, text: str) -> list[tuple[int, str]]:
         self._text.feed(text)
         return self._text.changed()
 
     def _flush(self) -> Verdict:
-        """Write what changed; it stays unwritten, for the next time, where the database does not take it."""
-        self._asked = False
+        """Write changed blocks; if the database fails, they stay for the next time."""
+        self._must_flush = False
         try:
-            while (verdict := self._write_some()) == "go" and self._unwritten:
+            while (verdict := self._write_first()) == "go" and self._unwritten:
                 gevent.sleep(A_TURN_S)
         except StorageUnavailable:
-            self._asked, self._next_try = True, time.monotonic() + RETRY_S
+            self._must_flush, self._next_try = True, time.monotonic() + RETRY_S
             return "go"
         return verdict
 
-    def _write_some(self) -> Verdict:
-        """Write the first of the blocks that changed: on "go" alone they are stored. Raises StorageUnavailable."""
+    def _write_first(self) -> Verdict:
+        """Write the first changed blocks, which are stored only if it returns "go". Raises StorageUnavailable."""
         changed = sorted(self._unwritten.items())[:MOST_WRITTEN]
         verdict = self._store.write_answer(self.run, self.run.lease, self._text.body, changed)
         for index, _ in changed if verdict == "go" else ():
@@ -209,7 +209,7 @@ class _Answer:
         return verdict
 
     def _read(self, history: Sequence[Turn]) -> Exception | None:
-        """Take the provider's text as fast as it comes. What goes wrong is told to the writer."""
+        """Read the provider's text as fast as it comes. Returns any exception, for the writer."""
         try:
             pieces = self._provider.answer(history)
             try:
@@ -217,12 +217,12 @@ class _Answer:
             finally:
                 close: Callable[[], object] = getattr(pieces, "close", lambda: None)
                 close()
-        except Exception as error:  # handed to the writer, which raises it where it can be told
+        except Exception as error:  # raised again by the writer
             return error
         return None
 
     def _read_pieces(self, pieces: Iterator[str]) -> None:
-        """Up to the longest answer: whatever comes, memory is bounded by it."""
+        """Read up to the longest answer, which bounds the memory."""
         until = time.monotonic() + SLICE_S
         for piece in pieces:
             self._pieces.append(piece[: self._room])
@@ -235,30 +235,30 @@ class _Answer:
                 until = time.monotonic() + SLICE_S
 
     def _fail(self, sentence: str) -> None:
-        """The last word on a run that broke. Where not even that can be stored, the reaper ends it."""
+        """End a broken run as failed. If even that cannot be stored, the reaper ends it."""
         try:
-            self._take_in()
-            compute_in_thread(_uncollected, self._text.finish)
+            self._render_pieces()
+            compute_in_thread(_without_gc, self._text.finish)
             self._end("failed", sentence)
-        except Exception:  # the store itself fails: nothing is left to try
+        except Exception:  # the store itself fails
             log.exception("run %d could not be ended; it will be found as interrupted", self.run.id)
 
     def _end(self, state: State, error: str | None = None) -> None:
         self._unwritten.update(self._text.changed())
         while True:
             try:
-                while len(self._unwritten) > MOST_WRITTEN and self._write_some() == "go":
+                while len(self._unwritten) > MOST_WRITTEN and self._write_first() == "go":
                     gevent.sleep(A_TURN_S)
-                # Where somebody asked to stop only this takes what is left, however much.
+                # After a stop request the store refuses `write_answer`, so all that is left goes here, however much.
                 rest = sorted(self._unwritten.items())
                 return self._store.end_run(self.run, self.run.lease, state, self._text.body, rest, error)
-            except StorageUnavailable:  # it is kept until the database takes it, or this process ends
+            except StorageUnavailable:  # kept until the database accepts it or this process ends
                 gevent.sleep(RETRY_S)
 
 
-def _uncollected(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call it without collections of garbage: each would look at all that a long text was parsed into, which takes up
-    to a second in which nobody else can run, and finds nothing."""
+def _without_gc(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call without garbage collection, which would scan every token of a long text, block the event loop for up to a
+    second, and find nothing."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -269,10 +269,10 @@ def _uncollected(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
 
 
 class Runner:
-    """Answers what is queued, one greenlet a run, 16 at most at once; the others wait in the database."""
+    """The loop that answers queued runs, each in a greenlet, up to MOST_AT_ONCE; the others wait in the database."""
 
     def __init__(self, store: RunStore, bus: Bus, provider: Provider, worker: Liveness, longest: int) -> None:
-        """`longest`: characters of an answer."""
+        """`longest`: most characters of an answer."""
         self._store = store
         self._bus = bus
         self._provider = provider
@@ -280,51 +280,51 @@ class Runner:
         self._longest = longest
         self._wake = Event()
         self._draining = Event()
-        self._answers: dict[gevent.Greenlet, _Answer] = {}
+        self._answers: dict[gevent.Greenlet, _AnswerWriter] = {}
         self._loop: gevent.Greenlet | None = None
-        self._looked_around = self._recounted = float("-inf")  # monotonic
+        self._reaped_at = self._recounted_at = float("-inf")  # monotonic
         self._unsubscribe: Callable[[], None] | None = None
 
     def start(self) -> None:
-        """Begin to answer, and to look after runs whose writer is gone. Returns at once."""
+        """Start answering queued runs and reaping abandoned ones. Returns at once."""
         self._worker.start()
         self._unsubscribe = self._bus.subscribe(RUNS, self._on_notice)
-        self._loop = gevent.spawn(self._work)
+        self._loop = gevent.spawn(self._run)
 
     def drain(self, timeout: float = DRAIN_S) -> None:
-        """Take no more runs; those that are being answered end as interrupted, with what was written."""
+        """Claim no more runs; those being answered end as interrupted and keep their text. `timeout`: seconds."""
         self._draining.set()
         self._wake.set()
         if self._unsubscribe is not None:
             self._unsubscribe()
         for answer in list(self._answers.values()):
             answer.interrupt()
-        # The loop may be claiming: it is waited for, so that no run is left behind without a writer.
+        # The loop may be claiming: wait for it, or a run would be left without a writer.
         gevent.joinall([*([self._loop] if self._loop else []), *self._answers], timeout=timeout)
         self._worker.stop()
 
     def running(self) -> int:
-        """How many answers are being written."""
+        """Return the number of answers being written."""
         return len(self._answers)
 
     def _on_notice(self, topic: int) -> None:
-        """Something is queued, or somebody asks to stop. Does not block."""
+        """Handle a new run or a stop request. Does not block."""
         self._wake.set()
         for answer in self._answers.values():
-            answer.look()
+            answer.flush_soon()
 
-    def _work(self) -> None:
-        """Claim and look around by turns, so that what was just claimed never looks like left behind."""
+    def _run(self) -> None:
+        """Reap and claim in one greenlet, so that a run just claimed is never taken for an abandoned one."""
         while not self._draining.is_set():
             self._wake.clear()
-            self._safely(self._look_around)
-            self._safely(self._claim_all)
-            due = self._looked_around + LOOK_AROUND_S
-            if time.monotonic() - self._recounted >= RECOUNT_S:
-                self._recounted = time.monotonic()
-                self._safely(self._store.recount)
+            self._run_step(self._reap)
+            self._run_step(self._claim_all)
+            due = self._reaped_at + LOOK_AROUND_S
+            if time.monotonic() - self._recounted_at >= RECOUNT_S:
+                self._recounted_at = time.monotonic()
+                self._run_step(self._store.recount)
             else:
-                due = min(due, self._recounted + RECOUNT_S)
+                due = min(due, self._recounted_at + RECOUNT_S)
             self._wake.wait(timeout=max(0.0, due - time.monotonic()))
 
     def _claim_all(self) -> None:
@@ -334,11 +334,11 @@ class Runner:
                 return
             self._spawn(run)
 
-    def _look_around(self) -> None:
-        """See to the runs of processes that ended."""
-        if time.monotonic() - self._looked_around < LOOK_AROUND_S:  # a notice woke us
+    def _reap(self) -> None:
+        """End or resume the runs of processes that ended."""
+        if time.monotonic() - self._reaped_at < LOOK_AROUND_S:  # woken by a notice
             return
-        self._looked_around = time.monotonic()
+        self._reaped_at = time.monotonic()
         room = max(0, MOST_AT_ONCE - len(self._answers))
         ended, resumed = self._store.reap_runs(self._is_gone, self._worker.name, room)
         if ended or resumed:
@@ -348,28 +348,28 @@ class Runner:
 
     def _is_gone(self, run: int, lease: str) -> bool:
         name = lease.rstrip(AGAIN)
-        if name == self._worker.name:  # its greenlet may have ended without a last word
+        if name == self._worker.name:  # its greenlet may have ended without storing that
             return all(answer.run.id != run for answer in self._answers.values())
         return not self._worker.is_alive(name)
 
     def _spawn(self, run: ClaimedRun) -> None:
-        answer = _Answer(self._store, self._provider, run, self._longest)
+        answer = _AnswerWriter(self._store, self._provider, run, self._longest)
         greenlet = gevent.Greenlet(answer.work)
         self._answers[greenlet] = answer
-        greenlet.link(self._ended)
+        greenlet.link(self._on_end)
         if self._draining.is_set():
             answer.interrupt()
         greenlet.start()
 
-    def _ended(self, greenlet: gevent.Greenlet) -> None:
+    def _on_end(self, greenlet: gevent.Greenlet) -> None:
         self._answers.pop(greenlet, None)
         self._wake.set()
 
-    def _safely(self, turn: Callable[[], None]) -> None:
-        """One turn of a loop that must outlive a database that is busy or full for a while."""
+    def _run_step(self, step: Callable[[], None]) -> None:
+        """Run one step of the loop, which must survive a database that is busy or full for a while."""
         try:
-            turn()
-        except StorageUnavailable:  # the store has said so; the next turn tries again
+            step()
+        except StorageUnavailable:  # logged by the store; the next turn retries
             return
-        except Exception:  # the outermost line of a loop
+        except Exception:  # the outermost handler of the loop
             log.exception("the assistant's runner goes on after an error")

@@ -1,7 +1,7 @@
-"""What of a Markdown text that still grows can no longer change, however it goes on.
+"""The settled part of growing Markdown: the text that no continuation can change.
 
-A mark that is not closed yet, half a table row, a line that may become a list or the end of code: they wait until it is
-known what they are, so that what is shown only grows. What stays open for long is shown as it will most likely be.
+An unclosed delimiter, half a table row, a line that may become a list or the end of code are held back until their
+meaning is known, so that the shown text only grows. After a while they are shown in their likeliest form.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
 
 MOST_HELD = 200
-"""Characters that wait for the end of an open mark; after more it counts as closed (within a word, as none)."""
+"""Characters held back by an open delimiter; after more it counts as closed (within a word, as text)."""
 MOST_HELD_LINK = 2000
 """The same for a link: addresses are long."""
-# A last line that is nothing but marks may still become anything: a list, a heading, a table, the end of code.
-# Nothing here repeats what the part behind it could take as well: a model may write nothing but blanks for long.
+# A last line of marks alone may still become anything: a list, a heading, a table, the end of code.
+# No repetition here overlaps with its successor, which would backtrack: a model may write long runs of blanks.
 _MARKS = re.compile(r"(?:[-=*+#>~`|:_ \t]|\d{1,9}[.)][ \t])*+(?:\d{1,9}[.)]?)?")
-_CONTAINERS = r"[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t>]+)*"
-_FENCE = re.compile(_CONTAINERS + r"(?:~~~|```[^`]*\Z)")
-_ROW = re.compile(_CONTAINERS + r"\|")
+_CONTAINER_PREFIX = r"[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t>]+)*"
+_FENCE = re.compile(_CONTAINER_PREFIX + r"(?:~~~|```[^`]*\Z)")
+_TABLE_ROW = re.compile(_CONTAINER_PREFIX + r"\|")
 _CLOSING_FENCE = re.compile(r"[ \t]*(?:`*|~*)[ \t]*")
 _BLANK_END = re.compile(r"(?:\A|\n)[ \t>]*\n[ \t>]*\Z")
 
 _SPECIAL = re.compile(r"\\|`+|<|!?\[|\]")
 _TICKS = re.compile(r"`+")
 _AUTOLINK = re.compile(r"<(?:[A-Za-z][^\s<>]*)?(>?)")
-_PART = r"(?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.)*\))"
+_DESTINATION_PART = r"(?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.)*\))"
 _TITLE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\((?:[^()\\]|\\.)*\))"""
-# Nor here: blanks are taken whole (`*+`, `++`), or many of them would be tried in every way.
-_LINK_TAIL = re.compile(rf"\(\s*+(?:<[^<>\n]*>|(?!<){_PART}*)(?:\s++{_TITLE})?\s*+\)", re.DOTALL)
+# Possessive (`*+`, `++`) against backtracking, here too.
+_LINK_TAIL = re.compile(rf"\(\s*+(?:<[^<>\n]*>|(?!<){_DESTINATION_PART}*)(?:\s++{_TITLE})?\s*+\)", re.DOTALL)
 _HALF_LINK_TAIL = re.compile(
     r"""\(\s*+(?:<[^<>\n]*+>?+|[^\s<]\S*+)?+(?:\s++(?:"[^"]*+"?+|'[^']*+'?+|\([^()]*+\)?+)?+)?+\s*+"""
 )
 _ENTITY = re.compile(r"&[#\w]{0,31}\Z")
 _UNSURE = " \t\n*_~!\\"
-"""At its end: a run of marks may go on, and what follows decides what it is."""
+"""Characters at the end that may go on as a delimiter run, or get their meaning from the next character."""
 
 
 def context(tokens: Sequence[Token]) -> str:
-    """Where the last of a block's whole lines stands: code, inner-code (of a list, a quote), table, heading, words."""
+    """Return the context of a block's last whole line: code, inner-code (in a list, a quote), table, heading, words."""
     leaf = next((token for token in reversed(tokens) if token.nesting == 0), None)
     if leaf is None or leaf.type != "inline":
         is_code = leaf is not None and _is_open_fence(leaf)
@@ -53,26 +53,25 @@ def context(tokens: Sequence[Token]) -> str:
 
 
 def settled_lines(text: str, context: str) -> tuple[str, bool]:
-    """The text without a last line that may still become anything, and whether its last words may go on."""
+    """Return the text without an ambiguous last line, and True if its last paragraph may go on."""
     at = text.rfind("\n") + 1
     whole, partial = text[:at], text[at:]
     if context.endswith("code"):
         is_unsure = _CLOSING_FENCE.fullmatch(partial) or (context == "inner-code" and _MARKS.fullmatch(partial))
         return (whole if is_unsure else text), False
-    is_over = bool(_BLANK_END.search(whole))
-    is_row = context == "table" and not is_over
-    if not (is_row or _MARKS.fullmatch(partial) or _FENCE.match(partial) or _ROW.match(partial)):
+    after_blank = bool(_BLANK_END.search(whole))
+    is_row = context == "table" and not after_blank
+    if not (is_row or _MARKS.fullmatch(partial) or _FENCE.match(partial) or _TABLE_ROW.match(partial)):
         return text, True
     last = whole.rfind("\n", 0, -1) + 1
-    if context == "words" and not is_over and _ROW.match(whole[last:]):
+    if context == "words" and not after_blank and _TABLE_ROW.match(whole[last:]):
         return whole[:last], True  # it may be a table's first row
-    return whole, not is_over and context != "heading"
+    return whole, not after_blank and context != "heading"
 
 
 def _is_in(tokens: Sequence[Token], leaf: Token, *kinds: str) -> bool:
-    """Whether the leaf stands right in one of these."""
-    at = next(at for at, token in enumerate(tokens) if token is leaf)
-    return at > 0 and tokens[at - 1].type in kinds
+    index = next(index for index, token in enumerate(tokens) if token is leaf)
+    return index > 0 and tokens[index - 1].type in kinds
 
 
 def _is_cell(tokens: Sequence[Token], leaf: Token) -> bool:
@@ -80,15 +79,15 @@ def _is_cell(tokens: Sequence[Token], leaf: Token) -> bool:
 
 
 def _is_open_fence(leaf: Token) -> bool:
-    """Whether the code goes on: no line of it is its end."""
+    """Return True for a fence without its closing line."""
     if leaf.type != "fence" or leaf.map is None:
         return False
     return leaf.map[1] - leaf.map[0] - 1 <= leaf.content.count("\n")
 
 
 def settled_words(text: str) -> str:
-    """A paragraph's text without what could still become another thing at its end: code, a link, a mark."""
-    text = text[: _undecided(text)]
+    """Cut from a paragraph's end any text that may still become code, a link or a delimiter."""
+    text = text[: _first_open(text)]
     while True:
         shorter = text.rstrip(_UNSURE)
         entity = _ENTITY.search(shorter[-33:])
@@ -99,8 +98,8 @@ def settled_words(text: str) -> str:
         text = shorter
 
 
-def _undecided(text: str) -> int:
-    """Where the first thing begins of which the end is not there yet."""
+def _first_open(text: str) -> int:
+    """Return the start of the first unclosed code span, autolink or link, or the length of the text."""
     brackets: list[int] = []
     at, end = 0, len(text)
     while at < end and (found := _SPECIAL.search(text, at)):
@@ -122,7 +121,7 @@ def _undecided(text: str) -> int:
 
 
 def _after_ticks(text: str, start: int, at: int) -> tuple[int, int]:
-    """Where to go on after code, and where the text must end: before code that is not closed yet."""
+    """Return the position to scan from after backticks, and the end of the text: before an unclosed code span."""
     closing = next((run.end() for run in _TICKS.finditer(text, at) if len(run.group()) == at - start), len(text))
     if closing < len(text):
         return closing, len(text)
@@ -130,7 +129,7 @@ def _after_ticks(text: str, start: int, at: int) -> tuple[int, int]:
 
 
 def _after_angle(text: str, start: int, at: int) -> tuple[int, int]:
-    """The same for an address in angle brackets."""
+    """The same for an autolink."""
     found = _AUTOLINK.match(text, start)
     if found is None or found.group(1):
         return found.end() if found else at, len(text)
@@ -139,7 +138,7 @@ def _after_angle(text: str, start: int, at: int) -> tuple[int, int]:
 
 
 def _after_bracket(text: str, at: int) -> int | None:
-    """Where a link ends whose words end at `at`, or `at` where it is none; None while that is not known."""
+    """Return the end of a link with its text up to `at`, `at` itself if it is no link, None if undecided."""
     if at == len(text):
         return None
     if text[at] != "(":
@@ -151,18 +150,15 @@ def _after_bracket(text: str, at: int) -> int | None:
     return None if is_half else at
 
 
-# In the parser: `env["grows"]` says that the last paragraph may go on.
-
-
 def register(markdown: MarkdownIt) -> None:
-    """Hang into a parser what holds back the unsettled end of a text that grows."""
+    """Add the rules that hold back the unsettled end; `env["grows"]`: the last paragraph may go on."""
     markdown.core.ruler.after("block", "set_aside", _set_aside)
     markdown.core.ruler.after("inline", "settle", _settle)
-    markdown.inline.ruler2.after("balance_pairs", "hold_open", _hold_open)
+    markdown.inline.ruler2.after("balance_pairs", "hold_open", _hold_unclosed)
 
 
 def _set_aside(state: StateCore) -> None:
-    """Keep the last paragraph from the inline parser."""
+    """Hide the last paragraph from the inline parser."""
     leaf = next((token for token in reversed(state.tokens) if token.nesting == 0), None)
     if (
         state.env.pop("grows", False)
@@ -175,17 +171,17 @@ def _set_aside(state: StateCore) -> None:
 
 
 def _settle(state: StateCore) -> None:
-    """Parse what of it is settled."""
+    """Parse the settled part of the last paragraph."""
     if "held" in state.env:
         leaf, text = state.env.pop("held")
         leaf.content = settled_words(text)
         state.md.inline.parse(leaf.content, state.md, {"held": leaf.content}, leaf.children)
 
 
-def _hold_open(state: StateInline) -> None:
-    """Cut before the first mark that may still find its end, or close those that have waited for too long."""
-    # Not within a picture's words, which are parsed with the same `env`.
-    opened = _open_marks(state.delimiters) if state.src == state.env.get("held") else []
+def _hold_unclosed(state: StateInline) -> None:
+    """Cut before the first open delimiter, or close the open ones after MOST_HELD characters."""
+    # Not in an image's description, which is parsed with the same `env`.
+    opened = _unclosed(state.delimiters) if state.src == state.env.get("held") else []
     if not opened:
         return
     first = state.delimiters[opened[0]]
@@ -194,21 +190,21 @@ def _hold_open(state: StateInline) -> None:
     else:
         cut = first.token
         del state.tokens[cut:], state.delimiters[opened[0] :]
-        state.tokens_meta[:] = [meta for meta in state.tokens_meta if not _reaches(meta, cut)]
+        state.tokens_meta[:] = [meta for meta in state.tokens_meta if not _reaches_past(meta, cut)]
 
 
-def _reaches(meta: dict[str, list[Delimiter]] | None, cut: int) -> bool:
-    """Whether marks within a link stand behind the cut."""
-    return meta is not None and any(mark.token >= cut for mark in meta["delimiters"])
+def _reaches_past(meta: dict[str, list[Delimiter]] | None, cut: int) -> bool:
+    """Return True if a link's delimiters lie after the cut."""
+    return meta is not None and any(delimiter.token >= cut for delimiter in meta["delimiters"])
 
 
-def _open_marks(marks: Sequence[Delimiter]) -> list[int]:
-    """Those that can open something and have no end; not those within a pair, which nothing can reach any more."""
+def _unclosed(delimiters: Sequence[Delimiter]) -> list[int]:
+    """Return indices of unmatched openers, except those inside a pair, which can no longer be closed."""
     found, at = [], 0
-    while at < len(marks):
-        if marks[at].end >= 0:
-            at = marks[at].end
-        elif marks[at].open:
+    while at < len(delimiters):
+        if delimiters[at].end >= 0:
+            at = delimiters[at].end
+        elif delimiters[at].open:
             found.append(at)
         at += 1
     return found
@@ -216,8 +212,8 @@ def _open_marks(marks: Sequence[Delimiter]) -> list[int]:
 
 def _close(state: StateInline, opened: Sequence[int]) -> None:
     for at in reversed(opened):
-        mark = state.delimiters[at]
-        state.push("text", "", 0).content = state.tokens[mark.token].content
-        mark.end = len(state.delimiters)
-        closing = Delimiter(mark.marker, mark.length, len(state.tokens) - 1, -1, open=False, close=True)
+        opener = state.delimiters[at]
+        state.push("text", "", 0).content = state.tokens[opener.token].content
+        opener.end = len(state.delimiters)
+        closing = Delimiter(opener.marker, opener.length, len(state.tokens) - 1, -1, open=False, close=True)
         state.delimiters.append(closing)
