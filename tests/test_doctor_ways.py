@@ -20,8 +20,8 @@ from lab.squid import Squid
 
 from chatapp.diagnostics import verdicts
 from chatapp.diagnostics.doctor import Doctor, Report, Unreachable, Way
-from chatapp.diagnostics.line import Line
-from chatapp.diagnostics.wire import Visitor
+from chatapp.diagnostics.probe_socket import ProbeSocket
+from chatapp.diagnostics.wire import ProbeClient
 
 PAGE = b"<html>not here</html>"
 SERVER = {"drill": None, "protocol": "HTTP/1.1", "origin": True, "offered": True}
@@ -131,15 +131,15 @@ def outcomes(report: Report) -> dict[str, str]:
 
 def upgrade(url: str, proxy: str = "") -> tuple[str, dict[str, Any]]:
     """What becomes of one WebSocket: outcome and facts."""
-    line = Line()
-    facts = line.open(Visitor(Way.to(url, proxy)), "/ws")
-    line.close()
+    socket = ProbeSocket()
+    facts = socket.open(ProbeClient(Way.to(url, proxy)), "/ws")
+    socket.close()
     return verdicts.outcome("upgrade", facts | SERVER), facts
 
 
 def test_answers_to_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is said instead of a 101 has its status, also where the library would not read it; nobody goes along."""
-    monkeypatch.setattr("chatapp.diagnostics.line.CONNECT_S", 1.0)
+    monkeypatch.setattr("chatapp.diagnostics.probe_socket.CONNECT_S", 1.0)
 
     def one(name: str) -> tuple[str, int]:
         said, then, _, _ = UPGRADES[name]
@@ -159,7 +159,7 @@ def test_answers_to_a_poll() -> None:
     def one(name: str) -> tuple[str, str]:
         said, then, _, _ = POLLS[name]
         with Parrot(said, then) as parrot:
-            got = Visitor(Way.to(parrot.url, "")).get("/changes", within_s=1.0)
+            got = ProbeClient(Way.to(parrot.url, "")).get("/changes", within_s=1.0)
         return verdicts.outcome("poll", got.facts("<chat-answer")), got.location
 
     with ThreadPoolExecutor(4) as pool:
@@ -171,7 +171,7 @@ def test_nothing_names_the_library() -> None:
     """A filter that stops scripts by name would stop no browser."""
     with Parrot(answer("403 Forbidden", version="1.0")) as parrot:
         upgrade(parrot.url)
-        Visitor(Way.to(parrot.url, "")).get("/healthz")
+        ProbeClient(Way.to(parrot.url, "")).get("/healthz")
     assert len(parrot.heads) == 3
     assert not re.search(rb"(?i)user-agent|python|httpx|websockets/", b"".join(parrot.heads))
 
@@ -199,8 +199,8 @@ def test_a_proxys_password_comes_from_the_environment(scheme: str, monkeypatch: 
         monkeypatch.setenv(f"{scheme}_proxy", f"http://ada:s%40cret@{proxy.address}/")
         monkeypatch.setenv("no_proxy", "inside.example.org")
         way = Way.to(f"{scheme}://chat.example.org")
-        Visitor(way).get("/healthz")
-        Line().open(Visitor(way), "/ws")
+        ProbeClient(way).get("/healthz")
+        ProbeSocket().open(ProbeClient(way), "/ws")
         assert Way.to(f"{scheme}://inside.example.org").proxy == ""
     assert len(proxy.heads) == 2 and all(wanted in head for head in proxy.heads)
 
@@ -209,7 +209,7 @@ def test_a_proxys_password_comes_from_the_environment(scheme: str, monkeypatch: 
 def test_a_tunnel_that_is_cut(then: str) -> None:
     """Nothing was asked of the server: it is out of reach."""
     with Parrot(b"", then) as proxy:
-        got = Visitor(Way.to("https://chat.example.org", proxy.address)).get("/healthz")
+        got = ProbeClient(Way.to("https://chat.example.org", proxy.address)).get("/healthz")
         outcome, _ = upgrade("http://chat.example.org", proxy.address)
     assert (got.error, outcome) == ("unreachable", "unreachable")
 
@@ -234,8 +234,8 @@ def test_another_hosts_certificate(certificate: Path, monkeypatch: pytest.Monkey
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     with Parrot(answer("200 OK"), tls=context) as parrot:
-        assert Visitor(Way.to(parrot.url, "")).get("/").error is None
-        assert Visitor(Way.to(parrot.url.replace("127.0.0.1", "localhost"), "")).get("/").error == "tls"
+        assert ProbeClient(Way.to(parrot.url, "")).get("/").error is None
+        assert ProbeClient(Way.to(parrot.url.replace("127.0.0.1", "localhost"), "")).get("/").error == "tls"
 
 
 def test_secure_cookies_beside_the_server(start_server: Callable[..., Server]) -> None:
@@ -249,7 +249,7 @@ def test_ipv6() -> None:
     """Host and Origin have the brackets."""
     with Parrot(answer("403 Forbidden"), host="::1") as parrot:
         way = Way.to(f"{parrot.url}/chat/", "")
-        assert Visitor(way).get("/healthz").status == 403
+        assert ProbeClient(way).get("/healthz").status == 403
         assert upgrade(f"{parrot.url}/chat/")[0] == "filtered"
     host = f"[::1]:{parrot.port}"
     assert way.origin == f"http://{host}"
@@ -307,7 +307,7 @@ def test_proxies_that_are_none(proxy: str) -> None:
 @pytest.mark.parametrize("session", ["nothing", "=value", "name=", "name=line\nbreak", "name=é"])
 def test_sessions_that_are_none(session: str) -> None:
     with pytest.raises(Unreachable, match="name=value"):
-        Visitor(Way.to("http://chat.example.org", "")).use(session)
+        ProbeClient(Way.to("http://chat.example.org", "")).use(session)
 
 
 def test_a_foreign_sign_in_page_gets_no_password() -> None:
@@ -315,7 +315,7 @@ def test_a_foreign_sign_in_page_gets_no_password() -> None:
     with Parrot(answer("200 OK")) as parrot:
         way = Way.to(parrot.url, "")
         with pytest.raises(Exception, match="is not the sign-in page"):
-            Visitor(way).sign_in(EMAIL, PASSWORD)
+            ProbeClient(way).sign_in(EMAIL, PASSWORD)
     assert [head.split()[0] for head in parrot.heads] == [b"GET"]
 
 

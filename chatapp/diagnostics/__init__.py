@@ -1,1 +1,1 @@
-"""What is wrong between a browser and the server: Run test, the same from a shell (doctor), and faults on purpose."""
+"""Diagnostics of the connection: the page's Run test, the same from a shell (doctor), and fault injection (drills)."""

@@ -1,4 +1,4 @@
-"""The words of a test of the connection, for the page (which translates them) and for the shell; what helps, by proxy.
+"""Texts of the connection test, for the page (which translates them) and the shell, and settings by proxy.
 
 The settings are those of docs/operations.md, line by line: a test compares them.
 """
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 
 def N_(text: str) -> str:
-    """Marks a text for translation where it is shown."""
+    """Mark a text for extraction; the page translates it."""
     return text
 
 
-# What each probe asks.
+# The question of each probe.
 PROBE_WORDS = {
     "http": N_("Is the server within reach?"),
     "mark": N_("Is it our server that answers?"),
@@ -26,7 +26,7 @@ PROBE_WORDS = {
     "idle": N_("Does a silent WebSocket stay open?"),
 }
 
-# What was found: `probe-outcome` where a probe has its own words, else `outcome`.
+# By `probe-outcome`, if the probe has its own text, else by `outcome`.
 OUTCOME_WORDS = {
     "ok": N_("Yes"),
     "skipped": N_("Not tested: something before it failed"),
@@ -145,7 +145,7 @@ _HAPROXY_TIMES = (
     "timeout client  75s\ntimeout server  75s\ntimeout tunnel  1h          # applies once a connection is a WebSocket"
 )
 
-# fix → proxy → the lines of its configuration.
+# fix → proxy → lines of configuration.
 SETTINGS: dict[str, dict[str, str]] = {
     "upgrade": {
         "nginx": (
@@ -180,12 +180,12 @@ PROXY_NAMES = {
 
 
 def outcome_words(probe: str, found: str) -> str:
-    """The sentence for what a probe found."""
+    """Return the sentence for a probe's outcome."""
     return OUTCOME_WORDS.get(f"{probe}-{found}") or OUTCOME_WORDS[found]
 
 
 def settings_for(fixes: Iterable[str], proxy: str) -> dict[str, str]:
-    """The lines of configuration by proxy: of the one that was recognised where it has such a setting, else of all."""
+    """Return lines of configuration by proxy: only of `proxy` if it has such a setting, else of all."""
     found: dict[str, list[str]] = {}
     for fix in fixes:
         known = SETTINGS.get(fix, {})

@@ -1,7 +1,7 @@
-"""`chatapp doctor URL`: the page's Run test from a shell, over the same probes, judged by the same rules.
+"""`chatapp doctor URL`: the page's Run test from a shell, with the same probes and rules.
 
-wire.py  the way to the server and requests, by a forward proxy where there is one
-line.py  one WebSocket
+wire.py          the HTTP client, direct or by a forward proxy
+probe_socket.py  the WebSocket
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from uuid import uuid4
 
 from chatapp.diagnostics import advice, verdicts
-from chatapp.diagnostics.line import Line
+from chatapp.diagnostics.probe_socket import ProbeSocket
 from chatapp.diagnostics.verdicts import LARGE_BYTES, Verdict
-from chatapp.diagnostics.wire import ANSWER_S, MARK, Got, NotSignedIn, Unreachable, Visitor, Way, tags
+from chatapp.diagnostics.wire import ANSWER_S, MARK, NotSignedIn, ProbeClient, ProbeResponse, Unreachable, Way, tags
 
 __all__ = ["Doctor", "Found", "Report", "Unreachable", "Way"]
 
@@ -28,7 +28,7 @@ IDLE_S = 20.0
 
 @dataclass
 class Found:
-    """What one probe found."""
+    """The outcome of one probe, and its facts."""
 
     probe: str
     outcome: str
@@ -36,7 +36,7 @@ class Found:
 
     @property
     def level(self) -> str:
-        """ok, note, warning or failed."""
+        """The severity: ok, note, warning or failed."""
         return verdicts.level(self.outcome)
 
     @property
@@ -45,7 +45,6 @@ class Found:
         return advice.outcome_words(self.probe, self.outcome) + self._detail()
 
     def _detail(self) -> str:
-        """What was expected and what came, where that says who can mend it."""
         if self.outcome == "origin" and self.facts.get("expected"):
             return f" (the address is {self.facts['came']}, the server was asked at {self.facts['expected']})"
         if self.outcome == "redirect" and self.facts.get("location"):
@@ -55,16 +54,16 @@ class Found:
 
 @dataclass
 class Report:
-    """All that was found, and what it means."""
+    """The outcomes of all probes and the verdict."""
 
     url: str
     proxy: str
     found: list[Found]
     verdict: Verdict
-    problem: str = ""  # why the test could not go on
+    problem: str = ""  # a failed sign-in
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the report for JSON."""
         return {
             "url": self.url,
             "verdict": self.verdict.name,
@@ -72,13 +71,13 @@ class Report:
             "words": advice.VERDICT_WORDS[self.verdict.name],
             "problem": self.problem,
             "proxy": self.proxy,
-            "probes": [{**asdict(one), "level": one.level, "words": one.words} for one in self.found],
+            "probes": [{**asdict(each), "level": each.level, "words": each.words} for each in self.found],
             "fixes": [{"fix": fix, "words": advice.FIX_WORDS[fix]} for fix in self.verdict.fixes],
             "settings": advice.settings_for(self.verdict.fixes, self.proxy),
         }
 
     def lines(self) -> list[str]:
-        """For people: the verdict, what helps, and the settings."""
+        """Return the report as text: the verdict, the fixes, and the settings."""
         lines = [advice.VERDICT_WORDS[self.verdict.name], *([self.problem] if self.problem else [])]
         lines += [f"- {advice.FIX_WORDS[fix]}" for fix in self.verdict.fixes]
         for name, text in advice.settings_for(self.verdict.fixes, self.proxy).items():
@@ -87,15 +86,15 @@ class Report:
 
 
 class Doctor:
-    """One examination. `on_found` is told of each probe as it ends."""
+    """One connection test. `on_found` is called after each probe, also from a second thread."""
 
     def __init__(self, way: Way, on_found: Callable[[Found], None] = lambda found: None) -> None:
         self._way = way
-        self._visitor = Visitor(way)
+        self._client = ProbeClient(way)
         self._on_found = on_found
         self._found: list[Found] = []
         self._headers = ""
-        self._known: dict[str, Any] = {}  # what the server said of itself, for the rules of later probes
+        self._server: dict[str, Any] = {}  # the server's facts about itself, for the rules of later probes
 
     def examine(
         self,
@@ -105,84 +104,85 @@ class Doctor:
         idle_s: float = IDLE_S,
         hold_s: float | None = None,
     ) -> Report:
-        """Make all probes, in turn; the silent WebSocket waits beside the others."""
+        """Run all probes, in turn; only the idle WebSocket waits in a thread during the others."""
         problem = ""
         if session:
-            self._visitor.use(session)
-        self._note("http", self._get("/healthz").facts())
+            self._client.use(session)
+        self._judge("http", self._get("/healthz").facts())
         if self._found[-1].outcome in ("ok", "slow"):
-            found, problem = self._meet(email, password)
-            self._add(found)
+            found, problem = self._identify(email, password)
+            self._record(found)
             if found.level == "ok":
-                self._test(idle_s, hold_s)
-        outcomes = {one.probe: one.outcome for one in self._found}
+                self._probe_chat(idle_s, hold_s)
+        outcomes = {each.probe: each.outcome for each in self._found}
         for probe in verdicts.PROBES:
             if probe not in outcomes:
-                self._add(Found(probe, "skipped"))
+                self._record(Found(probe, "skipped"))
         proxy = verdicts.proxy_of(self._headers)
         return Report(self._way.url(""), proxy, self._found, verdicts.verdict(outcomes), problem)
 
-    def _meet(self, email: str, password: str) -> tuple[Found, str]:
-        """Is it our server? And sign in, where a way was given."""
-        found, problem = self._mark(), ""
+    def _identify(self, email: str, password: str) -> tuple[Found, str]:
+        """Check that it is the chat's server, and sign in if credentials were given."""
+        found, problem = self._probe_mark(), ""
         if found.outcome == "signed-out" and email:
             try:
-                self._visitor.sign_in(email, password)
-                found = self._mark()
+                self._client.sign_in(email, password)
+                found = self._probe_mark()
             except NotSignedIn as error:
                 problem = str(error)
         return found, problem
 
-    def _mark(self) -> Found:
+    def _probe_mark(self) -> Found:
         nonce = uuid4().hex
-        got = self._get("/connection/test/mark", nonce=nonce, origin=self._way.origin)
-        facts = got.facts()
-        said = next(iter(tags(got.text, MARK[1:])), {}) if facts["marked"] else {}
-        facts |= {"fresh": said.get("nonce") == nonce, "header": said.get("header") == "yes"}
-        drill = said.get("drill") or None
-        self._known = {"drill": drill, "hold": float(said.get("hold") or 0), "protocol": said.get("protocol")}
-        self._known |= {"origin": said.get("origin") == "yes", "offered": said.get("offered") == "yes"}
-        self._known |= {"expected": said.get("expected") or "", "came": self._way.origin}
+        response = self._get("/connection/test/mark", nonce=nonce, origin=self._way.origin)
+        facts = response.facts()
+        mark = next(iter(tags(response.text, MARK[1:])), {}) if facts["marked"] else {}
+        facts |= {"fresh": mark.get("nonce") == nonce, "header": mark.get("header") == "yes"}
+        drill = mark.get("drill") or None
+        self._server = {"drill": drill, "hold": float(mark.get("hold") or 0), "protocol": mark.get("protocol")}
+        self._server |= {"origin": mark.get("origin") == "yes", "offered": mark.get("offered") == "yes"}
+        self._server |= {"expected": mark.get("expected") or "", "came": self._way.origin}
         return Found("mark", verdicts.outcome("mark", facts), facts)
 
-    def _test(self, idle_s: float, hold_s: float | None) -> None:
-        line = Line()
-        known = {name: self._known[name] for name in ("drill", "protocol", "origin", "offered", "expected", "came")}
-        facts = line.open(self._visitor, "/ws") if known["offered"] else {}
-        self._note("upgrade", facts | known)
-        silence = threading.Thread(target=self._idle, args=(line, idle_s), daemon=True)
+    def _probe_chat(self, idle_s: float, hold_s: float | None) -> None:
+        socket = ProbeSocket()
+        known = {name: self._server[name] for name in ("drill", "protocol", "origin", "offered", "expected", "came")}
+        facts = socket.open(self._client, "/ws") if known["offered"] else {}
+        self._judge("upgrade", facts | known)
+        idle_thread = threading.Thread(target=self._probe_idle, args=(socket, idle_s), daemon=True)
         if self._found[-1].outcome == "ok":
-            self._note("echo", line.echo(ECHOES) | {"drill": known["drill"]})
-            silence.start()
+            self._judge("echo", socket.echo(ECHOES) | {"drill": known["drill"]})
+            idle_thread.start()
         poll = self._get("/changes", epoch="test", c="list:0")
-        self._note("poll", poll.facts(POLL_MARK) | {"drill": known["drill"]})
+        self._judge("poll", poll.facts(POLL_MARK) | {"drill": known["drill"]})
         stream = self._get("/connection/test/stream")
-        self._note("stream", stream.facts() | {"spread_ms": stream.at[-1] - stream.at[0] if stream.at else 0})
+        self._judge("stream", stream.facts() | {"spread_ms": stream.at[-1] - stream.at[0] if stream.at else 0})
         large = self._get("/connection/test/large", LARGE_S)
-        self._note("large", large.facts() | {"complete": large.facts()["complete"] and len(large.text) > LARGE_BYTES})
-        self._hold(hold_s)
-        if silence.ident is not None:
-            silence.join()
-        line.close()
+        self._judge("large", large.facts() | {"complete": large.facts()["complete"] and len(large.text) > LARGE_BYTES})
+        self._probe_hold(hold_s)
+        if idle_thread.ident is not None:
+            idle_thread.join()
+        socket.close()
 
-    def _idle(self, line: Line, seconds: float) -> None:
-        if not line.is_closed:
-            self._note("idle", line.idle(seconds) | {"drill": self._known["drill"]})
+    def _probe_idle(self, socket: ProbeSocket, seconds: float) -> None:
+        if not socket.is_closed:
+            self._judge("idle", socket.idle(seconds) | {"drill": self._server["drill"]})
 
-    def _hold(self, hold_s: float | None) -> None:
-        wanted = self._known["hold"] if hold_s is None else min(hold_s, self._known["hold"])
-        got = self._get("/connection/test/hold", wanted + HOLD_GRACE_S, seconds=f"{wanted:g}") if wanted else Got()
-        wanted_ms = round(wanted * 1000)
-        self._note("hold", got.facts() | {"wanted_ms": wanted_ms, "short_ms": wanted_ms - got.ms})
+    def _probe_hold(self, hold_s: float | None) -> None:
+        wanted = self._server["hold"] if hold_s is None else min(hold_s, self._server["hold"])
+        response, wanted_ms = ProbeResponse(), round(wanted * 1000)
+        if wanted:
+            response = self._get("/connection/test/hold", wanted + HOLD_GRACE_S, seconds=f"{wanted:g}")
+        self._judge("hold", response.facts() | {"wanted_ms": wanted_ms, "short_ms": wanted_ms - response.ms})
 
-    def _get(self, path: str, within_s: float = ANSWER_S, **query: str) -> Got:
-        got = self._visitor.get(path, within_s, query or None)
-        self._headers += " ".join([got.headers.get("Server", ""), got.headers.get("Via", ""), ""])
-        return got
+    def _get(self, path: str, within_s: float = ANSWER_S, **query: str) -> ProbeResponse:
+        response = self._client.get(path, within_s, query or None)
+        self._headers += " ".join([response.headers.get("Server", ""), response.headers.get("Via", ""), ""])
+        return response
 
-    def _note(self, probe: str, facts: dict[str, Any]) -> None:
-        self._add(Found(probe, verdicts.outcome(probe, facts), facts))
+    def _judge(self, probe: str, facts: dict[str, Any]) -> None:
+        self._record(Found(probe, verdicts.outcome(probe, facts), facts))
 
-    def _add(self, found: Found) -> None:
+    def _record(self, found: Found) -> None:
         self._found.append(found)
         self._on_found(found)

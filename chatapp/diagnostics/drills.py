@@ -1,12 +1,12 @@
-"""Drills: the running server fails on purpose, for a bounded time, and reports what clients made of it.
+"""Drills: faults injected into the running server for a bounded time, and a report on the clients' reactions.
 
-A drill is a row of the database, so that every worker obeys, a command needs no signal, and all of it ends by itself
-(`ends_at`), also where nobody is left to end it. Only the faults named here exist.
+A drill is a row of the database, so that every worker applies it, the command needs no signal, and it ends at `ends_at`
+even if nobody ends it. The faults:
 
 refuse  cuts every WebSocket once, and refuses new ones (403)
 close   cuts every WebSocket, again every 10 s
-mute    WebSockets stay open, and nothing passes; at the end they are cut, for what was swallowed is lost
-delay   polls, posts, upgrades and what comes by WebSocket reach the server `amount_s` late
+mute    WebSockets stay open, and nothing passes; they are cut at the end, since data was lost
+delay   polls, posts, upgrades and frames from the client reach the server `amount_s` late
 429     polls, posts and upgrades are answered 429, with a Retry-After of `amount_s`
 """
 
@@ -27,32 +27,32 @@ from chatapp.config import DrillSlot
 from chatapp.store import ConnectionEvent, Drill, DrillRunning, Store
 
 CLOSE_EVERY_S = 10.0
-LOOK_EVERY_S = 0.1  # during a drill: how late a new WebSocket falls mute
-LOOK_SELDOM_S = 1.0  # without one: how late a scheduled one begins
-SETTLE_MS = 60_000  # how long after its end a client that comes back still counts
-AMOUNTS_S = {"delay": 2.0, "429": 5.0}  # where none is asked for
+LOOK_EVERY_S = 0.1  # during a drill: the longest delay until a new WebSocket is mute
+LOOK_SELDOM_S = 1.0  # without one: the longest delay of a scheduled start
+SETTLE_MS = 60_000  # after the end: until then the report counts returning clients
+AMOUNTS_S = {"delay": 2.0, "429": 5.0}  # defaults
 
 log = logging.getLogger("chatapp.drill")
 
 
-class Faulty(Protocol):
-    """A WebSocket's bytes, as a drill can spoil them."""
+class FaultySocket(Protocol):
+    """The socket of a WebSocket, with faults that a drill can inject."""
 
     is_mute: bool
     delay_s: float
 
     def cut(self) -> None:
-        """Cut it."""
+        """Cut the connection."""
 
     def announce_drill(self, ms: int) -> None:
-        """Say that a drill runs for so long."""
+        """Send the time left of a drill, in ms."""
 
 
-Sockets = Callable[[int | None], Iterable[Faulty]]
+Sockets = Callable[[int | None], Iterable[FaultySocket]]
 
 
 class Drills:
-    """This worker's part in drills. `sockets(person)` are its WebSockets, those of all where nobody is named."""
+    """This worker's part in drills. `sockets(person)` returns its WebSockets, for None those of all people."""
 
     def __init__(self, store: Store, bus: Bus, sockets: Sockets, schedule: tuple[DrillSlot, ...]) -> None:
         self._store = store
@@ -60,67 +60,67 @@ class Drills:
         self._sockets = sockets
         self._schedule = schedule
         self._running: Drill | None = None
-        self._ends_at = 0.0  # of the running one, by the monotonic clock: the wall clock may be set back meanwhile
-        self._ended = ""  # the last one, which the wall clock may take for running still
+        self._ends_at = 0.0  # of the running one, monotonic: the wall clock may be set back meanwhile
+        self._ended_uuid = ""  # id of the last one, which may still be running by the wall clock
         self._cut_at = -math.inf  # monotonic, s
         self._minute = ""
-        self._must_read = True
+        self._must_reload = True
         self._wake = Event()
-        self._is_over = False
+        self._is_stopped = False
 
     def start(self) -> None:
-        """Obey drills until `stop`. Under gevent this is a greenlet."""
+        """Apply drills until `stop`, in a thread or, under gevent, a greenlet."""
         self._bus.subscribe(ACCESS, self._on_change)
         Thread(target=self._watch, name="chatapp-drill", daemon=True).start()
 
     def stop(self) -> None:
-        """Obey no more."""
-        self._is_over = True
+        """Stop applying drills."""
+        self._is_stopped = True
         self._wake.set()
 
     @property
     def is_running(self) -> bool:
-        """Whether there is any drill."""
+        """True during a drill of any person."""
         return self._running is not None
 
     def on(self, person: int) -> Drill | None:
-        """The drill that this person is part of now."""
+        """Return the drill that now affects this person, or None."""
         drill = self._running
         if drill is None or self._ends_at <= time.monotonic() or drill.person_id not in (None, person):
             return None
         return drill
 
     def left_ms(self, person: int) -> int:
-        """How long this person's drill still runs; 0 where there is none."""
+        """Return the ms left of this person's drill; 0 if there is none."""
         return round((self._ends_at - time.monotonic()) * 1000) if self.on(person) else 0
 
     def step(self) -> None:
-        """Look at clock and database, and do what is to be done now."""
-        self._begin_scheduled(datetime.now())
-        if self._must_read:
-            self._must_read = False
+        """Start, end and apply drills as due by the clock and the database."""
+        self._start_scheduled(datetime.now())
+        if self._must_reload:
+            self._must_reload = False
             found = self._store.drills.running()
-            self._change(None if found and found.uuid == self._ended else found)
+            self._switch_to(None if found and found.uuid == self._ended_uuid else found)
         if self._running and self._ends_at <= time.monotonic():
-            self._change(None)
+            self._switch_to(None)
         if self._running:
-            self._apply(self._running)
+            self._apply_fault(self._running)
 
     def _on_change(self, _topic: int) -> None:
-        self._must_read = True
+        self._must_reload = True
         self._wake.set()
 
     def _watch(self) -> None:
-        while not self._is_over:
+        while not self._is_stopped:
             try:
                 self.step()
-            except Exception:  # the outermost line of a loop that must see to the drill's end
+            except Exception:  # the outermost handler of the loop, which must go on to end the drill
                 log.exception("a drill's step failed")
             self._wake.wait(LOOK_EVERY_S if self._running else LOOK_SELDOM_S)
             self._wake.clear()
-        self._change(None)
+        self._switch_to(None)
 
-    def _begin_scheduled(self, now: datetime) -> None:
+    def _start_scheduled(self, now: datetime) -> None:
         minute = now.strftime("%Y-%m-%d %H:%M")
         if minute == self._minute:
             return
@@ -131,26 +131,26 @@ class Drills:
                 try:
                     self._store.drills.start(slot.fault, slot.seconds, amount, slot=f"{minute} {slot.fault}")
                 except DrillRunning:
-                    pass  # another worker began it, or a drill is running already
+                    pass  # started by another worker, or another drill is running
 
-    def _change(self, drill: Drill | None) -> None:
+    def _switch_to(self, drill: Drill | None) -> None:
         before = self._running
         if drill == before or (drill and before and drill.uuid == before.uuid and drill.ends_at == before.ends_at):
             return
         self._running = drill
         if before is not None and (drill is None or drill.uuid != before.uuid):
-            self._ended = before.uuid
+            self._ended_uuid = before.uuid
             log.warning("drill %s ended: %s", before.uuid, before.fault)
-            self._heal(before)
+            self._remove_faults(before)
         if drill is not None and (before is None or drill.uuid != before.uuid):
             self._cut_at, seconds = -math.inf, drill.left_s()
             self._ends_at = time.monotonic() + seconds
-            whom = "everybody" if drill.person_id is None else f"person {drill.person_id}"
-            log.warning("drill %s begins: %s for %.0f s, %s", drill.uuid, drill.fault, seconds, whom)
+            affected = "everybody" if drill.person_id is None else f"person {drill.person_id}"
+            log.warning("drill %s begins: %s for %.0f s, %s", drill.uuid, drill.fault, seconds, affected)
             for socket in self._sockets(drill.person_id):
                 socket.announce_drill(round(seconds * 1000))
 
-    def _apply(self, drill: Drill) -> None:
+    def _apply_fault(self, drill: Drill) -> None:
         cuts = drill.fault == "close" or (drill.fault == "refuse" and self._cut_at < 0)
         if cuts and time.monotonic() - self._cut_at >= CLOSE_EVERY_S:
             self._cut_at = time.monotonic()
@@ -163,7 +163,7 @@ class Drills:
             for socket in self._sockets(drill.person_id):
                 socket.delay_s = drill.amount_s
 
-    def _heal(self, drill: Drill) -> None:
+    def _remove_faults(self, drill: Drill) -> None:
         for socket in self._sockets(drill.person_id):
             socket.delay_s = 0.0
             if socket.is_mute:
@@ -172,22 +172,22 @@ class Drills:
 
 @dataclass(frozen=True)
 class DrillReport:
-    """What clients did. Milliseconds by the clocks of clients and server; None where nobody did it."""
+    """Reactions of clients. Times in ms, by the clocks of clients and server; None if there was none."""
 
-    pages: int  # of people, that reported a change of state from the drill's start on
-    fell_back: int  # pages that went over to polling
+    pages: int  # that reported a change of state since the drill's start
+    fell_back: int  # pages that changed to polling
     fell_back_ms: int | None  # median, from the drill's start
     fell_back_slowest_ms: int | None
-    longest_gap_ms: int | None  # the longest time that a page had neither transport
-    still_without: int  # pages without either at the end
-    back: int  # of those that fell back: on WebSocket again after the end
+    longest_gap_ms: int | None  # the longest time of a page without either transport
+    still_without: int  # pages without either transport at the end
+    back: int  # pages that fell back and returned to WebSocket after the end
     back_ms: int | None  # median, from the drill's end
     back_slowest_ms: int | None
-    sockets_ended: int  # by the server's own account, during the drill
+    sockets_ended: int  # during the drill, as recorded by the server
 
 
 def report(drill: Drill, events: Iterable[ConnectionEvent]) -> DrillReport:
-    """What happened from the start of a drill until its clients had settled (`SETTLE_MS` after the end)."""
+    """Summarise the events from the start of a drill until `SETTLE_MS` after its end."""
     pages: dict[str, list[ConnectionEvent]] = {}
     ended = 0
     for event in events:
@@ -195,9 +195,9 @@ def report(drill: Drill, events: Iterable[ConnectionEvent]) -> DrillReport:
             pages.setdefault(event.client, []).append(event)
         ended += event.type == "server-close" and event.happened_at < drill.ends_at
     fell = {
-        page: at for page, changes in pages.items() if (at := _first(changes, "polling", drill.starts_at)) is not None
+        page: at for page, changes in pages.items() if (at := _reached(changes, "polling", drill.starts_at)) is not None
     }
-    back = [at for page in fell if (at := _first(pages[page], "connected", drill.ends_at)) is not None]
+    back = [at for page in fell if (at := _reached(pages[page], "connected", drill.ends_at)) is not None]
     gaps = [gap for changes in pages.values() for gap in _gaps(changes)]
     without = sum(changes[-1].state_to not in ("connected", "polling") for changes in pages.values())
     return DrillReport(
@@ -214,13 +214,13 @@ def report(drill: Drill, events: Iterable[ConnectionEvent]) -> DrillReport:
     )
 
 
-def _first(changes: list[ConnectionEvent], state: str, since: int) -> int | None:
-    """When a page first came into a state, in ms after `since`."""
+def _reached(changes: list[ConnectionEvent], state: str, since: int) -> int | None:
+    """Return the first change to a state, in ms after `since`, or None."""
     return next((c.happened_at - since for c in changes if c.state_to == state and c.happened_at >= since), None)
 
 
 def _gaps(changes: list[ConnectionEvent]) -> list[int]:
-    """How long a page had neither transport, each time that it lost both and got one again."""
+    """Return each time without either transport, in ms, from the loss of both to the return of one."""
     gaps, lost_at = [], None
     for change in changes:
         works = change.state_to in ("connected", "polling")

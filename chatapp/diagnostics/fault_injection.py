@@ -1,4 +1,4 @@
-"""What a drill does to requests: a refused upgrade, a late answer, a 429. Without a drill this costs one comparison."""
+"""The faults of a drill in requests: a refused upgrade, a late answer, a 429. Costs one comparison without a drill."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from chatapp.diagnostics.drills import Drills
 from chatapp.store import Drill
 
 UPGRADE = "websocket_route"
-# The chat's own ways; pages and tests stay well.
+# Only the transports and posts; pages and connection tests keep working.
 AFFECTED = {UPGRADE, "changes.show", "conversations.post", "conversations.create"}
 
 
 class FaultInjection:
-    """Looks at each request before anything else does. `init_app` comes before the transports'."""
+    """A `before_request` hook. `init_app` must be called before those of the transports."""
 
     def __init__(self, drills: Drills, auth: Auth) -> None:
         self._drills = drills
         self._auth = auth
 
     def init_app(self, app: Flask) -> None:
-        """Hang it into the app."""
+        """Register the hook."""
         app.before_request(self._inject)
 
     def _inject(self) -> Response | None:

@@ -1,8 +1,8 @@
-"""How a test of the connection is judged: rules of plain data, and a small pure interpreter of them.
+"""Rules for judging a connection test, as plain data, and their pure interpreter.
 
-A test makes probes; each probe has facts, its rules turn them into an outcome, and all outcomes together into one
-verdict. The page carries `rules_json()` for static/js/check/verdicts.js, `chatapp doctor` uses it here, and
-`tests/vectors/probes.json` runs in both languages: so the browser and the shell never disagree. Times are milliseconds.
+A test runs probes; the rules turn each probe's facts into an outcome, and all outcomes into one verdict. The page
+carries `rules_json()` for static/js/check/verdicts.js, `chatapp doctor` calls this module, and
+`tests/vectors/probes.json` runs in both languages, so that browser and shell agree. Times are milliseconds.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Conditions = dict[str, list[Any] | dict[str, float]]
 Rules = list[tuple[str, Conditions]]
 
 PROBES = ("http", "mark", "upgrade", "echo", "poll", "stream", "large", "hold", "idle")
-FAULTS = ("refuse", "close", "mute", "delay", "429")  # of a drill, which explains much
+FAULTS = ("refuse", "close", "mute", "delay", "429")  # of drills
 
-SLOW_MS = 3000  # an empty answer that takes longer is felt with each message
+SLOW_MS = 3000  # for an empty answer: felt with each message
 SLOW_ECHO_MS = 1500
 SLOW_LARGE_MS = 15_000  # half a megabyte: under 35 kB a second
-BUFFERED_BELOW_MS = 700  # the parts of a streamed answer leave the server 1600 ms apart, first to last
-EARLY_MS = 1000  # an answer that comes so much before its time was not held
-CUT_AFTER_MS = 900  # a refusal that comes later than that is no refusal, but a hold that was cut
-DROPPED_BELOW_MS = 2500  # no idle timeout is as short as that: a socket cut so early was cut on purpose
+BUFFERED_BELOW_MS = 700  # first to last part of a streamed answer, which the server sends over 1600 ms
+EARLY_MS = 1000  # an answer so much before its time was not held
+CUT_AFTER_MS = 900  # a later refusal is a hold that was cut
+DROPPED_BELOW_MS = 2500  # no idle timeout is that short: a WebSocket cut so early was cut on purpose
 STREAM_PARTS, STREAM_EVERY_S = 5, 0.4
 LARGE_BYTES = 512 * 1024
 
-# What may be wrong with any HTTP answer, in the order in which it says most.
+# Failures of any HTTP answer, the most informative first.
 _ANSWER: Rules = [
     ("unreachable", {"error": ["unreachable"]}),
     ("tls", {"error": ["tls"]}),
@@ -111,7 +111,7 @@ RULES: dict[str, Rules] = {
     ],
 }
 
-# How an outcome is shown. What is not named here has failed.
+# Any other outcome is "failed".
 LEVELS = {
     "ok": "ok",
     "bare": "ok",
@@ -155,7 +155,7 @@ VERDICTS: Rules = [
     ("plain-polling", {**_POLL_OK}),
     ("nothing", {}),
 ]
-# What a verdict is worth; what is not named here is degraded.
+# Any other verdict is "degraded".
 WORTH = {
     "live": "good",
     "chosen-polling": "good",
@@ -164,7 +164,7 @@ WORTH = {
 }
 EXIT_CODES = {"good": 0, "degraded": 1, "unreachable": 2}
 
-# What helps: probe → outcome → the name of a fix, in `advice.py`. `*` stands for every other failure.
+# probe → outcome → the name of a fix in `advice.py`. `*`: every other failure.
 FIXES: dict[str, dict[str, str]] = {
     "http": {"tls": "tls", "slow": "load", "*": "reach"},
     "mark": {
@@ -214,7 +214,7 @@ PROXIES = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What all probes together mean: a name, its worth (good, degraded, unreachable), and what helps."""
+    """The result of a test: a name, its worth (good, degraded, unreachable), and the names of fixes."""
 
     name: str
     worth: str
@@ -222,17 +222,17 @@ class Verdict:
 
 
 def outcome(probe: str, facts: Facts) -> str:
-    """What a probe found."""
+    """Return the outcome of a probe by its facts."""
     return _first(RULES[probe], facts)
 
 
 def level(found: str) -> str:
-    """How an outcome is shown: ok, note, warning or failed."""
+    """Return the severity of an outcome: ok, note, warning or failed."""
     return LEVELS.get(found, "failed")
 
 
 def verdict(outcomes: Mapping[str, str]) -> Verdict:
-    """What the outcomes of all probes mean; a probe that was not made counts as skipped."""
+    """Return the verdict on the outcomes of all probes; a missing one counts as skipped."""
     full = {probe: outcomes.get(probe, "skipped") for probe in PROBES}
     name = _first(VERDICTS, full)
     fixes: dict[str, None] = {}
@@ -243,13 +243,13 @@ def verdict(outcomes: Mapping[str, str]) -> Verdict:
 
 
 def proxy_of(headers: str) -> str:
-    """Which proxy an answer names in its Server and Via headers, or nothing."""
+    """Return the proxy named in an answer's Server and Via headers, or ""."""
     text = headers.lower()
-    return next((name for sign, name in PROXIES if sign in text), "")
+    return next((name for product, name in PROXIES if product in text), "")
 
 
 def rules_json() -> str:
-    """All of it as compact JSON, for the page."""
+    """Return all rules as compact JSON, for the page."""
     parts = {
         "probes": PROBES,
         "rules": RULES,

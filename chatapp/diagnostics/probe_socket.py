@@ -1,4 +1,4 @@
-"""One WebSocket, as the doctor opens and tests it: by a tunnel through the forward proxy where there is one."""
+"""The doctor's WebSocket, tunnelled through the forward proxy if one is set."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from websockets.exceptions import (
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from chatapp.diagnostics.wire import CONNECT_S, Visitor, ms_since
+from chatapp.diagnostics.wire import CONNECT_S, ProbeClient, ms_since
 
 HELLO_S = 4.0  # from the 101 to the first frame, and for an echo
-GOODBYE_S = 1.0
+CLOSE_S = 1.0
 UPGRADE = {
     "Connection": "Upgrade",
     "Upgrade": "websocket",
@@ -30,54 +30,54 @@ UPGRADE = {
 }
 
 
-class Refused(Exception):
-    """The upgrade was asked for and did not come: the answer's status, or what became of it."""
+class UpgradeRefused(Exception):
+    """The upgrade was requested and failed, with `error` or `status`. `is_unread`: the response could not be parsed."""
 
     def __init__(self, error: str | None, status: int = 0, is_unread: bool = False) -> None:
         super().__init__(error, status)
         self.error, self.status, self.is_unread = error, status, is_unread
 
 
-class Asked(ClientConnection):
-    """A connection over which the upgrade is asked for: what fails here is an answer to it, or the lack of one."""
+class UpgradingConnection(ClientConnection):
+    """A connection that turns failures of the upgrade, as opposed to earlier ones, into UpgradeRefused."""
 
     def handshake(self, *arguments: Any, **named: Any) -> None:
-        """Ask. Raises Refused, also for a redirect, which would be followed elsewhere."""
+        """Upgrade. Raises UpgradeRefused, also for a redirect, which `connect` would follow."""
         try:
             super().handshake(*arguments, **named)
         except InvalidStatus as refusal:
-            raise Refused(None, refusal.response.status_code) from refusal
+            raise UpgradeRefused(None, refusal.response.status_code) from refusal
         except TimeoutError as silence:
-            raise Refused("hung", is_unread=True) from silence
+            raise UpgradeRefused("hung", is_unread=True) from silence
         except WebSocketException as problem:
-            raise Refused("cut", is_unread=isinstance(problem, InvalidMessage)) from problem
+            raise UpgradeRefused("cut", is_unread=isinstance(problem, InvalidMessage)) from problem
 
 
-class Line:
-    """One WebSocket, with one reader at a time."""
+class ProbeSocket:
+    """One WebSocket for probes, with one reader at a time."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._socket: ClientConnection | None = None
         self.is_closed = False
 
-    def open(self, visitor: Visitor, path: str) -> dict[str, Any]:
-        """Open it and wait for the hello; the facts of `upgrade`."""
+    def open(self, client: ProbeClient, path: str) -> dict[str, Any]:
+        """Connect and wait for the hello. Returns the facts of the probe `upgrade`."""
         try:
-            self._socket = self._connect(visitor, path)
-        except Refused as refusal:
-            status = refusal.status or (_status(visitor, path) if refusal.is_unread else 0)
+            self._socket = self._connect(client, path)
+        except UpgradeRefused as refusal:
+            status = refusal.status or (_status_of_upgrade(client, path) if refusal.is_unread else 0)
             return {"error": None if status else refusal.error, "status": status, "opened": False, "hello": False}
         except InvalidProxyStatus as refusal:
             return {"error": None, "status": refusal.response.status_code, "opened": False, "hello": False}
         except (OSError, InvalidHandshake):
             return {"error": "unreachable", "status": 0, "opened": False, "hello": False}
-        first = self._next(HELLO_S)
+        first = self._receive(HELLO_S)
         error = None if first else "cut" if self.is_closed else "hung"
         return {"error": error, "status": 101, "opened": True, "hello": first.startswith(b"<chat-hello")}
 
-    def _connect(self, visitor: Visitor, path: str) -> ClientConnection:
-        way, cookie = visitor.way, visitor.cookie
+    def _connect(self, client: ProbeClient, path: str) -> ClientConnection:
+        way, cookie = client.way, client.cookie
         opening = connect(
             way.url(path, "ws"),
             ssl=way.trust if way.site.scheme == "https" else None,
@@ -88,18 +88,18 @@ class Line:
             proxy=way.proxy or None,
             proxy_ssl=way.trust_in_proxy,
             open_timeout=CONNECT_S,
-            ping_interval=None,  # what is silent must be silent
-            close_timeout=GOODBYE_S,
-            create_connection=Asked,
+            ping_interval=None,  # pings would keep an idle connection alive
+            close_timeout=CLOSE_S,
+            create_connection=UpgradingConnection,
         )
         return self._stack.enter_context(opening)
 
     def echo(self, count: int) -> dict[str, Any]:
-        """Some echoes, one after another; the facts of `echo`."""
+        """Send echoes, one after another. Returns the facts of the probe `echo`."""
         times, missing = [], 0
         for n in range(1, count + 1):
             started = time.monotonic()
-            if not self._is_answered(n):
+            if not self._echo(n):
                 missing += 1
                 break
             times.append(ms_since(started))
@@ -107,19 +107,19 @@ class Line:
         return {"missing": missing, "ms": ms, "closed": self.is_closed}
 
     def idle(self, seconds: float) -> dict[str, Any]:
-        """Say nothing for so long (the server's pings are answered), then one echo; the facts of `idle`."""
+        """Send nothing but pongs for some time, then one echo. Returns the facts of the probe `idle`."""
         started = time.monotonic()
         while not self.is_closed and (left := started + seconds - time.monotonic()) > 0:
-            self._next(left)
+            self._receive(left)
         silent_ms = ms_since(started)
-        is_answered = not self.is_closed and self._is_answered(1000)
+        is_answered = not self.is_closed and self._echo(1000)
         return {"closed": self.is_closed, "answered": is_answered, "silent_ms": silent_ms}
 
     def close(self) -> None:
-        """Say goodbye and end it."""
+        """Close with a closing handshake."""
         self._stack.close()
 
-    def _is_answered(self, n: int) -> bool:
+    def _echo(self, n: int) -> bool:
         assert self._socket is not None
         try:
             self._socket.send(f'{{"type":"echo","n":{n}}}')
@@ -127,12 +127,12 @@ class Line:
             self.is_closed = True
         until = time.monotonic() + HELLO_S
         while not self.is_closed and (left := until - time.monotonic()) > 0:
-            if f'n="{n}"'.encode() in self._next(left):
+            if f'n="{n}"'.encode() in self._receive(left):
                 return True
         return False
 
-    def _next(self, within_s: float) -> bytes:
-        """The next frame; nothing where none came in time, or where it is over."""
+    def _receive(self, within_s: float) -> bytes:
+        """Return the next message, or b"" after a timeout or the close."""
         assert self._socket is not None
         try:
             return self._socket.recv(within_s, decode=False)
@@ -143,12 +143,10 @@ class Line:
         return b""
 
 
-def _status(visitor: Visitor, path: str) -> int:
-    """The status of a refusal that `websockets` does not read: by HTTP/1.0, with a long head, without an end.
-
-    Asked for once more, as plain HTTP with an upgrade's headers. Not where that would go another way than a
-    WebSocket: httpx takes a tunnel through a forward proxy for https alone.
+def _status_of_upgrade(client: ProbeClient, path: str) -> int:
+    """Repeat the upgrade as a plain request, for the status of a refusal that `websockets` cannot read (HTTP/1.0, long
+    headers, no end of the body). Returns 0 for http by a forward proxy: httpx tunnels only https.
     """
-    if visitor.way.proxy and visitor.way.site.scheme == "http":
+    if client.way.proxy and client.way.site.scheme == "http":
         return 0
-    return visitor.get(path, CONNECT_S, headers=UPGRADE | {"Origin": visitor.way.origin}).status
+    return client.get(path, CONNECT_S, headers=UPGRADE | {"Origin": client.way.origin}).status
