@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import gevent
 import pytest
-from chatapp.admission import APART_S, LONGEST_S, Pace
+from chatapp.middleware import APART_S, LONGEST_S, Pace
 
 from chatapp import fair_queue
 from chatapp.accounts.hashing import Hashing
