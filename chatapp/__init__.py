@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The app, put together (chatapp/factory.py); settings come from the environment where none are given."""
-    # Imported here: commands need none of it, and the server patches the library before it.
-    from chatapp.factory import create_app as put_together
+    """Return the app (chatapp/factory.py); without `settings`, they come from the environment."""
+    # Imported here: commands need none of it, and server.py patches the standard library before it.
+    from chatapp.factory import create_app
 
-    return put_together(settings)
+    return create_app(settings)

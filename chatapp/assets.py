@@ -1,4 +1,4 @@
-"""Where templates, static files and migrations lie: in the package when installed, else beside it."""
+"""The folders of templates, static files and migrations: in the installed package, or at the top of the repository."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ PACKAGE = Path(__file__).parent
 
 
 def asset_dir(name: str) -> Path:
-    """The folder of this name: inside the installed package, or at the top of the repository."""
+    """Return the folder of this name."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
 def content_hash(*folders: Path) -> str:
-    """A name for the content of folders, so that what is made of their files can be cached for ever."""
+    """Return a version for the content of folders: anything made of their files can be cached for ever under it."""
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(folder.rglob("*")):

@@ -1,4 +1,4 @@
-"""Thin commands into the rooms. PORT, HOST and DATA_DIR, and every CHATAPP_ setting, come from the environment."""
+"""The command line. Settings come from the environment: PORT, HOST, DATA_DIR and CHATAPP_…"""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from chatapp.config import DRILL_FAULTS, LONGEST_DRILL_S, ConfigError, Settings,
 if TYPE_CHECKING:
     from chatapp.parts import Parts
 
-DRILL_SETTLE_S = 15.0  # from a drill's end to its report: clients come back, and report every two seconds
+DRILL_SETTLE_S = 15.0  # from a drill's end to its report: clients reconnect, and report every two seconds
 
 
 class Stop(click.ClickException):
-    """Ends a command with a sentence and exit code 1."""
+    """Ends a command with a message and exit code 1."""
 
 
 class Commands(click.Group):
-    """All commands: what is wrong with the data directory is said in a sentence, wherever it shows."""
+    """All commands; each ends with a message if the data directory is unusable."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for. Raises Stop."""
         try:
             return super().invoke(ctx)
-        except Exception as error:  # the outermost line of every command
+        except Exception as error:  # any error may come from the data directory
             problem = _data_problem(error)
             if problem is None:
                 raise
@@ -41,8 +40,8 @@ class Commands(click.Group):
 
 
 def _data_problem(error: Exception) -> str | None:
-    """What an error says about the data directory; None where it says nothing."""
-    if "chatapp.store" not in sys.modules:  # which takes a while to load: only commands with a database have it
+    """Return the problem of the data directory that caused an error; None if it has another cause."""
+    if "chatapp.store" not in sys.modules:  # slow to import: only commands with a database have it
         return None
     from chatapp.store.migrate import problem_of
 
@@ -57,8 +56,8 @@ def _settings() -> Settings:
         raise Stop(str(error)) from None
 
 
-def _served() -> Parts:
-    """The house of a server that was started before; a wrong DATA_DIR would drill nobody and say nothing."""
+def _served_parts() -> Parts:
+    """Return the parts for a data directory with a database. Raises Stop, as a wrong DATA_DIR would affect nobody."""
     settings = _settings()
     if not (settings.data_dir / "chat.db").exists():
         raise Stop(f"DATA_DIR={settings.data_dir}: no server has run with it. Name the running server's folder.")
@@ -66,7 +65,6 @@ def _served() -> Parts:
 
 
 def _parts() -> Parts:
-    """The rooms, put together by this process for one command."""
     from chatapp import create_app
 
     settings = _settings()
@@ -86,7 +84,7 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Migrate, then serve in the foreground until TERM."""
-    settings = _settings()  # a wrong one is told before anything heavy is loaded
+    settings = _settings()  # reports a wrong one before the slow imports
     try:
         port.check(settings.host, settings.port)
     except port.PortUnusable as problem:
@@ -97,23 +95,23 @@ def serve() -> None:
         raise Stop(
             f"Only {files} files may be open (ulimit -n); {descriptors.FEWEST} are needed at least, 65536 are right."
         )
-    gc.disable()  # what is loaded stays; looking for garbage in it would take a tenth of the start
-    # Patches the library, hence before anything else is imported. The workers are forked from this process and share
-    # what it has loaded.
+    gc.disable()  # imports leave no garbage; collections would take a tenth of the start
+    # Patches the standard library, hence before anything else is imported. Workers are forked from this process and
+    # share its memory.
     from chatapp import server
 
     parts = _parts()
-    _seed(parts)
+    _add_first_admin(parts)
     settings, most = parts.settings, descriptors.for_strangers(files)
     shared = strangers.advice(settings.host, bool(settings.trusted_proxies), most)
-    server.once_listening = "\n".join(filter(None, (_welcome(parts), descriptors.advice(files), shared)))
-    parts.store.close()  # no connection to a database may be carried over a fork
+    server.start_message = "\n".join(filter(None, (_welcome(parts), descriptors.advice(files), shared)))
+    parts.store.close()  # SQLite connections must not cross a fork
     gc.enable()
     server.Gunicorn().run()
 
 
-def _seed(parts: Parts) -> None:
-    """Make the first admin from the settings, where there is nobody yet."""
+def _add_first_admin(parts: Parts) -> None:
+    """Add the first admin from the settings if there are no people yet. Raises Stop."""
     from chatapp.accounts import auth
     from chatapp.store import AlreadySetUp
 
@@ -125,7 +123,7 @@ def _seed(parts: Parts) -> None:
     except auth.Refused as error:
         raise Stop(f"CHATAPP_ADMIN_{error.field.upper()}: {error.message}") from None
     except AlreadySetUp:
-        pass  # another start was faster
+        pass  # by another start at the same time
 
 
 def _welcome(parts: Parts) -> str:
@@ -134,7 +132,7 @@ def _welcome(parts: Parts) -> str:
     settings = parts.settings
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     address = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    if not urlsplit(address).path:  # one in PUBLIC_URL is the prefix
+    if not urlsplit(address).path:  # PUBLIC_URL's path is the prefix
         address += settings.url_prefix
     lines = [f"chatapp serves on {address}/", f"Data: {settings.data_dir}"]
     if parts.store.people.is_empty():
@@ -145,7 +143,7 @@ def _welcome(parts: Parts) -> str:
 
 
 def _password(given: str | None) -> str:
-    """A password as an option gave it, from standard input (`-`), or asked for where somebody sits there."""
+    """Return a password from the option, standard input (`-`), or a prompt. Raises Stop without a terminal."""
     if given is None and sys.stdin.isatty():
         return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
     if given is None:
@@ -160,7 +158,7 @@ def _password(given: str | None) -> str:
 
 @main.group()
 def admin() -> None:
-    """People who can sign in."""
+    """Manage the people with an account."""
 
 
 @admin.command("create")
@@ -210,8 +208,8 @@ def reset_password(email: str, password: str | None, as_json: bool) -> None:
 @click.option("--email", required=True)
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def disable(email: str, as_json: bool) -> None:
-    """Let a person sign in no more; whatever is open ends at once."""
-    if not _served().store.people.disable(email):
+    """Block a person's sign-in, and end their sessions and connections at once."""
+    if not _served_parts().store.people.disable(email):
         raise Stop(f"--email: nobody has the address {email}.")
     print(json.dumps({"email": email}) if as_json else f"{email} is signed out everywhere and cannot sign in.")
 
@@ -220,8 +218,8 @@ def disable(email: str, as_json: bool) -> None:
 @click.option("--email", required=True)
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def enable(email: str, as_json: bool) -> None:
-    """Let a person sign in again who was disabled."""
-    if not _served().store.people.enable(email):
+    """Let a disabled person sign in again."""
+    if not _served_parts().store.people.enable(email):
         raise Stop(f"--email: nobody has the address {email}.")
     print(json.dumps({"email": email}) if as_json else f"{email} can sign in.")
 
@@ -229,7 +227,7 @@ def enable(email: str, as_json: bool) -> None:
 @main.command("config")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def show_config(as_json: bool) -> None:
-    """Every setting with value, source and meaning."""
+    """Show every setting with value, source and meaning."""
     rows = describe(_settings(), os.environ)
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
@@ -241,7 +239,7 @@ def show_config(as_json: bool) -> None:
 
 @main.group()
 def drill() -> None:
-    """Make the running server fail on purpose, for a bounded time, and see what clients do."""
+    """Inject a fault into the running server for a limited time, and see how clients cope."""
 
 
 @drill.command("start")
@@ -252,16 +250,16 @@ def drill() -> None:
 @click.option("--wait/--no-wait", default=True, help="Wait for the end and report (the default).")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def start_drill(fault: str, seconds: int, person: str, amount: float | None, wait: bool, as_json: bool) -> None:
-    """Begin a drill. refuse, close, mute, delay or 429: see docs/operations.md."""
+    """Start a drill. refuse, close, mute, delay or 429: see docs/operations.md."""
     from chatapp.diagnostics.drills import AMOUNTS_S
     from chatapp.store import DrillRunning
 
-    parts = _served()
+    parts = _served_parts()
     known = parts.store.people.password_hash(person) if person else None
     if person and known is None:
         raise Stop(f"--person: nobody has the address {person}.")
     try:
-        begun = parts.store.drills.start(
+        started = parts.store.drills.start(
             fault, seconds, amount or AMOUNTS_S.get(fault, 0.0), known[0] if known else None
         )
     except DrillRunning:
@@ -275,22 +273,21 @@ def start_drill(fault: str, seconds: int, person: str, amount: float | None, wai
         time.sleep(DRILL_SETTLE_S)
         _show_drill(parts, as_json)
     elif as_json:
-        print(json.dumps({"id": begun.uuid}))
+        print(json.dumps({"id": started.uuid}))
 
 
 @drill.command("stop")
 def stop_drill() -> None:
     """End the running drill."""
-    parts = _served()
+    parts = _served_parts()
     print("The drill ends now." if parts.store.drills.end() else "No drill was running.")
 
 
 @drill.command("report")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def report_drill(as_json: bool) -> None:
-    """What clients did in the newest drill."""
-    parts = _served()
-    _show_drill(parts, as_json)
+    """Report how clients coped with the newest drill."""
+    _show_drill(_served_parts(), as_json)
 
 
 def _show_drill(parts: Parts, as_json: bool) -> None:
@@ -300,15 +297,15 @@ def _show_drill(parts: Parts, as_json: bool) -> None:
     if newest is None:
         raise Stop("There was no drill yet.")
     until = newest.ends_at + SETTLE_MS
-    found = asdict(report(newest, parts.store.events.between(newest.starts_at, until, newest.person)))
+    results = asdict(report(newest, parts.store.events.between(newest.starts_at, until, newest.person)))
     seconds = (newest.ends_at - newest.starts_at) / 1000
     is_running = newest.left_s() > 0
     if as_json:
-        drill_facts = {"id": newest.uuid, "fault": newest.fault, "seconds": seconds, "running": is_running}
-        print(json.dumps({**drill_facts, **found}, indent=2))
+        drill_fields = {"id": newest.uuid, "fault": newest.fault, "seconds": seconds, "running": is_running}
+        print(json.dumps({**drill_fields, **results}, indent=2))
         return
     print(f"{newest.fault}, {seconds:g} s{', still running' if is_running else ''}:")
-    for name, value in found.items():
+    for name, value in results.items():
         print(f"  {name.replace('_', ' ')}: {'-' if value is None else value}")
 
 
@@ -323,7 +320,7 @@ def _show_drill(parts: Parts, as_json: bool) -> None:
 @click.option("--idle", "idle_s", default=20.0, type=click.FloatRange(1, 900), help="Seconds of silence (20).")
 @click.option("--hold", "hold_s", default=None, type=click.FloatRange(1, 120), help="Seconds of the held poll (25).")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-def examine(
+def run_doctor(
     url: str,
     email: str,
     password: str,
@@ -333,7 +330,7 @@ def examine(
     hold_s: float | None,
     as_json: bool,
 ) -> NoReturn:
-    """Test the way to a server. Exit code 0: good, 1: degraded, 2: unreachable."""
+    """Test the connection to a server. Exit code 0: good, 1: degraded, 2: unreachable."""
     from chatapp.diagnostics import advice, doctor, verdicts
 
     if email and not password:

@@ -1,6 +1,6 @@
-"""Every setting: name, type, unit, default, one sentence. Read once; a wrong value stops the start.
+"""The settings: name, type, unit, default and meaning. Read once; a wrong value stops the start.
 
-A setting comes from the environment as `CHATAPP_<NAME>`; PORT, HOST and DATA_DIR also without the prefix.
+They come from the environment as `CHATAPP_<NAME>`; PORT, HOST and DATA_DIR also without the prefix.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SYSTEM_PROMPT = "You are the assistant of this chat. Answer in Markdown, to the 
 
 
 class ConfigError(Exception):
-    """A setting is wrong. The message names it and says what to do."""
+    """Raised for a wrong setting. The message names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A declared proxy: an address or a network in CIDR notation."""
+    """A declared proxy's address, or network in CIDR notation."""
 
     value: ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -45,14 +45,14 @@ class Network:
 
 
 def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address; one of IPv4 as a socket for both calls it (::ffff:127.0.0.1) is of IPv4. Raises ValueError."""
+    """Parse an address; an IPv4-mapped one (::ffff:127.0.0.1) becomes IPv4. Raises ValueError."""
     address = ipaddress.ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address
 
 
 @dataclass(frozen=True)
 class DrillSlot:
-    """A time of the week, or of each day, at which a drill begins: the server's own time of day."""
+    """A weekly or daily time, in the server's time zone, of a drill."""
 
     day: str  # mon … sun, or daily
     hour: int
@@ -61,7 +61,7 @@ class DrillSlot:
     seconds: int
 
     def is_at(self, now: datetime) -> bool:
-        """Whether this is the minute."""
+        """Return True in the slot's minute."""
         return self.day in ("daily", DAYS[now.weekday()]) and (now.hour, now.minute) == (self.hour, self.minute)
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any
 
 
 def _or_off(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A number, or `off`, which is 0."""
+    """Parse `off` as 0."""
     return lambda text: 0 if text == "off" else parse(text)
 
 
@@ -173,14 +173,14 @@ def _setting(sentence: str, default: Any, parse: Callable[[str], Any], unit: str
     return dataclass_field(default=default, metadata=metadata)
 
 
-def _later(sentence: str, what: str, built: Any = None) -> Any:
-    """A setting whose feature is not built yet: setting it to anything but `built` stops the start."""
-    return dataclass_field(default=built, metadata={"sentence": sentence, "later": what, "parse": str, "unit": ""})
+def _later(sentence: str, feature: str) -> Any:
+    """Declare a setting of a feature that is not built yet; setting it stops the start."""
+    return dataclass_field(default=None, metadata={"sentence": sentence, "later": feature, "parse": str, "unit": ""})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings, checked. Times are seconds, sizes bytes, unless the unit says otherwise."""
+    """All settings, validated. Times are seconds, sizes bytes, unless the unit says otherwise."""
 
     host: str = _setting("Address to listen on.", "127.0.0.1", str)
     port: int = _setting("Port to listen on.", 8000, _number(1, 65535, whole=True))
@@ -268,7 +268,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Described:
+class SettingRow:
     """One row of `chatapp config`."""
 
     name: str
@@ -279,7 +279,7 @@ class Described:
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """Read and check every setting. Raises ConfigError with a sentence that names the setting."""
+    """Read and validate the settings. Raises ConfigError."""
     known = {field.name for field in fields(Settings)}
     for variable in environ:
         if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in known:
@@ -288,14 +288,14 @@ def load(environ: Mapping[str, str]) -> Settings:
     for field in fields(Settings):
         variable, text = _lookup(field.name, environ)
         if text is not None and text != "":
-            values[field.name] = _parse(variable, text, field.metadata, field.default)
+            values[field.name] = _parse(variable, text, field.metadata)
     settings = Settings(**values)
-    _check_together(settings)
+    _check(settings)
     return settings
 
 
-def describe(settings: Settings, environ: Mapping[str, str]) -> list[Described]:
-    """Every setting with value, source and meaning; secrets are not shown."""
+def describe(settings: Settings, environ: Mapping[str, str]) -> list[SettingRow]:
+    """Return every setting with value, source and meaning; secrets are not shown."""
     rows = []
     for field in fields(Settings):
         variable, text = _lookup(field.name, environ)
@@ -303,7 +303,7 @@ def describe(settings: Settings, environ: Mapping[str, str]) -> list[Described]:
         shown = "(set)" if field.metadata.get("secret") and value else _show(value)
         meaning = field.metadata["sentence"] + (" (not built yet)" if "later" in field.metadata else "")
         source = variable if text else "default"
-        rows.append(Described(PREFIX + field.name.upper(), shown, source, field.metadata["unit"], meaning))
+        rows.append(SettingRow(PREFIX + field.name.upper(), shown, source, field.metadata["unit"], meaning))
     return rows
 
 
@@ -314,8 +314,8 @@ def _lookup(name: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
     return variable, environ.get(variable)
 
 
-def _parse(variable: str, text: str, metadata: Mapping[str, Any], default: Any) -> Any:
-    if "later" in metadata and text != default:
+def _parse(variable: str, text: str, metadata: Mapping[str, Any]) -> Any:
+    if "later" in metadata:
         raise ConfigError(f"{variable} is set, but {metadata['later']} is not built yet; unset it.")
     try:
         return metadata["parse"](text)
@@ -323,10 +323,11 @@ def _parse(variable: str, text: str, metadata: Mapping[str, Any], default: Any) 
         raise ConfigError(f"{variable}={text!r}: {error}.") from None
 
 
-def _check_together(settings: Settings) -> None:
+def _check(settings: Settings) -> None:
+    """Raise ConfigError if settings contradict each other."""
     _check_openai(settings)
-    given = [bool(settings.admin_name), bool(settings.admin_email), bool(settings.admin_password)]
-    if any(given) and not all(given):
+    admin = [bool(settings.admin_name), bool(settings.admin_email), bool(settings.admin_password)]
+    if any(admin) and not all(admin):
         raise ConfigError("CHATAPP_ADMIN_NAME, _EMAIL and _PASSWORD go together: set all three or none.")
     path = urlsplit(settings.public_url).path
     if path and path != settings.url_prefix:
@@ -370,10 +371,10 @@ def _show(value: Any) -> str:
 def browser_config(
     settings: Settings, urls: Mapping[str, str], network: str, remembered: Mapping[str, Any] | None, drill_ms: int
 ) -> str:
-    """What the page's JavaScript must know, as JSON. Times are milliseconds where the name ends in _ms.
+    """Return the JavaScript's settings as JSON. Times are milliseconds if the name ends in _ms.
 
-    `network`: the key of the network that the page is asked from, `remembered`: what is known of it for this
-    person; see network_memory.py. `drill_ms`: how long a drill still runs for them.
+    `network`: the key of the page's network, `remembered`: this person's experience there (network_memory.py).
+    `drill_ms`: the rest of a drill for them.
     """
     return json.dumps(
         {

@@ -1,4 +1,4 @@
-"""The table of contents: which rooms there are, and how they are put together."""
+"""The application factory: every part, and the order of assembly."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from chatapp.connection_states import table_json
 from chatapp.diagnostics.drills import Drills
 from chatapp.diagnostics.fault_injection import FaultInjection
 from chatapp.middleware import (
-    LONG_BYTES,
+    LARGEST_BODY,
     AdmissionMiddleware,
     BodyMiddleware,
     ProxyMiddleware,
     RequestMiddleware,
     answer_headers,
-    bound_body,
     init_headers,
+    limit_body,
 )
 from chatapp.parts import Parts
-from chatapp.staticfiles import StaticFiles, brought
+from chatapp.staticfiles import StaticFiles, preload_module
 from chatapp.store import Store
 from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
@@ -52,10 +52,9 @@ from chatapp.views import auth, changes, connection, connection_test, conversati
 
 
 class Json(DefaultJSONProvider):
-    """Flask's JSON, for which no text is worse than wrong: what nests too deeply is answered with 400, too."""
+    """Flask's JSON; too deep a nesting is answered with 400, too."""
 
     def loads(self, s: str | bytes, **kwargs: Any) -> Any:
-        """Read JSON. Raises ValueError."""
         try:
             return super().loads(s, **kwargs)
         except RecursionError:
@@ -63,32 +62,32 @@ class Json(DefaultJSONProvider):
 
 
 class App(Flask):
-    """Flask, which looks for no route where the door has chosen it already."""
+    """Flask without a second routing of requests that the middleware has routed."""
 
     json_provider_class = Json
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """What finds a request's route."""
-        is_found = request is not None and AUTH_SESSION_KEY in request.environ
-        return None if is_found else super().create_url_adapter(request)
+        """Return the request's URL adapter; None if it is routed already."""
+        is_routed = request is not None and AUTH_SESSION_KEY in request.environ
+        return None if is_routed else super().create_url_adapter(request)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Put the app together: settings, store, chat, transports, assistant, pages. Migrates the databases."""
+    """Migrate the databases and assemble the app: store, chat, transports, assistant, views."""
     settings = settings or load(os.environ)
     migrate(settings.data_dir)
     app = App("chatapp", template_folder=str(asset_dir("templates")), static_folder=None)
     key = secret_key(settings.data_dir)
     instance = hashlib.sha256(key.encode()).hexdigest()[:8]
     app.config.update(_flask_settings(settings, key, instance))
-    parts = app.extensions["chatapp"] = _build(app, settings, instance)
+    parts = app.extensions["chatapp"] = _make_parts(app, settings, instance)
     app.session_interface = Sessions()
     Babel(app)
-    app.before_request(bound_body)  # before what reads forms
+    app.before_request(limit_body)  # before anything reads a form
     CSRFProtect(app)
     for view in (auth, changes, connection, connection_test, conversations, errors, knowledge, site):
         app.register_blueprint(view.bp)
-    FaultInjection(parts.drills, parts.auth).init_app(app)  # before what it is to harm
+    FaultInjection(parts.drills, parts.auth).init_app(app)
     init_headers(app)
     app.after_request(armour_response)
     _add_middleware(app, parts)
@@ -96,19 +95,18 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def _add_middleware(app: Flask, parts: Parts) -> None:
-    """From the inside out."""
-    settings, cookies = parts.settings, SessionCache(app, parts.auth)
-    app.wsgi_app = AdmissionMiddleware(app.wsgi_app, cookies, parts.static, parts.auth.attempts)  # type: ignore[method-assign]
+    """Wrap the app in its WSGI middleware, from the inside out."""
+    settings, sessions = parts.settings, SessionCache(app, parts.auth)
+    app.wsgi_app = AdmissionMiddleware(app.wsgi_app, sessions, parts.static, parts.auth.attempts)  # type: ignore[method-assign]
     if "websocket" in settings.transports:
-        sessions = HandshakeSessionCache(parts.auth, cookies, parts.bus)
-        handshake.register(app, parts.websockets, sessions, lambda: parts.drills.is_running)
+        handshake_sessions = HandshakeSessionCache(parts.auth, sessions, parts.bus)
+        handshake.register(app, parts.websockets, handshake_sessions, lambda: parts.drills.is_running)
     headers = partial(answer_headers, is_public_https=app.config["SESSION_COOKIE_SECURE"])
-    polls = PollMiddleware(app.wsgi_app, parts.polls, cookies, settings, headers, lambda: parts.drills.is_running)
-    app.wsgi_app = ProxyMiddleware(RequestMiddleware(BodyMiddleware(polls, cookies)), settings)  # type: ignore[method-assign]
+    polls = PollMiddleware(app.wsgi_app, parts.polls, sessions, settings, headers, lambda: parts.drills.is_running)
+    app.wsgi_app = ProxyMiddleware(RequestMiddleware(BodyMiddleware(polls, sessions)), settings)  # type: ignore[method-assign]
 
 
-def _build(app: Flask, settings: Settings, instance: str) -> Parts:
-    """The rooms, each given what it needs of the others."""
+def _make_parts(app: Flask, settings: Settings, instance: str) -> Parts:
     bus = Bus()
     store = Store(app, settings.data_dir, bus, settings.workers, settings.events_kept)
     knowledge = make_knowledge(settings)
@@ -122,8 +120,8 @@ def _build(app: Flask, settings: Settings, instance: str) -> Parts:
     auth, quotas = Auth(store, settings, bus), Quotas()
     drills = Drills(store, bus, connections.sockets, settings.drill_schedule)
     bus.on_broadcast = connections.broadcast
-    modules = partial(brought, app.jinja_env, table_json())
-    static = StaticFiles(asset_dir("static"), asset_dir("templates"), modules, settings.static_joined)
+    preload = partial(preload_module, app.jinja_env, table_json())
+    static = StaticFiles(asset_dir("static"), asset_dir("templates"), preload, settings.static_joined)
     return Parts(
         settings=settings,
         static=static,
@@ -157,10 +155,10 @@ def _flask_settings(settings: Settings, key: str, instance: str) -> dict[str, An
         "SESSION_COOKIE_SAMESITE": "Lax",
         "SESSION_COOKIE_SECURE": settings.public_url.startswith("https:"),
         "SESSION_COOKIE_PATH": f"{settings.url_prefix}/",
-        "SESSION_REFRESH_EACH_REQUEST": False,  # else every poll sets the cookie again
+        "SESSION_REFRESH_EACH_REQUEST": False,  # else every poll would set the cookie
         "PERMANENT_SESSION_LIFETIME": timedelta(days=settings.session_lifetime),
-        "WTF_CSRF_TIME_LIMIT": None,  # it lives as long as the session that it is bound to
+        "WTF_CSRF_TIME_LIMIT": None,  # the token lives as long as its session
         "WTF_CSRF_SSL_STRICT": False,  # strict proxies strip Referer
-        "MAX_CONTENT_LENGTH": LONG_BYTES,
-        "MAX_FORM_MEMORY_SIZE": LONG_BYTES,
+        "MAX_CONTENT_LENGTH": LARGEST_BODY,
+        "MAX_FORM_MEMORY_SIZE": LARGEST_BODY,
     }

@@ -1,8 +1,8 @@
-"""What every request passes before Flask, from the outside in, and the headers that every answer gets.
+"""WSGI middleware from the outside in, and the headers of every response.
 
-ProxyMiddleware      takes the URL prefix off, and believes the forwarding headers of declared proxies only
-RequestMiddleware    refuses what is not well formed: hosts, cookies
-BodyMiddleware       bounds bodies by their head, before anything of them is in memory
+ProxyMiddleware      strips the URL prefix, and trusts the forwarding headers of declared proxies only
+RequestMiddleware    refuses malformed hosts and cookies
+BodyMiddleware       limits bodies by the request's head, before they are read
 AdmissionMiddleware  gives requests without a session a share of the event loop's time
 
 Polls and WebSocket upgrades are answered between the last two (transports/).
@@ -26,68 +26,68 @@ from chatapp.accounts.auth import AUTH_SESSION_KEY, SessionCache
 from chatapp.concurrency import has_loop
 from chatapp.config import Settings, plain_address
 from chatapp.fair_queue import Attempts, FairQueue, Full, Refusals
-from chatapp.gunicorn_bridge import end_request, has_body, has_left, is_cut, leave_body, note_address, note_session
+from chatapp.gunicorn_bridge import assign_connection, end_request, has_body, has_left, is_cut, note_session, skip_body
 from chatapp.staticfiles import StaticFiles
 from chatapp.store import StorageUnavailable
 from chatapp.transports.integrity import UNKEPT
 from chatapp.wellformed import COOKIES, LONGEST_COOKIES, PLAIN, WRONG_HOST, is_host, shown
 
-WEBSOCKET_SCHEMES = {"wss": "https", "ws": "http"}  # what Traefik says of an upgrade's scheme
-MOST_PEERS = 4096  # addresses that are known to be a proxy's, or not
+WEBSOCKET_SCHEMES = {"wss": "https", "ws": "http"}  # Traefik forwards an upgrade's scheme as ws or wss
+MOST_PEERS = 4096  # in the cache of declared addresses
+MOST_HOSTS = 256  # in the set of checked hosts
+PROBE_PATHS = ("/healthz", "/readyz")  # without the prefix, and without waiting: a load balancer's
 
-KNOWN_HOSTS = 256
+BODY_LIMIT = "chatapp.longest_body"  # key of a request's environment
+LARGEST_BODY = 512 << 10  # bytes; a report of 200 events or a message of 20,000 characters fits easily
+SMALL_BODY = 16 << 10  # bytes; for every other path
+LARGE_BODY_PATHS = ("/c", "/connection/events")
+LARGE_BODY_SUFFIX = "/messages"
+TOO_LARGE = "This is longer than anything that this address takes.\n"
+ANONYMOUS_PATHS = ("/sign-in", "/first-run")  # forms for people without a session
 
-LONGEST = "chatapp.longest_body"  # in a request's environment
-LONG_BYTES = 512 << 10  # a report of 200 events or a message of 20,000 characters, with room
-SHORT_BYTES = 16 << 10  # everything else
-LONG_PATHS = ("/c", "/connection/events")  # and whatever ends in:
-LONG_ENDS = "/messages"
-TOO_LONG = "This is longer than anything that this address takes.\n"
-FOR_STRANGERS = ("/sign-in", "/first-run")
-
-APART_S = 0.02  # between two pages for strangers: they get some tenth of the event loop
-FILES_APART_S = 0.003  # between two files for them: a page needs some thirty
-GIVE_WAY = 3.0  # the loop is late: wait so many times longer than that before the next one
-LONGEST_S = 0.25  # between two, however late the loop is
-MOST_WAITING = 250  # pages: some 5 s
+PAGE_INTERVAL_S = 0.02  # between two pages for strangers: they get some tenth of the event loop
+FILE_INTERVAL_S = 0.003  # between two files for them: a page needs some thirty
+LAG_FACTOR = 3.0  # the interval grows to so many times the event loop's lag,
+LONGEST_INTERVAL_S = 0.25  # but not beyond this
+MOST_PAGES_WAITING = 250  # some 5 s
 MOST_FILES_WAITING = 100  # some 0.3 s
-FREE = ("/healthz", "/readyz")  # cheap, and a balancer must not wait for them
-WORDS = b"Too many people who are not signed in ask for pages at this moment. Try again in a few seconds.\n"
+OVERLOADED = b"Too many people who are not signed in ask for pages at this moment. Try again in a few seconds.\n"
 RETRY_S = 5
 
 log = logging.getLogger("chatapp.requests")
 
 
 class ProxyMiddleware:
-    """WSGI middleware. Remembers the peer, believes declared proxies only, and takes the prefix off."""
+    """Records the TCP peer, strips the URL prefix, and applies the forwarding headers of declared proxies."""
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self._app = app
         self._behind_proxy = ProxyFix(app, x_for=1, x_proto=1, x_host=1, x_prefix=0)
         self._settings = settings
-        self._is_declared = lru_cache(MOST_PEERS)(self._is_in_a_declared_network)
+        self._is_declared = lru_cache(MOST_PEERS)(self._is_in_declared_network)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         peer = environ.get("REMOTE_ADDR", "")
         environ["chatapp.peer"] = peer
-        if not self._take_prefix(environ):
+        if not self._strip_prefix(environ):
             start_response("404 NOT FOUND", [*PLAIN, ("Content-Length", "0")])
             return []
         is_declared = self._is_declared(peer)
         if is_declared:
-            _name_scheme_as_http_does(environ)
-            _believe_only_addresses(environ)
+            _normalize_scheme(environ)
+            _normalize_client_address(environ)
         app = self._behind_proxy if is_declared else self._app
         answer: Iterable[bytes] = app(environ, start_response)
         return answer
 
-    def _is_in_a_declared_network(self, peer: str) -> bool:
+    def _is_in_declared_network(self, peer: str) -> bool:
         return any(peer in network for network in self._settings.trusted_proxies)
 
-    def _take_prefix(self, environ: dict[str, Any]) -> bool:
+    def _strip_prefix(self, environ: dict[str, Any]) -> bool:
+        """Return False for a path outside the prefix."""
         prefix = self._settings.url_prefix
         path = environ.get("PATH_INFO", "")
-        if not prefix or path in ("/healthz", "/readyz"):
+        if not prefix or path in PROBE_PATHS:
             return True
         if path != prefix and not path.startswith(prefix + "/"):
             return False
@@ -96,23 +96,23 @@ class ProxyMiddleware:
         return True
 
 
-def _name_scheme_as_http_does(environ: dict[str, Any]) -> None:
-    said = environ.get("HTTP_X_FORWARDED_PROTO", "")
-    if "ws" in said.lower():
-        names = (name.strip().lower() for name in said.split(","))
-        environ["HTTP_X_FORWARDED_PROTO"] = ",".join(WEBSOCKET_SCHEMES.get(name, name) for name in names)
+def _normalize_scheme(environ: dict[str, Any]) -> None:
+    header = environ.get("HTTP_X_FORWARDED_PROTO", "")
+    if "ws" in header.lower():
+        schemes = (scheme.strip().lower() for scheme in header.split(","))
+        environ["HTTP_X_FORWARDED_PROTO"] = ",".join(WEBSOCKET_SCHEMES.get(scheme, scheme) for scheme in schemes)
 
 
-def _believe_only_addresses(environ: dict[str, Any]) -> None:
-    """Leave the client's address, which the proxy wrote last, or nothing where it is none: it is logged and counted."""
-    said = environ.pop("HTTP_X_FORWARDED_FOR", None)
-    address = forwarded_address(said.rpartition(",")[2]) if said else ""
+def _normalize_client_address(environ: dict[str, Any]) -> None:
+    """Keep the last element, which the proxy added, if it is an address: it goes into logs and counters."""
+    header = environ.pop("HTTP_X_FORWARDED_FOR", None)
+    address = forwarded_address(header.rpartition(",")[2]) if header else ""
     if address:
         environ["HTTP_X_FORWARDED_FOR"] = address
 
 
 def forwarded_address(text: str) -> str:
-    """An address as proxies write it, also with a port (`[::1]:80`); empty where it is none."""
+    """Parse an address in the forms of proxies, with or without a port (`[::1]:80`); "" if it is invalid."""
     text = text.strip().strip('"')
     bare = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+", text)
     try:
@@ -122,104 +122,104 @@ def forwarded_address(text: str) -> str:
 
 
 class RequestMiddleware:
-    """WSGI middleware: lets through what is well formed."""
+    """Refuses malformed Host headers (400) and too long cookies (431)."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._hosts: set[str] = set()  # that were found to be hosts; none is longer than a name may be
+        self._hosts: set[str] = set()  # valid ones, hence of bounded length
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         host, cookies = environ.get("HTTP_HOST"), environ.get("HTTP_COOKIE", "")
         if host is not None and host not in self._hosts:
             if not is_host(host):
                 return _refuse(environ, start_response, "400 BAD REQUEST", WRONG_HOST, f"host {shown(host)}")
-            if len(self._hosts) >= KNOWN_HOSTS:
+            if len(self._hosts) >= MOST_HOSTS:
                 self._hosts.clear()
             self._hosts.add(host)
         if len(cookies) > LONGEST_COOKIES:
-            said = f"{len(cookies)} characters of cookies"
-            return _refuse(environ, start_response, "431 REQUEST HEADER FIELDS TOO LARGE", COOKIES, said)
-        if not cookies.isascii():  # other sites': ours are ASCII, and Flask wants all of them to be UTF-8
+            reason = f"{len(cookies)} characters of cookies"
+            return _refuse(environ, start_response, "431 REQUEST HEADER FIELDS TOO LARGE", COOKIES, reason)
+        if not cookies.isascii():  # Flask decodes all cookies as UTF-8; ours are ASCII, but other sites' may not be
             environ["HTTP_COOKIE"] = cookies.encode("ascii", "replace").decode()
         answer: Iterable[bytes] = self._app(environ, start_response)
         return answer
 
 
-def _refuse(environ: dict[str, Any], start_response: Any, status: str, words: str, said: str) -> Iterable[bytes]:
-    log.warning("refused a request from %s: %s", environ.get("REMOTE_ADDR", "-"), said)
-    body = words.encode()
+def _refuse(environ: dict[str, Any], start_response: Any, status: str, text: str, reason: str) -> Iterable[bytes]:
+    log.warning("refused a request from %s: %s", environ.get("REMOTE_ADDR", "-"), reason)
+    body = text.encode()
     start_response(status, [*PLAIN, ("Content-Length", str(len(body)))])
     return [body]
 
 
 class BodyMiddleware:
-    """WSGI middleware: bounds bodies, and leaves those unread that a stranger sends where a session is needed."""
+    """Limits bodies, and drops those of requests that need a session and have none."""
 
-    def __init__(self, app: Any, cookies: SessionCache) -> None:
+    def __init__(self, app: Any, sessions: SessionCache) -> None:
         self._app = app
-        self._cookies = cookies
+        self._sessions = sessions
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        note_address(environ, environ.get("chatapp.peer", ""))
-        if has_body(environ) and not self._bound(environ):
-            words = TOO_LONG.encode()
-            start_response("413 CONTENT TOO LARGE", [*PLAIN, ("Content-Length", str(len(words)))])
-            return [words]
-        behind: Iterable[bytes] = self._app(environ, start_response)
-        return behind
+        assign_connection(environ, environ.get("chatapp.peer", ""))
+        if has_body(environ) and not self._limit(environ):
+            text = TOO_LARGE.encode()
+            start_response("413 CONTENT TOO LARGE", [*PLAIN, ("Content-Length", str(len(text)))])
+            return [text]
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        return answer
 
-    def _bound(self, environ: dict[str, Any]) -> bool:
-        """False where it is a stranger's and too long: that is said without a page."""
+    def _limit(self, environ: dict[str, Any]) -> bool:
+        """Set the body's limit. Returns False if the body is a stranger's and too large: the answer is no page then."""
         path, header = environ.get("PATH_INFO", ""), environ.get("HTTP_COOKIE", "")
-        is_known = self._is_signed_in(header)
-        if is_known:
+        is_signed_in = self._is_signed_in(header)
+        if is_signed_in:
             note_session(environ)
-        elif path not in FOR_STRANGERS and not self._has_ended(header):
-            leave_body(environ)
+        elif path not in ANONYMOUS_PATHS and not self._has_signed_cookie(header):
+            skip_body(environ)
             environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(), "0"
             environ.pop("HTTP_TRANSFER_ENCODING", None)
             return True
-        is_long = path in LONG_PATHS or path.endswith(LONG_ENDS)
-        environ[LONGEST] = LONG_BYTES if is_long else SHORT_BYTES
+        is_large = path in LARGE_BODY_PATHS or path.endswith(LARGE_BODY_SUFFIX)
+        environ[BODY_LIMIT] = LARGEST_BODY if is_large else SMALL_BODY
         length = environ.get("CONTENT_LENGTH", "")
-        is_too_long = length.isdecimal() and int(length) > environ[LONGEST]
-        if is_too_long:
-            leave_body(environ)
-        return is_known or not is_too_long
+        is_too_large = length.isdecimal() and int(length) > environ[BODY_LIMIT]
+        if is_too_large:
+            skip_body(environ)
+        return is_signed_in or not is_too_large
 
     def _is_signed_in(self, header: str) -> bool:
         try:
-            return self._cookies.find(header) is not None
-        except StorageUnavailable:  # Flask says so; until then it is somebody's whose session has ended
+            return self._sessions.find(header) is not None
+        except StorageUnavailable:  # Flask reports it; until then the session counts as expired
             return False
 
-    def _has_ended(self, header: str) -> bool:
-        """Whether it is of somebody whose session has ended: they are told so, and not that the form is too old."""
-        value = self._cookies.cookie_value(header)
-        return bool(value) and self._cookies.token_hash(value) is not None
+    def _has_signed_cookie(self, header: str) -> bool:
+        """Return True if we signed the cookie: with the body, Flask answers "signed out" instead of a CSRF error."""
+        value = self._sessions.cookie_value(header)
+        return bool(value) and self._sessions.token_hash(value) is not None
 
 
-def bound_body() -> None:
-    """Have Flask refuse what is longer (413), before it reads. For `before_request`, before anything reads a form."""
-    if LONGEST in request.environ:
-        request.max_content_length = request.environ[LONGEST]
+def limit_body() -> None:
+    """Set Flask's limit, for a 413 before the body is read. For `before_request`, before anything reads a form."""
+    if BODY_LIMIT in request.environ:
+        request.max_content_length = request.environ[BODY_LIMIT]
 
 
-class Pace:
-    """Lets one request after the other begin, some time apart."""
+class Pacer:
+    """Starts one request after another, at an interval that grows with the event loop's lag."""
 
-    def __init__(self, apart_s: float, most_waiting: int, attempts: Attempts) -> None:
-        self._apart_s = apart_s
+    def __init__(self, interval_s: float, most_waiting: int, attempts: Attempts) -> None:
+        self._interval_s = interval_s
         self._queue = FairQueue(most_waiting, attempts)
         self._next_at = 0.0  # monotonic clock, s
         self._is_running = False
 
     def wait(self, environ: dict[str, Any]) -> None:
-        """Return when this request may begin: at once where strangers are few. Raises Full."""
+        """Return when this request may start. Raises Full."""
         address = environ.get("REMOTE_ADDR", "")
         attempts, now = self._queue.attempts.count(address), time.monotonic()
         if not self._is_running and now >= self._next_at:
-            self._next_at = now + self._apart_s
+            self._next_at = now + self._interval_s
             return
         if not self._is_running:
             self._is_running = True
@@ -231,55 +231,55 @@ class Pace:
             while True:
                 gevent.sleep(max(0.0, self._next_at - time.monotonic()))
                 now = time.monotonic()
-                late = max(0.0, now - self._next_at)
+                lag_s = max(0.0, now - self._next_at)
                 if not self._queue.let_next():
                     return
-                self._next_at = now + min(LONGEST_S, max(self._apart_s, GIVE_WAY * late))
+                self._next_at = now + min(LONGEST_INTERVAL_S, max(self._interval_s, LAG_FACTOR * lag_s))
         finally:
             self._is_running = False
 
 
 class AdmissionMiddleware:
-    """WSGI middleware. `attempts`: of pages and of passwords; signing in takes them back."""
+    """Makes requests without a session wait their turn. `attempts` counts pages and passwords by address."""
 
-    def __init__(self, app: Any, cookies: SessionCache, files: StaticFiles, attempts: Attempts) -> None:
+    def __init__(self, app: Any, sessions: SessionCache, static: StaticFiles, attempts: Attempts) -> None:
         self._app = app
-        self._cookies = cookies
-        self._known_files = files
+        self._sessions = sessions
+        self._static = static
         self._refusals = Refusals()
-        self._pages = Pace(APART_S, MOST_WAITING, attempts)
-        self._files = Pace(FILES_APART_S, MOST_FILES_WAITING, Attempts())
+        self._pages = Pacer(PAGE_INTERVAL_S, MOST_PAGES_WAITING, attempts)
+        self._files = Pacer(FILE_INTERVAL_S, MOST_FILES_WAITING, Attempts())
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         try:
-            if has_loop() and self._is_strangers(environ):
+            if has_loop() and self._is_anonymous(environ):
                 self._wait(environ)
         except Full:
             self._refusals.wait()
             if is_cut(environ):
                 end_request()
-            leave_body(environ)  # nor any request behind this one
+            skip_body(environ)  # and all further requests of this connection
             start_response("503 SERVICE UNAVAILABLE", [*PLAIN, ("Retry-After", str(RETRY_S))])
-            return [WORDS]
+            return [OVERLOADED]
         if is_cut(environ):  # while it waited
             end_request()
-        behind: Iterable[bytes] = self._app(environ, start_response)
-        return behind
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        return answer
 
     def _wait(self, environ: dict[str, Any]) -> None:
         path = environ.get("PATH_INFO", "")
-        is_plain = environ.get("REQUEST_METHOD") in ("GET", "HEAD")
-        if is_plain and self._known_files.has(path):
+        is_read = environ.get("REQUEST_METHOD") in ("GET", "HEAD")
+        if is_read and self._static.has(path):
             self._files.wait(environ)
-        elif not is_plain or path not in FREE:  # also what there is not: to say so takes a page
+        elif not is_read or path not in PROBE_PATHS:  # an unknown path, too: its 404 is a page
             self._pages.wait(environ)
 
-    def _is_strangers(self, environ: dict[str, Any]) -> bool:
+    def _is_anonymous(self, environ: dict[str, Any]) -> bool:
         if AUTH_SESSION_KEY in environ:
             return False
         try:
-            is_live = self._cookies.find(environ.get("HTTP_COOKIE", "")) is not None
-        except StorageUnavailable:  # the cookie is ours; what needs the database says that it does not answer
+            is_live = self._sessions.find(environ.get("HTTP_COOKIE", "")) is not None
+        except StorageUnavailable:  # the cookie's signature is ours; Flask reports the error
             return False
         if is_live:
             note_session(environ)
@@ -292,7 +292,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self' {socket}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; manifest-src 'self'"
 )
-HTTPS_S = 31_536_000  # a year, in which a browser asks this host by https alone
+HSTS_S = 31_536_000  # a year
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -304,14 +304,14 @@ HEADERS = {
 
 @lru_cache(maxsize=100)
 def answer_headers(is_secure: bool, host: str, is_public_https: bool = False) -> list[tuple[str, str]]:
-    """The headers of every answer, for whom it is asked at this host; `is_public_https`: as PUBLIC_URL says."""
+    """Return the headers of every response of this host; `is_public_https`: by PUBLIC_URL."""
     policy = POLICY.format(socket=f"ws{'s' if is_secure else ''}://{host}")
-    strict = [("Strict-Transport-Security", f"max-age={HTTPS_S}")] if is_public_https else []
+    strict = [("Strict-Transport-Security", f"max-age={HSTS_S}")] if is_public_https else []
     return [("Content-Security-Policy", policy), *HEADERS.items(), *strict, ("Cache-Control", UNKEPT)]
 
 
 def init_headers(app: Flask) -> None:
-    """Have every answer carry them."""
+    """Add the headers to every response of the app."""
     is_public_https = bool(app.config["SESSION_COOKIE_SECURE"])
 
     @app.after_request

@@ -1,4 +1,4 @@
-"""The parts of one running app, as the routes reach them."""
+"""The parts of one app, typed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from chatapp.transports.websocket import Services
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything, made once by create_app."""
+    """Every part, made once by create_app."""
 
     settings: Settings
     static: StaticFiles
     instance: str  # prefixes cookie, storage and channel names: two instances may share a host
-    epoch: str  # names the database
+    epoch: str  # the database's name
     bus: Bus
     store: Store
     chat: Chat
@@ -46,7 +46,7 @@ class Parts:
     runner: Runner | None
 
     def start(self) -> None:
-        """Begin the work that no request asks for; called in the worker, after the fork."""
+        """Start the background work. Called in the worker, after the fork."""
         self.store.histories.start()
         self.store.watcher.start()
         self.store.retention.start()
@@ -55,7 +55,7 @@ class Parts:
             self.runner.start()
 
     def drain(self) -> None:
-        """The worker is closing: tell every connection when to come back, and mark answers interrupted."""
+        """Stop the background work, send every connection its reconnect delay, and mark answers interrupted."""
         self.store.watcher.stop()
         self.store.retention.stop()
         self.drills.stop()
@@ -65,12 +65,12 @@ class Parts:
             self.runner.drain()
 
     def finish(self) -> None:
-        """The worker ends: wait, in bounds, until every connection has heard it."""
+        """Drain, then wait a few seconds at most until every connection has received it."""
         self.drain()
         self.connections.finish()
 
 
 def current_parts() -> Parts:
-    """The parts of the app that answers this request."""
+    """Return the parts of the current request's app."""
     found: Parts = current_app.extensions["chatapp"]
     return found

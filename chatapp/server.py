@@ -1,4 +1,4 @@
-"""Gunicorn's settings: one process, gevent, and a drain that tells every connection when to come back."""
+"""Gunicorn's settings and hooks: gevent workers that drain their connections before they end."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ from gunicorn.app.base import BaseApplication  # noqa: E402
 from chatapp import create_app, descriptors  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
-from chatapp.gunicorn_bridge import IdleConnections, Limits, Worker, tune  # noqa: E402
+from chatapp.gunicorn_bridge import IdleConnections, Limits, Worker, tune_worker  # noqa: E402
 from chatapp.strangers import Strangers  # noqa: E402
 
 CLOSE_IDLE_EVERY_S = 0.2
-DRAIN_LOOK_S = 1.0  # how late a drain begins at most where it is no signal that ends the worker
+ALIVE_CHECK_S = 1.0  # at most so late does a drain start if the worker ends without a signal
 
-once_listening = ""  # what the command has to say then
+start_message = ""  # printed once the sockets are open
 settings = load(os.environ)
-descriptors.raise_limit()  # each WebSocket is one
-# A thread that renders something long gives way to the event loop after so many seconds (Python's default is 5 ms).
-sys.setswitchinterval(0.001)
+descriptors.raise_limit()  # each WebSocket needs one
+sys.setswitchinterval(0.001)  # s; rendering threads yield to the event loop sooner (Python's default: 5 ms)
 
 bind = f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
 worker_class = Worker
 workers = settings.workers
-worker_connections = descriptors.for_requests(descriptors.allowed())  # neither held polls nor WebSockets
-sendfile = False  # it would write past our time-outs
-keepalive = 75  # seconds; above the usual 60 of proxies, so that they, not we, drop an idle connection
-timeout = 60  # seconds without a sign of life of the worker's event loop
-graceful_timeout = 10  # seconds
-limit_request_line = 8190  # gunicorn's most, and nginx's and Apache's own: a poll of 100 feeds takes 5.7 kB
-# No header of a client says anything about where it comes from; chatapp.proxies believes declared proxies.
+worker_connections = descriptors.for_requests(descriptors.allowed())  # long polls and WebSockets do not count
+sendfile = False  # it would bypass our timeouts
+keepalive = 75  # s; above the usual 60 s of proxies, so that they, not we, close an idle connection
+timeout = 60  # s without a heartbeat of the worker's event loop
+graceful_timeout = 10  # s
+limit_request_line = 8190  # gunicorn's maximum, the default of nginx and Apache: a poll of 100 feeds takes 5.7 kB
+# Gunicorn trusts no forwarding header; ProxyMiddleware trusts those of declared proxies.
 forwarded_allow_ips = ""
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
-control_socket_disable = True  # else two instances of one user meet on one path
+control_socket_disable = True  # else two instances of one user share one path
 accesslog = "-"
 logger_class = AccessLog
 loglevel = "warning"
@@ -53,69 +52,69 @@ proc_name = "chatapp"
 
 
 def when_ready(_arbiter: Any) -> None:
-    """Say where it serves: connections are taken from now on."""
-    print(once_listening, flush=True)
+    """Print the address: connections are accepted from now on."""
+    print(start_message, flush=True)
 
 
 def pre_request(_worker: Any, _request: Any) -> None:
-    """Nothing. Gunicorn's own says each request to a log that nobody reads."""
+    """Replace gunicorn's own hook, which writes a debug line for every request."""
 
 
 def post_worker_init(worker: Any) -> None:
-    """Start the background work, and watch for the end."""
+    """Start the background work, and a greenlet that drains at the worker's end."""
     parts = worker.wsgi.extensions["chatapp"]
-    tune(worker)
+    tune_worker(worker)
     strangers = Strangers(settings.max_sockets_per_address, descriptors.for_strangers(descriptors.allowed()))
     worker.limits = Limits(strangers, settings.request_timeout, keepalive)
     gc.collect()
-    gc.freeze()  # what was loaded stays: a full collection that looks at all of it would hold the loop for 50 ms
+    gc.freeze()  # a full collection over all loaded modules would block the loop for 50 ms
     parts.start()
-    parts.polls.access_log = worker.log.note
+    parts.polls.access_log = worker.log.add_line
 
     idle = IdleConnections(worker)
-    ending = Event()
-    _tell_of_term(ending)
+    terminated = Event()
+    _set_at_sigterm(terminated)
 
-    def watch() -> None:
+    def drain_at_end() -> None:
         while worker.alive:
-            ending.wait(DRAIN_LOOK_S)
+            terminated.wait(ALIVE_CHECK_S)
         parts.drain()
-        while True:  # until the process ends: some came in the last moment, or have just been answered
+        while True:  # until the process ends: some were accepted last, or have just been answered
             idle.close()
             gevent.sleep(CLOSE_IDLE_EVERY_S)
 
-    gevent.spawn(watch)
+    gevent.spawn(drain_at_end)
 
 
-def _tell_of_term(ending: Event) -> None:
-    """Set this at SIGTERM, after what gunicorn does then, for which it has no hook in a worker."""
-    gunicorns: Any = signal.getsignal(signal.SIGTERM)
+def _set_at_sigterm(event: Event) -> None:
+    """Set an event after gunicorn's own SIGTERM handler: gunicorn has no hook for it in a worker."""
+    gunicorns_handler: Any = signal.getsignal(signal.SIGTERM)
 
-    def terminate(number: int, frame: Any) -> None:
-        gunicorns(number, frame)
-        ending.set()
+    def handle_sigterm(number: int, frame: Any) -> None:
+        gunicorns_handler(number, frame)
+        event.set()
 
-    signal.signal(signal.SIGTERM, terminate)
-    signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn has it: requests are not to be disturbed
+    signal.signal(signal.SIGTERM, handle_sigterm)
+    signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn does: system calls of requests are restarted
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
-    """Drain again, as the watcher may have lost the race, and wait for the WebSockets: gunicorn does not know them."""
+    """Drain, if the greenlet was too late, and wait for the WebSockets, which gunicorn does not track."""
     app = getattr(worker, "wsgi", None)
     if app is not None and hasattr(app, "extensions"):
         app.extensions["chatapp"].finish()
-    worker.log.write_out()
+    worker.log.flush()
 
 
 class Gunicorn(BaseApplication):  # type: ignore[misc]
     """Gunicorn in this process, with the settings above."""
 
     def load_config(self) -> None:
-        """Called at the start and at every HUP."""
+        """Set this module's settings. Called by gunicorn at the start and at every HUP."""
         for name, value in globals().items():
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
 
     def load(self) -> Flask:
-        """Each worker's own app, made after the fork."""
+        """Return an app for this worker. Called by gunicorn after the fork."""
         return create_app()

@@ -1,9 +1,8 @@
-"""Static files as they are sent: scripts and styles joined, without comments, and compressed where that is accepted.
+"""Static files: scripts and style sheets joined, minified and compressed.
 
-A page's script also brings what is the same in every page of one language: the table of states, and the templates and
-words of all of them, which must be there when the server is out of reach. Each form is made when it is first asked for,
-once in a process: the files are few (200 kB) and known at the start. Brotli, which browsers ask for over https, is
-smaller than gzip by an eighth and takes half a second: it is made in a thread, and sent once it is there.
+A page's script also contains the table of states and the templates of all states in one language: they must not need
+the server. Each file is built at its first request, once in a process: there are few (200 kB), known at the start.
+Brotli is smaller than gzip by an eighth but takes half a second: a thread compresses; until then gzip is sent.
 """
 
 from __future__ import annotations
@@ -31,176 +30,178 @@ from chatapp.assets import content_hash
 from chatapp.concurrency import SingleThread, lower_priority, soon
 
 TEXTS = {".js", ".css", ".svg", ".html"}
-OWN_SCRIPTS = "js/"  # what lies elsewhere (vendor/) is minified already
+OWN_SCRIPTS = "js/"  # those elsewhere (vendor/) are minified already
 STATIC = "/static/"
-BROUGHT = "js/brought.js"
+PRELOAD = "js/brought.js"
 WORKER = "js/browser/worker.js"
 PAGE_SCRIPTS = ("js/app.js", "js/check/check.js", "js/knowledge/copying.js", "js/watchdog/watchdog.js")
 SHEET = "css/all.css"
 _NAMES = ("reset", "tokens", "base", "layout", "buttons", "messages", "composer", "status", "pages")
 SHEETS = tuple(f"css/{name}.css" for name in _NAMES)  # in this order: reset.css declares the order of the layers
-HASH = "$hash$"  # stands in for # while a script is minified
-SMALLEST = 9  # gzip's level: it is done once; all files together take 12 ms
-PACKING_NICENESS = 10
+HASH = "$hash$"  # replaces # while a script is minified
+GZIP_LEVEL = 9  # all files together take 12 ms, once
+BROTLI_NICENESS = 10
 
 
 def minified(script: str) -> str:
-    """A script without comments and indentation. Names and line ends stay, so errors can still be read."""
-    # rjsmin takes # for an operator and joins `#count = 0` to the line before: no semicolon, another program.
+    """Remove a script's comments and indentation. Names and line ends stay, so errors are readable."""
+    # rjsmin takes # for an operator and joins `#count = 0` to the line before: without a semicolon, another program.
     return str(jsmin(script.replace("#", HASH))).replace(HASH, "#")
 
 
-def plain(sheet: str) -> str:
-    """A style sheet without comments and indentation. (No string of ours holds what begins a comment.)"""
+def minified_sheet(sheet: str) -> str:
+    """Remove a style sheet's comments and indentation. (None of our strings contains `/*`.)"""
     return re.sub(r"\n\s*", "\n", re.sub(r"/\*.*?\*/", "", sheet, flags=re.S))
 
 
-_packing = SingleThread()
+_brotli_thread = SingleThread()
 
 
 def _brotli(content: bytes) -> bytes:
-    lower_priority(PACKING_NICENESS)
-    packed: bytes = brotli.compress(content, mode=brotli.MODE_TEXT)
-    return packed
+    lower_priority(BROTLI_NICENESS)
+    compressed: bytes = brotli.compress(content, mode=brotli.MODE_TEXT)
+    return compressed
 
 
 @dataclass
-class Body:
-    """What an answer carries: bytes, their type, and whether packing may make them smaller."""
+class StaticFile:
+    """One file's content and its compressed forms."""
 
     content: bytes
     mimetype: str
     is_text: bool = True
     changed: datetime | None = None
-    brotlied: bytes | None = None  # once it is made
+    brotli_content: bytes | None = None
 
-    def pack(self) -> None:
-        """Make the smallest form; until it is there, gzip is sent."""
+    def compress(self) -> None:
+        """Make the Brotli form, which takes a while."""
         if self.is_text:
-            self.brotlied = _packing.run(_brotli, self.content)
+            self.brotli_content = _brotli_thread.run(_brotli, self.content)
 
     @cached_property
-    def gzipped(self) -> bytes:
-        """The same in gzip; the same bytes each time it is made."""
-        return gzip.compress(self.content, SMALLEST, mtime=0)
+    def gzip_content(self) -> bytes:
+        """The gzip form, the same bytes in every process."""
+        return gzip.compress(self.content, GZIP_LEVEL, mtime=0)
 
     @cached_property
-    def tag(self) -> str:
-        """A name for the content."""
+    def etag(self) -> str:
+        """The ETag of the uncompressed form."""
         return hashlib.sha256(self.content).hexdigest()[:16]
 
-    def answer(self) -> Response:
-        """The answer to the present request: in the encoding that it takes, 304 where the asker has it already."""
-        content, encoding = self._form()
+    def response(self) -> Response:
+        """Return the response to the current request: in an accepted encoding, or 304."""
+        content, encoding = self._encoded()
         response = Response(content, mimetype=self.mimetype)
         if self.is_text:
             response.vary.add("Accept-Encoding")
         if encoding:
             response.content_encoding = encoding
-        response.set_etag(f"{self.tag}-{encoding}" if encoding else self.tag)  # other bytes, another tag
-        if self.changed is not None:  # None would be the present time
+        response.set_etag(f"{self.etag}-{encoding}" if encoding else self.etag)
+        if self.changed is not None:  # None would mean now
             response.last_modified = self.changed
-        response.cache_control.no_cache = True  # unless the caller knows better
+        response.cache_control.no_cache = True  # the caller may replace it
         response.cache_control.no_transform = True
         response.make_conditional(request)
         return response
 
-    def _form(self) -> tuple[bytes, str]:
-        """The bytes that the present request takes, and their encoding. Brotli goes to those alone who name it."""
-        takes = request.accept_encodings
-        if self.brotlied and any(name == "br" and quality > 0 for name, quality in takes):
-            return self.brotlied, "br"
-        if self.is_text and takes.quality("gzip") > 0:
-            return self.gzipped, "gzip"
+    def _encoded(self) -> tuple[bytes, str]:
+        """Return the best accepted form and its encoding. `Accept-Encoding: *` does not get Brotli."""
+        accepted = request.accept_encodings
+        if self.brotli_content and any(name == "br" and quality > 0 for name, quality in accepted):
+            return self.brotli_content, "br"
+        if self.is_text and accepted.quality("gzip") > 0:
+            return self.gzip_content, "gzip"
         return self.content, ""
 
 
 class StaticFiles:
-    """The files of one folder, as they were at the start.
+    """The files of a folder, as of the start.
 
-    Joined: a script that a page names comes with all that it imports, and the style sheets come as one. Apart: each is
-    a file of its own. `brought()` gives the text of the module BROUGHT, in the language of the present request.
+    Joined, each page script contains its imports, and the style sheets are one file; else every file is served apart.
+    `preload()` returns the text of the module PRELOAD in the current request's language.
     """
 
-    def __init__(self, folder: Path, templates: Path, brought: Callable[[], str], is_joined: bool = True) -> None:
+    def __init__(self, folder: Path, templates: Path, preload: Callable[[], str], is_joined: bool = True) -> None:
         self._paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        self._brought = brought
+        self._preload = preload
         self._is_joined = is_joined
-        self._made: dict[tuple[str, str], Body] = {}
+        self._built: dict[tuple[str, str], StaticFile] = {}
         self.version = content_hash(folder, templates) + ("" if is_joined else "apart")
         self.sheets = [SHEET] if is_joined else list(SHEETS)
 
     def has(self, path: str) -> bool:
-        """Whether a request's path, `/static/VERSION/NAME`, is one of them."""
-        return path.startswith(STATIC) and self._is_known(path[len(STATIC) :].partition("/")[2])
+        """Return True if `/static/VERSION/NAME` names a file."""
+        return path.startswith(STATIC) and self._has_name(path[len(STATIC) :].partition("/")[2])
 
-    def _is_known(self, name: str) -> bool:
-        return name in self._paths or name in (SHEET, BROUGHT)
+    def _has_name(self, name: str) -> bool:
+        return name in self._paths or name in (SHEET, PRELOAD)
 
-    def kept(self) -> list[str]:
-        """The names of those that pages need to open without a network."""
+    def offline_names(self) -> list[str]:
+        """Return the names of all files that pages need offline."""
         if self._is_joined:
             others = [
                 name for name in self._paths if name.endswith((".js", ".svg")) and not name.startswith(OWN_SCRIPTS)
             ]
             return [SHEET, *PAGE_SCRIPTS, *others]
-        return [BROUGHT, *(name for name in self._paths if name.endswith((".js", ".css", ".svg")) and name != WORKER)]
+        return [PRELOAD, *(name for name in self._paths if name.endswith((".js", ".css", ".svg")) and name != WORKER)]
 
-    def answer(self, name: str, language: str) -> Response:
-        """The file of this name for the present request; `NotFound` where there is none."""
-        if not self._is_known(name):
+    def response(self, name: str, language: str) -> Response:
+        """Return the response with this file. Raises NotFound."""
+        if not self._has_name(name):
             raise NotFound
         key = (name, language if name.startswith(OWN_SCRIPTS) else "")
-        if key not in self._made:
-            self._made[key] = self._make(name)
-            soon(self._made[key].pack)
-        return self._made[key].answer()
+        if key not in self._built:
+            self._built[key] = self._build(name)
+            soon(self._built[key].compress)
+        return self._built[key].response()
 
-    def _make(self, name: str) -> Body:
+    def _build(self, name: str) -> StaticFile:
         mimetype = mimetypes.guess_type(name)[0] or "application/octet-stream"
         if name == SHEET:
-            return Body("".join(plain(self._paths[sheet].read_text()) for sheet in SHEETS).encode(), mimetype)
+            sheets = (minified_sheet(self._paths[sheet].read_text()) for sheet in SHEETS)
+            return StaticFile("".join(sheets).encode(), mimetype)
         if name.startswith(OWN_SCRIPTS):
-            script = joined(name, self._text) if self._is_joined else self._text(name)
-            return Body(minified(script).encode(), mimetype)
+            script = joined(name, self._read) if self._is_joined else self._read(name)
+            return StaticFile(minified(script).encode(), mimetype)
         path = self._paths[name]
         changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        return Body(path.read_bytes(), mimetype, path.suffix in TEXTS, changed)
+        return StaticFile(path.read_bytes(), mimetype, path.suffix in TEXTS, changed)
 
-    def _text(self, name: str) -> str:
-        return self._brought() if name == BROUGHT else self._paths[name].read_text()
+    def _read(self, name: str) -> str:
+        return self._preload() if name == PRELOAD else self._paths[name].read_text()
 
-    def worker(self, settings: dict[str, Any]) -> Body:
-        """The service worker, which begins with what it must know of this installation."""
+    def worker(self, settings: dict[str, Any]) -> StaticFile:
+        """Return the service worker, with its settings in the first line."""
         head = f"const SETTINGS = {json.dumps(settings)}\n"
-        key = (WORKER, head)  # one for each URL prefix, and there is one
-        if key not in self._made:
-            self._made[key] = Body((head + minified(self._paths[WORKER].read_text())).encode(), "text/javascript")
-        return self._made[key]
+        key = (WORKER, head)
+        if key not in self._built:
+            script = head + minified(self._paths[WORKER].read_text())
+            self._built[key] = StaticFile(script.encode(), "text/javascript")
+        return self._built[key]
 
 
-def brought(environment: Environment, states: str) -> str:
-    """The text of the module BROUGHT, in the language of the present request. states: the table, as JSON."""
+def preload_module(environment: Environment, states: str) -> str:
+    """Return the text of the module PRELOAD in the current request's language. `states`: the table, as JSON."""
     templates = environment.get_template("connection/_templates.html").render()
     insert = f'document.body.insertAdjacentHTML("beforeend", {json.dumps(str(templates))})'
     return f"export const states = {states}\n{insert}\n"
 
 
-# Joining modules. It takes the part of the language that this project's modules keep to: `import {a, b as c} from
-# "./path.js"`, `import "./path.js"`, and `export` before a function, a class or a const. Everything else that begins a
-# line with one of the two words is refused by name, as are circles: joined, they would run in another order.
+# The linker. It knows the part of the language that this project's modules use: `import {a, b as c} from "./path.js"`,
+# `import "./path.js"`, and `export` before a function, a class or a const. It refuses every other line that begins with
+# one of the two words, and circular imports: joined, they would run in another order.
 IMPORT = re.compile(r'^import\s*(?:\{([^{}]*)\}\s*from\s*)?"(\.{1,2}/[^"]+)"[ \t]*;?', re.M)
 EXPORT = re.compile(r"^export (?=(?:(?:async )?function\*?|class|const) (\w+))", re.M)
 OTHER = re.compile(r"^(?:import\b|export\b).*", re.M)
 
 
 class LinkError(Exception):
-    """A module says something that is not joined, or is part of a circle. The message names it."""
+    """Raised for unsupported syntax or a circular import. The message names the module."""
 
 
 def joined(entry: str, read: Callable[[str], str]) -> str:
-    """One script with everything that the module `entry` needs. `read(name)` gives a module's text; names are paths
-    from the same folder, with slashes. Raises LinkError, and what `read` raises."""
+    """Return one script of the module `entry` and all its imports. `read(name)` returns a module's text; names are
+    paths from one folder, with slashes. Raises LinkError, and the errors of `read`."""
     linker = _Linker(read)
     linker.add(entry)
     return "".join(linker.parts)
@@ -209,18 +210,18 @@ def joined(entry: str, read: Callable[[str], str]) -> str:
 class _Linker:
     def __init__(self, read: Callable[[str], str]) -> None:
         self._read = read
-        self._names: dict[str, str | None] = {}  # of each module: the constant that holds its exports; None: on the way
+        self._names: dict[str, str | None] = {}  # module: the constant with its exports; None while it is being added
         self.parts: list[str] = []
 
     def add(self, module: str) -> str:
-        """Join a module after those that it imports; the constant that holds its exports."""
+        """Add a module after its imports. Returns the name of the constant with its exports."""
         if module in self._names:
             name = self._names[module]
             if name is None:
                 raise LinkError(f"{module} imports itself, by way of what it imports")
             return name
         self._names[module] = None
-        text = IMPORT.sub(lambda found: self._import(module, found), self._read(module))
+        text = IMPORT.sub(lambda match: self._import(module, match), self._read(module))
         exported = EXPORT.findall(text)
         text = EXPORT.sub("", text)
         for line in OTHER.findall(text):
@@ -229,7 +230,7 @@ class _Linker:
         self.parts.append(f"// {module}\nconst {name} = (() => {{\n{text}\nreturn {{ {', '.join(exported)} }}\n}})()\n")
         return name
 
-    def _import(self, module: str, found: re.Match[str]) -> str:
-        name = self.add(posixpath.normpath(posixpath.join(posixpath.dirname(module), found[2])))
-        names = re.sub(r"(\w+)\s+as\s+(\w+)", r"\1: \2", found[1] or "")
+    def _import(self, module: str, match: re.Match[str]) -> str:
+        name = self.add(posixpath.normpath(posixpath.join(posixpath.dirname(module), match[2])))
+        names = re.sub(r"(\w+)\s+as\s+(\w+)", r"\1: \2", match[1] or "")
         return f"const {{{names}}} = {name}" if names else ""

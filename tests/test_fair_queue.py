@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import gevent
 import pytest
-from chatapp.middleware import APART_S, LONGEST_S, Pace
 
 from chatapp import fair_queue
 from chatapp.accounts.hashing import Hashing
 from chatapp.fair_queue import Attempts, FairQueue, Full
+from chatapp.middleware import LONGEST_INTERVAL_S, PAGE_INTERVAL_S, Pacer
 
 
 def asks(queue: FairQueue, address: str, done: list[str], has_left: bool = False) -> gevent.Greenlet:
@@ -124,7 +124,7 @@ def test_the_counted_addresses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_requests_of_strangers_begin_some_time_apart() -> None:
-    pace, began = Pace(APART_S, 100, Attempts()), list[float]()
+    pace, began = Pacer(PAGE_INTERVAL_S, 100, Attempts()), list[float]()
     clock: Callable[[], float] = fair_queue.time.monotonic
 
     def ask() -> None:
@@ -132,8 +132,8 @@ def test_requests_of_strangers_begin_some_time_apart() -> None:
         began.append(clock())
 
     gevent.joinall([gevent.spawn(ask) for _ in range(10)], raise_error=True)
-    assert began[-1] - began[0] > 8 * APART_S
-    gevent.sleep(2 * LONGEST_S)
+    assert began[-1] - began[0] > 8 * PAGE_INTERVAL_S
+    gevent.sleep(2 * LONGEST_INTERVAL_S)
     others = list[int]()
     gevent.spawn(others.append, 1)
     pace.wait({"REMOTE_ADDR": "10.0.0.1"})

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chatapp.admission import APART_S, FILES_APART_S
 from gevent import socket as gevent_socket
 from lab.http import Client
 from lab.processes import wait_for
 from lab.server import Server
 
-from chatapp.gunicorn_bridge import Connection, Limits, note_address, note_session
+from chatapp.gunicorn_bridge import Connection, Limits, assign_connection, note_session
+from chatapp.middleware import FILE_INTERVAL_S, PAGE_INTERVAL_S
 from chatapp.strangers import MOST_SHARING, SHARED, Strangers, advice
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -279,10 +279,10 @@ def test_a_pool_full_of_strangers_leaves_room_for_people(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("method", "path", "apart"),
     [
-        ("GET", "/static/x/nope.js", APART_S),
-        ("POST", "/static/x/js/app.js", APART_S),
-        ("GET", "/healthz/x", APART_S),
-        ("GET", "/static/x/js/app.js", FILES_APART_S),
+        ("GET", "/static/x/nope.js", PAGE_INTERVAL_S),
+        ("POST", "/static/x/js/app.js", PAGE_INTERVAL_S),
+        ("GET", "/healthz/x", PAGE_INTERVAL_S),
+        ("GET", "/static/x/js/app.js", FILE_INTERVAL_S),
     ],
 )
 def test_whatever_takes_the_servers_time_is_paced(shared: Server, method: str, path: str, apart: float) -> None:
@@ -378,7 +378,7 @@ def test_who_says_that_it_forwards_shares_only_once_a_live_session_came_by_it() 
     for connection in crowd:
         connection.begin_request(None)
         environ = {"gunicorn.socket": connection, "REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": "203.0.113.7"}
-        note_address(environ, peer)
+        assign_connection(environ, peer)
     assert {connection.address for connection in crowd} == {peer} and len(strangers) == 2
     note_session(environ)
     assert strangers.budget_of(peer) == crowd[-1].address == SHARED and len(strangers) == 1

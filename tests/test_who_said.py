@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from chatapp.proxies import forwarded_address
 from lab.http import JSON, Answer, Client
 from lab.peer import WebSocketPeer
 from lab.processes import wait_for
 from lab.server import Server, run_chatapp
+
+from chatapp.middleware import forwarded_address
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""The HTML routes, a blueprint a resource; here is what they share: who asks, and how a refusal is said.
+"""The HTML routes, one blueprint per resource, and their common parts: the current person, errors, origin checks.
 
-A form gets a redirect (303); a program that says `Accept: application/json` gets JSON. Told apart by Accept, because
-strict proxies strip the headers by which libraries mark themselves.
+A form is answered by a redirect (303), a program with `Accept: application/json` by JSON. Accept decides, because
+strict proxies strip headers such as X-Requested-With.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from chatapp.chat import ChatError, Conflict, Gone
 from chatapp.parts import current_parts
 
 
-def me() -> int:
-    """The number of the person who asks; require_session() saw to it that there is one."""
+def person_id() -> int:
+    """Return the current person's number. Ends a request without a session with 401."""
     sign_in = current_parts().auth.current()
     if sign_in is None:
         abort(401)
@@ -27,17 +27,18 @@ def me() -> int:
 
 
 def wants_json() -> bool:
-    """Whether a program asks, and not a person's form."""
+    """Return True for a program's request, False for a person's form."""
     accepts = request.accept_mimetypes
     return (
         accepts.best_match(["text/html", "application/json"]) == "application/json" or "HX-Request" in request.headers
     )
 
 
-def is_from_here() -> bool:
-    """Whether the Origin, where there is one and the settings say which are ours, is one of them.
+def has_allowed_origin() -> bool:
+    """Return False for a foreign Origin.
 
-    Without these settings the CSRF token decides alone: strict proxies rewrite Host, so ours could not be known.
+    Without PUBLIC_URL or ALLOWED_ORIGINS only the CSRF token counts: strict proxies rewrite Host, so that our own
+    origin is unknown.
     """
     settings, origin = current_parts().settings, request.headers.get("Origin", "")
     if not origin or not (settings.public_url or settings.allowed_origins):
@@ -45,69 +46,68 @@ def is_from_here() -> bool:
     return origin_is_allowed(settings, origin, request.host_url)
 
 
-def _other_address() -> str:
-    """The sentence for a page that was opened at an address that the settings do not name."""
+def _wrong_origin_message() -> str:
     expected = expected_origins(current_parts().settings, request.host_url)[1:]
-    came = request.headers.get("Origin", "")[:200]
-    words = f"This page was opened at {came}, but the server is set up for {' and '.join(expected)}."
-    return f"{words} Open it there; if that is wrong, CHATAPP_PUBLIC_URL is, which its operator can correct."
+    origin = request.headers.get("Origin", "")[:200]
+    cause = f"This page was opened at {origin}, but the server is set up for {' and '.join(expected)}."
+    return f"{cause} Open it there; if that is wrong, CHATAPP_PUBLIC_URL is, which its operator can correct."
 
 
 def check_origin() -> Any:
-    """Refuse what another page had a browser send. For `before_request`."""
-    if request.method == "POST" and not is_from_here():
-        return problem("origin", _other_address(), 403)
+    """Refuse a cross-site POST. For `before_request`."""
+    if request.method == "POST" and not has_allowed_origin():
+        return refuse("origin", _wrong_origin_message(), 403)
     return None
 
 
 def require_session() -> Any:
-    """Send who is signed out to the sign-in, or tell a program so. For `before_request`."""
+    """Redirect a request without a session to the sign-in form; 401 for programs. For `before_request`."""
     if current_parts().auth.current() is not None:
         return None
     if wants_json() or request.method == "POST":
-        return problem("signed-out", "You are signed out. Sign in again; what you wrote is kept.", 401)
+        return refuse("signed-out", "You are signed out. Sign in again; what you wrote is kept.", 401)
     if current_parts().store.people.is_empty():
         return redirect(url_for("auth.first_run"))
     target = None if request.path == "/" else request.full_path.rstrip("?")
     return redirect(url_for("auth.sign_in", next=target))
 
 
-def slow_down(wait_s: float, message: str) -> None:
-    """End the request with 429 and when to come back, where there is anything to wait for."""
+def enforce_quota(wait_s: float, message: str) -> None:
+    """End the request with 429 and Retry-After if `wait_s` is not 0."""
     if wait_s > 0:
-        response = make_response(problem("rate", message, 429))
+        response = make_response(refuse("rate", message, 429))
         response.headers["Retry-After"] = str(ceil(wait_s))
         abort(response)
 
 
-def problem(code: str, message: str, status: int) -> Any:
-    """An expected refusal, for a program or for a person."""
+def refuse(code: str, message: str, status: int) -> Any:
+    """Return an error response: JSON or a page."""
     if wants_json():
         return jsonify(error={"code": code, "message": message}), status
     title = {401: "Signed out", 404: "Not found", 409: "Already there"}.get(status, "That did not work")
     return render_template("errors/error.html", code=status, title=title, message=message), status
 
 
-def refused(error: ChatError) -> Any:
-    """A rule of the chat said no."""
+def handle_chat_error(error: ChatError) -> Any:
+    """Return the response to a broken rule of the chat."""
     status = 404 if isinstance(error, Gone) else 409 if isinstance(error, Conflict) else 422
-    return problem(error.code, error.message, status)
+    return refuse(error.code, error.message, status)
 
 
 def came_from() -> str | None:
-    """The conversation that the person comes from: named in `?from=`, or in the page that linked here."""
-    named = request.args.get("from") or _conversation_in(request.referrer or "")
+    """Return the previous page's conversation, by `?from=` or the Referer; None if there is none."""
+    uuid = request.args.get("from") or _conversation_in(request.referrer or "")
     try:
-        return current_parts().chat.place(me(), named).uuid if named else None
+        return current_parts().chat.place(person_id(), uuid).uuid if uuid else None
     except Gone:
         return None
 
 
-def _conversation_in(address: str) -> str:
-    """The conversation of an address of ours: its page, or one that names it; empty where there is none."""
+def _conversation_in(url: str) -> str:
+    """Return the conversation in the path or in `?from=` of one of our URLs; "" if there is none."""
     try:
-        parts = urlsplit(address)
+        parts = urlsplit(url)
     except ValueError:
         return ""
-    page = re.fullmatch(r"/c/([^/]+)", parts.path.removeprefix(request.script_root))
-    return page[1] if page else "".join(parse_qs(parts.query).get("from", [])[:1])
+    match = re.fullmatch(r"/c/([^/]+)", parts.path.removeprefix(request.script_root))
+    return match[1] if match else "".join(parse_qs(parts.query).get("from", [])[:1])

@@ -1,4 +1,4 @@
-"""Polls that are not answered before Flask: what a drill spoils, what waits in a greenlet, and every refusal."""
+"""The Flask route of polls: refusals, polls during a drill, and long polls that cannot be detached from gunicorn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ bp = Blueprint("changes", __name__)
 
 @bp.get("/changes")
 def show() -> Response:
-    """What changed after the cursors (docs/protocol.md)."""
+    """Return the changes after the poll's cursors (docs/protocol.md)."""
     parts, sign_in = current_parts(), current_parts().auth.current()
     if sign_in is None:
         return _error("signed-out", "You are signed out.", 401)
@@ -26,14 +26,14 @@ def show() -> Response:
         return _error("restart", "The server is closing; come back in a moment.", 503, DRAIN_RETRY_S)
     try:
         poll = within(parse(request.args, parts.settings.poll_longest_hold), sign_in)
-        found = parts.polls.answer(sign_in.person.id, sign_in.id, poll)
+        frames = parts.polls.answer(sign_in.person.id, sign_in.id, poll)
     except BadPoll as error:
         return _error("bad-poll", str(error), 400)
     except StorageUnavailable:
         return _error("storage", UNREADABLE, 503, RETRY_S)
-    if not found:
+    if not frames:
         return Response(status=204)
-    return Response(protocol.answer(found), content_type="text/html; charset=utf-8")
+    return Response(protocol.answer(frames), content_type="text/html; charset=utf-8")
 
 
 def _error(code: str, message: str, status: int, retry_s: int | None = None) -> Response:

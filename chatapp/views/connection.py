@@ -1,4 +1,4 @@
-"""The person's own connection: its page, and what their clients report of it."""
+"""The page about a person's own connection, and their clients' reports."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from chatapp.config import browser_config
 from chatapp.network_memory import experience, network_key
 from chatapp.parts import current_parts
 from chatapp.store import ConnectionEvent
-from chatapp.views import came_from, check_origin, me, problem, require_session, slow_down
+from chatapp.views import came_from, check_origin, enforce_quota, person_id, refuse, require_session
 
 MOST_EVENTS = 200  # in one report
-SERVERS = "server-"  # how the types of the server's own events begin
-LONGEST_DATA = 2000  # characters of an event's free part
+SERVER_PREFIX = "server-"  # of the types of the server's own events
+LONGEST_DATA = 2000  # characters of an event's `data`
 
 bp = Blueprint("connection", __name__)
 bp.before_request(check_origin)
@@ -27,12 +27,12 @@ bp.before_request(require_session)
 
 @bp.get("/connection")
 def show() -> Any:
-    """The person's own connection."""
+    """Show the page."""
     return render_template("connection/show.html", came_from=came_from(), **connection_context())
 
 
 def connection_context() -> dict[str, Any]:
-    """What templates of a page with a connection need: config, epoch, names."""
+    """Return the template variables of a page with a connection."""
     parts = current_parts()
     sign_in = parts.auth.current()
     any_id = UUID(int=0)
@@ -52,38 +52,38 @@ def connection_context() -> dict[str, Any]:
         "epoch": parts.epoch,
         "instance": parts.instance,
         "person_id": sign_in.person.uuid if sign_in else "",
-        "config_json": browser_config(parts.settings, urls, network, remembered, parts.drills.left_ms(me())),
+        "config_json": browser_config(parts.settings, urls, network, remembered, parts.drills.left_ms(person_id())),
     }
 
 
 @bp.post("/connection/events")
 def events() -> Any:
-    """A client's report of what its connection went through. Repeating it changes nothing."""
+    """Store a client's connection events. Idempotent."""
     sign_in = current_parts().auth.current()
     try:
         reported = json.loads(request.form.get("events", "[]"))
         if len(reported) > MOST_EVENTS:
-            return problem("too-many", f"Report at most {MOST_EVENTS} events at once.", 413)
+            return refuse("too-many", f"Report at most {MOST_EVENTS} events at once.", 413)
         rows = [_event(item, sign_in.person.uuid if sign_in else "") for item in reported]
-        learned = {
+        experiences = {
             (row.client, row.number): experience(item["data"], row.happened_at)
             for item, row in zip(reported, rows, strict=True)
             if row.type == "network"
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return problem("bad-events", "events must be a JSON list as docs/protocol.md describes it.", 400)
-    if any(row.type.strip().lower().startswith(SERVERS) for row in rows):
-        return problem("bad-events", _("Events named server-… are the server's own: no client can report them."), 400)
-    words = _("These are more reports than one person's pages may send. Keep them and send them again later.")
-    slow_down(current_parts().quotas.events.consume(*_size(rows)), words)
+        return refuse("bad-events", "events must be a JSON list as docs/protocol.md describes it.", 400)
+    if any(row.type.strip().lower().startswith(SERVER_PREFIX) for row in rows):
+        return refuse("bad-events", _("Events named server-… are the server's own: no client can report them."), 400)
+    message = _("These are more reports than one person's pages may send. Keep them and send them again later.")
+    enforce_quota(current_parts().quotas.events.consume(*_cost(rows)), message)
     new = current_parts().store.events.add(rows)
-    if current_parts().drills.on(me()) is None:  # what fails on purpose says nothing about a network
-        current_parts().store.networks.record(me(), [learned[name] for name in learned if name in new])
+    if current_parts().drills.on(person_id()) is None:  # a drill's faults say nothing about a network
+        current_parts().store.networks.record(person_id(), [experiences[key] for key in experiences if key in new])
     return "", 204
 
 
-def _size(rows: list[ConnectionEvent]) -> tuple[str, int, int]:
-    """Whose events these are, how many, and their bytes: the whole of what a quota is asked."""
+def _cost(rows: list[ConnectionEvent]) -> tuple[str, int, int]:
+    """Return the quota's arguments: person, number of events, bytes."""
     person = rows[0].person if rows else ""
     return person, len(rows), sum(EVENT_BYTES + len(row.data.encode()) for row in rows)
 
@@ -93,7 +93,7 @@ def _event(item: dict[str, Any], person: str) -> ConnectionEvent:
         value = item.get(key)
         if value is None:
             return None
-        str(value).encode()  # halves of characters cannot be stored: ValueError
+        str(value).encode()  # raises ValueError for lone surrogates, which cannot be stored
         return str(value)[:length]
 
     number, happened_at = int(item["number"]), int(item["at"])

@@ -1,6 +1,6 @@
-"""What a test of the connection asks the server (`/connection/test/…`): cheap, bounded, for people who are signed in.
+"""The server's side of Run test and `chatapp doctor` (`/connection/test/…`): cheap, rate-limited, with a session.
 
-Every answer begins with the mark `<chat-test` and ends with `</chat-test>`, so that a foreign page is recognised.
+Every response begins with `<chat-test` and ends with `</chat-test>`, so that clients recognise a proxy's page.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from chatapp.diagnostics.verdicts import LARGE_BYTES, STREAM_EVERY_S, STREAM_PAR
 from chatapp.parts import current_parts
 
 MARK, END = "<chat-test", "</chat-test>"
-HEADER = "X-Chatapp-Test"  # an unusual header: strict proxies strip it
-MOST_AT_ONCE = 4  # long answers that one person's tests may have under way in this process
+HEADER = "X-Chatapp-Test"  # unusual, hence stripped by strict proxies
+MOST_AT_ONCE = 4  # long responses for one person at a time in this process
 RETRY_S = 5
-LOOK_EVERY_S = 0.25  # how late a hold notices that the server closes
+DRAIN_CHECK_S = 0.25
 LONGEST_NONCE = 64
-MOST_HISTORY = 12  # changes of state that the page shows
-IDLE_S, LONG_IDLE_S = 20, 75  # of silence; the longer one outlasts the minute after which many proxies cut
-PART = "." * 63 + "\n"  # as short as an echo: some proxies pass on 1.4 kB at a time
+MOST_HISTORY = 12  # transitions on the page
+IDLE_S, LONG_IDLE_S = 20, 75  # of silence; many proxies cut after 60
+PART = "." * 63 + "\n"  # as short as an echo: some proxies buffer up to 1.4 kB
 LINE = "." * 1023 + "\n"
 
 bp = Blueprint("connection_test", __name__, url_prefix="/connection/test")
 _running: Counter[int] = Counter()
 
 
-def _me() -> int:
+def _person_id() -> int:
     sign_in = current_parts().auth.current()
     return sign_in.person.id if sign_in else 0
 
 
 @bp.app_context_processor
-def parts_of_the_page() -> dict[str, Any]:
-    """What templates/connection/_check.html shows."""
+def template_names() -> dict[str, Any]:
+    """Return the variable of templates/connection/_check.html."""
     return {"connection_check": connection_check}
 
 
 def connection_check() -> dict[str, Any]:
-    """Rules, words and addresses of Run test, and what the person's connections went through lately."""
+    """Return the rules, texts and URLs of Run test, and the person's latest transitions."""
     parts, sign_in = current_parts(), current_parts().auth.current()
-    drill = parts.drills.on(_me())
+    drill = parts.drills.on(_person_id())
     states = parts.store.events.states_of(sign_in.person.uuid, MOST_HISTORY) if sign_in else []
     return {
         "rules": verdicts.rules_json(),
@@ -79,7 +79,7 @@ def _iso(ms: int) -> str:
 
 @bp.before_request
 def guard() -> Any:
-    """Everything here needs a session; who is signed out learns at least that it is our server that says so."""
+    """Refuse a request without a session, in a response that is recognisable as ours."""
     if current_parts().auth.current() is None:
         return _answer('error="signed-out"'), 401
     return None
@@ -87,19 +87,19 @@ def guard() -> Any:
 
 @bp.get("/mark")
 def mark() -> Response:
-    """Whose answer this is, and what of the request arrived."""
+    """Identify this server, and report how the request arrived."""
     parts = current_parts()
-    origin, fails_ms = request.args.get("origin", ""), parts.drills.left_ms(_me())
+    origin, fails_ms = request.args.get("origin", ""), parts.drills.left_ms(_person_id())
     facts = {
         "nonce": request.args.get("nonce", "")[:LONGEST_NONCE],
         "protocol": request.environ.get("SERVER_PROTOCOL", ""),
-        "origin": _word(origin_is_allowed(parts.settings, origin, request.host_url)),
+        "origin": _yes_or_no(origin_is_allowed(parts.settings, origin, request.host_url)),
         "expected": request.host_url.rstrip("/"),
-        "header": _word(HEADER in request.headers),
-        "drill": drill.fault if (drill := parts.drills.on(_me())) else "",
+        "header": _yes_or_no(HEADER in request.headers),
+        "drill": drill.fault if (drill := parts.drills.on(_person_id())) else "",
         "drill-ms": str(fails_ms),
-        "room": _word(not parts.connections.is_full()),
-        "offered": _word("websocket" in parts.settings.transports),
+        "room": _yes_or_no(not parts.connections.is_full()),
+        "offered": _yes_or_no("websocket" in parts.settings.transports),
         "hold": f"{parts.settings.poll_longest_hold:g}",
     }
     return _answer(" ".join(f'{name}="{escape(value)}"' for name, value in facts.items()))
@@ -107,15 +107,15 @@ def mark() -> Response:
 
 @bp.get("/hold")
 def hold() -> Any:
-    """An answer that comes only after `seconds` (at most the longest hold of a poll)."""
-    here = current_parts()
-    longest = here.settings.poll_longest_hold
+    """Respond after `seconds` (at most the longest hold of a poll)."""
+    app = current_parts()
+    longest = app.settings.poll_longest_hold
     wanted = request.args.get("seconds", longest, type=float)
     until = time.monotonic() + (min(wanted, longest) if wanted > 0 else 0)
 
     def parts() -> Iterator[str]:
-        while (left := until - time.monotonic()) > 0 and not here.connections.is_draining:
-            time.sleep(min(left, LOOK_EVERY_S))
+        while (left := until - time.monotonic()) > 0 and not app.connections.is_draining:
+            time.sleep(min(left, DRAIN_CHECK_S))
         yield f"{MARK}>{END}"
 
     return _long(lambda: iter(["".join(parts())]))
@@ -123,7 +123,7 @@ def hold() -> Any:
 
 @bp.get("/stream")
 def stream() -> Any:
-    """An answer in parts, 0.4 s apart: what is buffered on the way arrives at once, at the end."""
+    """Respond in parts, 0.4 s apart: a proxy that buffers delivers them together, at the end."""
 
     def parts() -> Iterator[str]:
         yield f"{MARK}>{PART}"
@@ -137,14 +137,14 @@ def stream() -> Any:
 
 @bp.get("/large")
 def large() -> Any:
-    """Half a megabyte, closed by its end mark."""
+    """Respond with half a megabyte."""
     body = LINE * (LARGE_BYTES // len(LINE))
     return _long(lambda: iter([f"{MARK}>{body}{END}"]))
 
 
 def _long(make: Callable[[], Iterator[str]]) -> Any:
-    """An answer that takes long or weighs much: few of them at once for each person."""
-    person = _me()
+    """Return a long or large response; 429 if the person has too many at once."""
+    person = _person_id()
     if _running[person] >= MOST_AT_ONCE:
         return _answer('error="busy"'), 429, {"Retry-After": str(RETRY_S)}
 
@@ -164,5 +164,5 @@ def _answer(attributes: str) -> Response:
     return Response(f"{MARK} {attributes}>{END}", content_type="text/plain; charset=utf-8")
 
 
-def _word(is_so: bool) -> str:
-    return "yes" if is_so else "no"
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,4 +1,4 @@
-"""Conversations and their messages: pages, fragments, and the forms behind them."""
+"""Conversations and their messages: pages, fragments and forms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from chatapp.chat import LONGEST_MESSAGE, ChatError
 from chatapp.parts import current_parts
 from chatapp.store import ConversationRef, Entry, EntryPlace, Posted
 from chatapp.store.conversations import MOST_CHANGES
-from chatapp.views import check_origin, me, problem, refused, require_session, slow_down, wants_json
+from chatapp.views import (
+    check_origin,
+    enforce_quota,
+    handle_chat_error,
+    person_id,
+    refuse,
+    require_session,
+    wants_json,
+)
 from chatapp.views.connection import connection_context
 
 NEWEST = (1 << 62) - 1  # after every position
@@ -22,13 +30,13 @@ NEWEST = (1 << 62) - 1  # after every position
 bp = Blueprint("conversations", __name__)
 bp.before_request(check_origin)
 bp.before_request(require_session)
-bp.register_error_handler(ChatError, refused)
+bp.register_error_handler(ChatError, handle_chat_error)
 
 
 @bp.get("/")
 def home() -> Any:
-    """The newest conversation, or an unsaved empty one."""
-    newest = current_parts().store.conversations.newest(me())
+    """Redirect to the newest conversation, or show an unsaved empty one."""
+    newest = current_parts().store.conversations.newest(person_id())
     if newest is not None:
         return redirect(url_for("conversations.show", uuid=newest))
     return _page(None)
@@ -36,12 +44,12 @@ def home() -> Any:
 
 @bp.get("/c/<uuid:uuid>")
 def show(uuid: UUID) -> Any:
-    """A conversation's page."""
-    return _page(current_parts().chat.place(me(), str(uuid)))
+    """Show a conversation."""
+    return _page(current_parts().chat.place(person_id(), str(uuid)))
 
 
 def _page(place: ConversationRef | None) -> Any:
-    parts, person = current_parts(), me()
+    parts, person = current_parts(), person_id()
     uuid = place.uuid if place else str(uuid4())
     before = _position()
     shown = parts.chat.older(place, before or NEWEST) if place else None
@@ -53,12 +61,12 @@ def _page(place: ConversationRef | None) -> Any:
         unsaved=place is None,
         messages=shown.items if shown else (),
         waiting=shown.waiting if shown else (),
-        # From an old page the way to what is new is not the feed's: from 0 it brings the newest page instead.
+        # A page of older messages does not continue the feed: cursor 0 replaces it by the newest page.
         cursor=shown.end if shown and not before else 0,
         older_url=url_for("conversations.show", uuid=uuid, before=oldest) if oldest else None,
         answering=bool(place and parts.store.runs.is_answering(place.conversation)),
         conversations=entries.items,
-        older_conversations=_after(person, entries.items),
+        older_conversations=_next_page_url(person, entries.items),
         list_cursor=entries.end,
         mark=parts.store.histories.mark(max(entries.change, shown.change if shown else 0)),
         client_id=str(uuid4()),
@@ -67,28 +75,28 @@ def _page(place: ConversationRef | None) -> Any:
     )
 
 
-def _after(person: int, shown: Sequence[Entry]) -> str | None:
-    """Where the conversations after those shown are, if there are any."""
+def _next_page_url(person: int, shown: Sequence[Entry]) -> str | None:
+    """Return the URL of the conversations after those shown; None if there are no more."""
     if len(shown) < MOST_CHANGES:
         return None
     place = EntryPlace(round(shown[-1].updated_at.timestamp() * 1000), shown[-1].uuid)
-    there_are_more = current_parts().chat.older_entries(person, place)[0]
-    return url_for("conversations.older_list", before=f"{place.updated_at}.{place.uuid}") if there_are_more else None
+    more = current_parts().chat.older_entries(person, place)[0]
+    return url_for("conversations.older_list", before=f"{place.updated_at}.{place.uuid}") if more else None
 
 
 @bp.get("/conversations")
 def older_list() -> Any:
-    """The conversations after a place in the list: `?before=MILLISECONDS.UUID`."""
-    found = re.fullmatch(r"(\d{1,15})\.([0-9a-f-]{36})", request.args.get("before", ""), re.ASCII)
-    if found is None:
-        return problem("bad-position", "Say before which conversation: follow the link below the list.", 400)
-    entries = current_parts().chat.older_entries(me(), EntryPlace(int(found[1]), found[2]))[0]
-    following = _after(me(), entries)
-    return render_template("conversation/older.html", conversations=entries, older_conversations=following)
+    """List the conversations after a place: `?before=MILLISECONDS.UUID`."""
+    match = re.fullmatch(r"(\d{1,15})\.([0-9a-f-]{36})", request.args.get("before", ""), re.ASCII)
+    if match is None:
+        return refuse("bad-position", "Say before which conversation: follow the link below the list.", 400)
+    entries = current_parts().chat.older_entries(person_id(), EntryPlace(int(match[1]), match[2]))[0]
+    next_url = _next_page_url(person_id(), entries)
+    return render_template("conversation/older.html", conversations=entries, older_conversations=next_url)
 
 
 def _position() -> int | None:
-    """The position in `?before=`; None where it is not there. Ends the request where it is none."""
+    """Return the position in `?before=`; None without one. Ends the request with 400 if it is invalid."""
     if "before" not in request.args:
         return None
     before = request.args.get("before", type=int)
@@ -98,24 +106,26 @@ def _position() -> int | None:
 
 
 def _bad_position() -> Any:
-    return problem("bad-position", "Say before which position: ?before=41.", 400)
+    return refuse("bad-position", "Say before which position: ?before=41.", 400)
 
 
 @bp.post("/c")
 def create() -> Any:
-    """A new conversation, with or without its first message."""
+    """Create a conversation, with or without a first message."""
     form, chat = request.form, current_parts().chat
     uuid = form.get("id") or str(uuid4())
-    if current_parts().store.conversations.place(me(), uuid) is None:  # else it is there, and nothing is begun
-        words = _("You began very many conversations in a short time. Try again in a while; what you wrote is kept.")
-        slow_down(current_parts().quotas.conversations.consume(me(), 1), words)
+    if current_parts().store.conversations.place(person_id(), uuid) is None:  # a repeated request costs no quota
+        message = _("You began very many conversations in a short time. Try again in a while; what you wrote is kept.")
+        enforce_quota(current_parts().quotas.conversations.consume(person_id(), 1), message)
     if not form.get("body", "").strip():
-        # A person's button: five clicks are one empty conversation. Whoever names an id gets that one.
-        place = chat.create(me(), uuid) if wants_json() or "id" in form else chat.get_or_create_empty(me())
+        # Five clicks on the button open one empty conversation; a request with an id creates that one.
+        place = (
+            chat.create(person_id(), uuid) if wants_json() or "id" in form else chat.get_or_create_empty(person_id())
+        )
         if wants_json():
             return jsonify(conversation=place.uuid), 201
         return redirect(url_for("conversations.show", uuid=place.uuid), 303)
-    posted = chat.post(me(), uuid, form.get("client_id") or str(uuid4()), form["body"], create=True)
+    posted = chat.post(person_id(), uuid, form.get("client_id") or str(uuid4()), form["body"], create=True)
     return _posted(posted)
 
 
@@ -124,9 +134,9 @@ def post(uuid: UUID) -> Any:
     """Append a message."""
     form = request.form if not request.is_json else request.get_json()
     if not isinstance(form, dict):
-        return problem("bad-body", "Send fields client_id and body.", 400)
-    posted = current_parts().chat.post(me(), str(uuid), form.get("client_id") or str(uuid4()), form.get("body", ""))
-    return _posted(posted)
+        return refuse("bad-body", "Send fields client_id and body.", 400)
+    client_id = form.get("client_id") or str(uuid4())
+    return _posted(current_parts().chat.post(person_id(), str(uuid), client_id, form.get("body", "")))
 
 
 def _posted(posted: Posted) -> Any:
@@ -138,11 +148,11 @@ def _posted(posted: Posted) -> Any:
 
 @bp.get("/c/<uuid:uuid>/messages")
 def older(uuid: UUID) -> Any:
-    """The page of messages before a position."""
+    """Show the messages before a position."""
     before = _position()
     if before is None:
         return _bad_position()
-    place = current_parts().chat.place(me(), str(uuid))
+    place = current_parts().chat.place(person_id(), str(uuid))
     changes = current_parts().chat.older(place, before)
     return current_parts().renderer.older(place.uuid, changes)
 
@@ -150,35 +160,35 @@ def older(uuid: UUID) -> Any:
 @bp.post("/c/<uuid:uuid>/title")
 def rename(uuid: UUID) -> Any:
     """Rename a conversation."""
-    current_parts().chat.rename(me(), str(uuid), request.form.get("title", ""))
+    current_parts().chat.rename(person_id(), str(uuid), request.form.get("title", ""))
     return _done(uuid)
 
 
 @bp.post("/c/<uuid:uuid>/delete")
 def delete(uuid: UUID) -> Any:
     """Delete a conversation."""
-    current_parts().chat.delete(me(), str(uuid))
+    current_parts().chat.delete(person_id(), str(uuid))
     return ("", 204) if wants_json() else redirect(url_for("conversations.home"), 303)
 
 
 @bp.post("/c/<uuid:uuid>/messages/<uuid:message>/delete")
 def delete_message(uuid: UUID, message: UUID) -> Any:
-    """Delete one of one's own messages."""
-    current_parts().chat.delete_message(me(), str(uuid), str(message))
+    """Delete one of the person's own messages."""
+    current_parts().chat.delete_message(person_id(), str(uuid), str(message))
     return _done(uuid)
 
 
 @bp.post("/c/<uuid:uuid>/stop")
 def stop(uuid: UUID) -> Any:
     """Stop an answer."""
-    current_parts().chat.stop(me(), str(uuid), request.form.get("answer", ""))
+    current_parts().chat.stop(person_id(), str(uuid), request.form.get("answer", ""))
     return _done(uuid)
 
 
 @bp.post("/c/<uuid:uuid>/again")
 def again(uuid: UUID) -> Any:
-    """Answer again."""
-    current_parts().chat.again(me(), str(uuid))
+    """Have the last message answered again."""
+    current_parts().chat.again(person_id(), str(uuid))
     return _done(uuid)
 
 

@@ -1,4 +1,4 @@
-"""Error pages, and the same as JSON for programs."""
+"""Error responses: a page, or JSON for programs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from flask_wtf.csrf import CSRFError
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
-from chatapp.gunicorn_bridge import break_off
+from chatapp.gunicorn_bridge import reject_body
 from chatapp.parts import current_parts
 from chatapp.store import StorageUnavailable
 from chatapp.store.unavailable import RETRY_S
+from chatapp.views import wants_json
 from chatapp.wellformed import MALFORMED, PLAIN, shown
 
 bp = Blueprint("errors", __name__)
@@ -25,49 +26,49 @@ log = logging.getLogger("chatapp.requests")
 
 @bp.app_errorhandler(CSRFError)
 def csrf(error: CSRFError) -> Any:
-    """A form without a token that fits."""
-    return _refusal("csrf", 400, *_why_without_token())
+    """Answer a missing or invalid CSRF token."""
+    return _error("csrf", 400, *_explain_token())
 
 
 @bp.app_errorhandler(StorageUnavailable)
 def storage(error: StorageUnavailable) -> Any:
-    """The database does not answer."""
-    words = _("The server cannot use its storage just now. Nothing of this was stored: send it again in a moment.")
+    """Answer while the database is unavailable."""
+    message = _("The server cannot use its storage just now. Nothing of this was stored: send it again in a moment.")
     try:
-        answer, status = _refusal("storage", 503, _("Please try again in a moment"), words)
-    except StorageUnavailable:  # the page about it needs to know who is signed in
-        answer, status = Response(f"{words}\n", content_type="text/plain; charset=utf-8"), 503
+        answer, status = _error("storage", 503, _("Please try again in a moment"), message)
+    except StorageUnavailable:  # the page looks up the session
+        answer, status = Response(f"{message}\n", content_type="text/plain; charset=utf-8"), 503
     return answer, status, {"Retry-After": str(RETRY_S)}
 
 
 @bp.app_errorhandler(ParseException)
 def body(error: ParseException) -> Any:
-    """A body that gunicorn could not read."""
-    break_off(request.environ)
+    """Answer a malformed body, and close the connection."""
+    reject_body(request.environ)
     log.warning("refused the body of a request from %s: %s", request.remote_addr, shown(str(error)))
     return Response(MALFORMED, 400, PLAIN)
 
 
 @bp.app_errorhandler(HTTPException)
 def http(error: HTTPException) -> Any:
-    """Any other HTTP error."""
+    """Answer any other HTTP error."""
     code = error.code or 500
     if code < 400:
         return error
-    return _refusal(f"http-{code}", code, error.name, error.description or "")
+    return _error(f"http-{code}", code, error.name, error.description or "")
 
 
-def _why_without_token() -> tuple[str, str]:
-    """Title and sentence for a form whose token does not fit: what is wrong, and who can mend it."""
-    opened_by = urlsplit(request.headers.get("Origin") or request.headers.get("Referer") or request.url).scheme
+def _explain_token() -> tuple[str, str]:
+    """Return title and message for an invalid CSRF token: the likely cause and the remedy."""
+    scheme = urlsplit(request.headers.get("Origin") or request.headers.get("Referer") or request.url).scheme
     if current_app.config["SESSION_COOKIE_NAME"] not in request.cookies:
-        if current_app.config["SESSION_COOKIE_SECURE"] and opened_by == "http":
-            words = _(
+        if current_app.config["SESSION_COOKIE_SECURE"] and scheme == "http":
+            message = _(
                 "This page was opened over http, but the server gives out its cookie for https only. Open %(url)s "
                 "instead. Its operator decides that by CHATAPP_PUBLIC_URL.",
                 url=current_parts().settings.public_url,
             )
-            return _("Open the https address"), words
+            return _("Open the https address"), message
         return _("No cookie came back"), _(
             "Signing in needs a cookie, and this browser sent none. Allow cookies for this site, in the browser and in "
             "its extensions. If that does not help, something on the way takes them out: show this to your admin."
@@ -75,13 +76,12 @@ def _why_without_token() -> tuple[str, str]:
     sign_in = current_parts().auth.current()
     if request.endpoint == "auth.sign_in_post" and sign_in is not None:
         name = sign_in.person.name
-        words = _("As %(name)s, in another tab or window. To be somebody else, sign out there first.", name=name)
-        return _("You are signed in already"), words
+        message = _("As %(name)s, in another tab or window. To be somebody else, sign out there first.", name=name)
+        return _("You are signed in already"), message
     return _("Please reload"), _("This page is from before the last sign-in. Reload it and try again.")
 
 
-def _refusal(name: str, code: int, title: str, message: str) -> Any:
-    accepts, is_htmx = request.accept_mimetypes, "HX-Request" in request.headers
-    if is_htmx or accepts.best_match(["text/html", "application/json"]) == "application/json":
+def _error(name: str, code: int, title: str, message: str) -> Any:
+    if wants_json():
         return jsonify(error={"code": name, "message": message}), code
     return render_template("errors/error.html", code=code, title=title, message=message), code

@@ -1,4 +1,4 @@
-"""What needs no session: health, static files, the service worker and the page of last resort."""
+"""Routes without a session: health, static files, the service worker and its fallback page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ bp = Blueprint("site", __name__)
 
 @bp.get("/healthz")
 def healthz() -> Response:
-    """The process answers."""
+    """Report that the process responds."""
     return Response("ok\n", content_type="text/plain")
 
 
 @bp.get("/readyz")
 def readyz() -> tuple[Response, int]:
-    """The process can do its work; else 503, and why not."""
+    """Report that the process can serve; else 503 and the reason."""
     parts = current_parts()
     trouble = "closing" if parts.connections.is_draining else parts.store.trouble()
     return (jsonify(ready=False, reason=trouble), 503) if trouble else (jsonify(ready=True), 200)
@@ -34,16 +34,16 @@ def readyz() -> tuple[Response, int]:
 
 @bp.get("/static/<version>/<path:name>")
 def static(version: str, name: str) -> Response:
-    """A static file, under the name of the content of all."""
+    """Serve a static file. `version`: HASH, HASH-LANGUAGE, and .1, .2 for the watchdog's retries."""
     files = current_parts().static
-    own, _, asked = version.partition(".")[0].partition("-")  # .1, .2: asked for again (static/js/watchdog)
+    content, _, wanted = version.partition(".")[0].partition("-")
     languages = _languages(current_app._get_current_object())  # type: ignore[attr-defined]
-    language = asked if asked in languages else languages[0]  # there may be no translation into it
+    language = wanted if wanted in languages else languages[0]  # not every language has a translation
     with force_locale(language):
-        response = files.answer(name, language)
-    # A page of another process, or language: what it gets now must not be kept under that name.
-    is_kept = own == files.version and asked in ("", language)
-    response.headers["Cache-Control"] = IMMUTABLE if is_kept else UNKEPT
+        response = files.response(name, language)
+    # Under the version of another process, or another language, the response must not be cached.
+    is_exact = content == files.version and wanted in ("", language)
+    response.headers["Cache-Control"] = IMMUTABLE if is_exact else UNKEPT
     return response
 
 
@@ -52,39 +52,39 @@ def _languages(app: Flask) -> tuple[str, ...]:
     return tuple(str(locale) for locale in app.extensions["babel"].instance.list_translations())
 
 
-def address_of(name: str) -> str:
-    """Where a static file is served: an own script in the reader's language, and so all that it imports."""
+def static_url(name: str) -> str:
+    """Return the URL of a static file; that of our own scripts names the reader's language."""
     language = f"-{get_locale()}" if name.startswith(OWN_SCRIPTS) else ""
     return url_for("site.static", version=current_parts().static.version + language, name=name)
 
 
 @bp.get("/worker.js")
 def worker() -> Response:
-    """The service worker, at the root: a worker answers for what lies beside and below it."""
+    """Serve the service worker, at the root: its scope is its own folder."""
     files = current_parts().static
     settings = {
         "instance": current_parts().instance,
         "version": files.version,
         "base": f"{request.script_root}/",
-        "files": [address_of(name) for name in sorted(files.kept())],
+        "files": [static_url(name) for name in sorted(files.offline_names())],
         "fallback": url_for("site.offline"),
     }
-    return files.worker(settings).answer()
+    return files.worker(settings).response()
 
 
 @bp.get("/offline")
 def offline() -> str:
-    """What the service worker shows where it has nothing else."""
+    """Show the service worker's page for everything that it has not stored."""
     return render_template("errors/offline.html")
 
 
 @bp.app_context_processor
 def template_names() -> dict[str, Any]:
-    """What every template may use."""
+    """Return the variables of every template."""
     parts = current_parts()
     session = parts.auth.current()
     return {
-        "static": address_of,
+        "static": static_url,
         "sheets": parts.static.sheets,
         "csrf_token": generate_csrf,
         "product": "chatapp",
