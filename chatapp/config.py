@@ -324,7 +324,6 @@ def _parse(variable: str, text: str, metadata: Mapping[str, Any]) -> Any:
 
 
 def _check(settings: Settings) -> None:
-    """Raise ConfigError if settings contradict each other."""
     _check_openai(settings)
     admin = [bool(settings.admin_name), bool(settings.admin_email), bool(settings.admin_password)]
     if any(admin) and not all(admin):

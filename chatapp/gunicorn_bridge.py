@@ -448,8 +448,7 @@ def has_left(environ: dict[str, Any]) -> bool:
     if not isinstance(connection, Connection) or connection.is_failed:
         return is_cut(environ)
     try:
-        state = connection.plain.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 1)
-        return state in (TCP_CLOSE, TCP_CLOSE_WAIT)
+        return connection.plain.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 1) in (TCP_CLOSE, TCP_CLOSE_WAIT)
     except OSError:  # a unix socket's
         return False
 

@@ -84,9 +84,8 @@ def sign_in_post() -> Any:
 
 def busy_message(busy: Busy) -> str:
     """Return the message while too many passwords wait to be checked."""
-    return str(
-        _("Too many people are signing in at this moment. Try again in %(seconds)s seconds.", seconds=busy.retry_s)
-    )
+    text = _("Too many people are signing in at this moment. Try again in %(seconds)s seconds.", seconds=busy.retry_s)
+    return str(text)
 
 
 @bp.post("/sign-out")

@@ -119,9 +119,8 @@ def create() -> Any:
         enforce_quota(current_parts().quotas.conversations.consume(person_id(), 1), message)
     if not form.get("body", "").strip():
         # Five clicks on the button open one empty conversation; a request with an id creates that one.
-        place = (
-            chat.create(person_id(), uuid) if wants_json() or "id" in form else chat.get_or_create_empty(person_id())
-        )
+        is_named = wants_json() or "id" in form
+        place = chat.create(person_id(), uuid) if is_named else chat.get_or_create_empty(person_id())
         if wants_json():
             return jsonify(conversation=place.uuid), 201
         return redirect(url_for("conversations.show", uuid=place.uuid), 303)
