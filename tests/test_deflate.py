@@ -21,8 +21,8 @@ from chatapp.transports.rfc6455 import (
     Inflater,
     Parser,
     Violation,
-    agreed,
-    deflated,
+    compressed_frame,
+    negotiate,
 )
 
 CHROMIUM = "permessage-deflate; client_max_window_bits"
@@ -76,7 +76,7 @@ def unpacked(payload: bytes) -> str:
 @pytest.mark.parametrize(("offer", "answer"), OFFERS.items())
 def test_what_is_agreed(me: Client, offer: str, answer: str) -> None:
     """Only what both sides can do, never with context; what the 101 says is the same."""
-    assert agreed(offer) == answer
+    assert negotiate(offer) == answer
     if offer:
         with RawWebSocket(me, Sec_WebSocket_Extensions=offer) as raw:
             found = raw.head.headers.get("sec-websocket-extensions", "")
@@ -180,9 +180,9 @@ def test_a_compressed_message_that_nobody_agreed_to_closes(me: Client) -> None:
 def test_a_bomb_is_inflated_no_further_than_the_limit() -> None:
     """What comes out is counted, not what goes in."""
     with pytest.raises(Violation):
-        Inflater(MOST).take(packed(b" " * 10_000_000), True)
+        Inflater(MOST).inflate(packed(b" " * 10_000_000), True)
     whole, inflater = packed(b"ab" * (MOST // 2)), Inflater(MOST)
-    assert inflater.take(whole[:5], False) + inflater.take(whole[5:], True) == b"ab" * (MOST // 2)
+    assert inflater.inflate(whole[:5], False) + inflater.inflate(whole[5:], True) == b"ab" * (MOST // 2)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -213,5 +213,5 @@ def test_fragments_pings_and_plain_messages_between_compressed_ones(seed: int) -
 @pytest.mark.parametrize("size", [0, 1, LEAST_BYTES - 1, LEAST_BYTES, 5000, 70_000])
 def test_what_does_not_get_shorter_stays_as_it_is(size: int) -> None:
     noise = random.Random(size).randbytes(size)
-    assert not deflated(noise)[0] & COMPRESSED
-    assert bool(deflated(b"words and words " * size)[0] & COMPRESSED) == (16 * size >= LEAST_BYTES)
+    assert not compressed_frame(noise)[0] & COMPRESSED
+    assert bool(compressed_frame(b"words and words " * size)[0] & COMPRESSED) == (16 * size >= LEAST_BYTES)

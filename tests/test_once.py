@@ -10,7 +10,7 @@ from sqlalchemy import event
 
 from chatapp.parts import Parts
 from chatapp.store import ChangedMessage, ConversationRef
-from chatapp.transports.rendering import MARKED
+from chatapp.transports.rendering import SAMPLE
 
 MOST_STATEMENTS = 8  # of one post: two for the transaction, one for its connection, one query, four changes
 
@@ -94,7 +94,7 @@ ODD = [
     "<b>&amp;</b> \"quoted\" & 'so'",
     "two\nlines  and\ttabs",
     "😀 \u2028 \ue000body\ue001",
-    MARKED.body,
+    SAMPLE.body,
     "%s {x} {{ x }}",
 ]
 
@@ -102,7 +102,7 @@ ODD = [
 @pytest.mark.parametrize("body", [*ODD, "9000000000000001 9999-12-31T23:59:58Z"])
 def test_a_form_draws_what_the_template_draws(parts: Parts, body: str) -> None:
     message = dataclasses.replace(
-        MARKED,
+        SAMPLE,
         id=7,
         uuid=str(uuid.uuid4()),
         client_id=str(uuid.uuid4()),
@@ -119,6 +119,6 @@ def test_a_form_draws_what_the_template_draws(parts: Parts, body: str) -> None:
 
 @pytest.mark.parametrize("change", [{"deleted": True}, {"edited": True}, {"state": "failed", "error": "no"}])
 def test_what_is_not_plain_is_drawn_by_the_template(parts: Parts, change: dict[str, Any]) -> None:
-    message: ChangedMessage = dataclasses.replace(MARKED, uuid=str(uuid.uuid4()), **change)
+    message: ChangedMessage = dataclasses.replace(SAMPLE, uuid=str(uuid.uuid4()), **change)
     drawn = str(parts.renderer._macro("_message.html", "message")(message)).strip()
     assert str(parts.renderer.message(message)) == drawn

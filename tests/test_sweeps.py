@@ -72,7 +72,7 @@ def test_a_long_sweep_lets_the_loop_look_at_its_sockets(monkeypatch: pytest.Monk
     lives = Connections(1.0, lambda *_: None)
     for _ in range(FLUSHES):
         lives.wake(Busy())
-    while lives._awake:
+    while lives._queue:
         gevent.sleep(0.05)
     watcher.stop()
     watcher.close()
@@ -85,13 +85,13 @@ def test_a_long_sweep_lets_the_loop_look_at_its_sockets(monkeypatch: pytest.Monk
 @pytest.mark.timeout(30)
 def test_a_sweep_that_waits_is_relieved_and_costs_nothing_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     lives, looks, told = Connections(1.0, lambda *_: None), [0], Told()
-    relieve = lives._relieve
+    relieve = lives._check_sweeps
 
     def counted() -> None:
         looks[0] += 1
         relieve()
 
-    monkeypatch.setattr(lives, "_relieve", counted)
+    monkeypatch.setattr(lives, "_check_sweeps", counted)
     lives.wake(Told())
     gevent.sleep(0.05)  # the timer has run once, and rests
     began = time.monotonic()
@@ -100,7 +100,7 @@ def test_a_sweep_that_waits_is_relieved_and_costs_nothing_meanwhile(monkeypatch:
     lives.wake(told)  # long after the first look
     gevent.sleep(0.5)
     assert told.at and told.at[0] - began < 0.3, "it did not wait for the first"
-    assert looks[0] < 0.6 / connections.RELIEF_S + 10
+    assert looks[0] < 0.6 / connections.WATCHDOG_S + 10
     looks[0] = 0
     gevent.sleep(0.1)
     assert looks[0] == 0, "nobody sweeps, nobody looks"
@@ -221,12 +221,12 @@ def hold(parts: Parts) -> Iterator[Hold]:
     for theirs in ends:
         theirs.close()
     gevent.sleep(0.1)
-    assert parts.connections.lent == 0, "each was counted once"
+    assert parts.connections.long_poll_count == 0, "each was counted once"
 
 
 def say(parts: Parts, one: LongPoll) -> None:
     for conversation in one._poll.cursors:
-        parts.chat.post(one._sign_in.person.id, conversation, str(uuid.uuid4()), "news")
+        parts.chat.post(one._session.person.id, conversation, str(uuid.uuid4()), "news")
     gevent.sleep(0.1)
 
 
@@ -248,7 +248,7 @@ def test_a_poll_that_cannot_be_answered_is_ended_and_the_others_are_answered(
 
     monkeypatch.setattr(parts.polls, "now", once)
     say(parts, first)
-    assert first.is_over and its_end.recv(100)[: len(said) or 1] == said
+    assert first.is_closed and its_end.recv(100)[: len(said) or 1] == said
     assert other_end.recv(4096).startswith(b"HTTP/1.1 200")
 
 
@@ -256,7 +256,7 @@ def test_a_poll_that_cannot_be_answered_is_ended_and_the_others_are_answered(
 def test_what_comes_between_the_look_and_the_subscription_is_not_missed(parts: Parts, hold: Hold) -> None:
     """And where nothing came, it is not looked again: that is a twentieth of a held poll's cost."""
     one, end = hold(wait_s=20, meanwhile=True)
-    assert end.recv(4096).startswith(b"HTTP/1.1 200") and one.is_over
+    assert end.recv(4096).startswith(b"HTTP/1.1 200") and one.is_closed
     looks: list[int] = []
     now = parts.polls.now
     parts.polls.now = lambda *what: looks.append(1) or now(*what)  # type: ignore[method-assign, func-returns-value]
@@ -288,7 +288,7 @@ def test_a_poll_is_answered_once_even_if_to_look_takes_a_while(
     got = end.recv(4096)
     assert got.startswith(b"HTTP/1.1 200" if then == "news again" else b"HTTP/1.1 204")
     assert got.count(b"HTTP/1.1") == 1
-    assert one.is_over and end.recv(100) == b""
+    assert one.is_closed and end.recv(100) == b""
 
 
 @pytest.mark.timeout(30)
@@ -303,7 +303,7 @@ def test_what_comes_too_early_is_never_a_request_and_costs_the_answer_nothing(pa
     assert end.recv(100) == b"", "said to be over before it is closed: else the kernel forgets the answer"
     end.close()
     gevent.sleep(0.1)
-    assert one.is_over
+    assert one.is_closed
 
 
 @pytest.mark.timeout(30)
@@ -311,14 +311,14 @@ def test_held_polls_are_bounded_and_an_answered_one_makes_room(
     parts: Parts, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = hold(wait_s=20)
-    monkeypatch.setattr(long_poll, "MOST_HELD", 1)
+    monkeypatch.setattr(long_poll, "MOST_LONG_POLLS", 1)
     unreader = SimpleNamespace(reader=SimpleNamespace(unreader=SimpleNamespace(buf=io.BytesIO())))
     environ = {"SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_ADDR": "127.0.0.1", "wsgi.input": unreader}
     with gevent.socket.socket() as asks:
         environ |= {"gunicorn.socket": asks}
-        assert not parts.polls.hand_over(environ, one._sign_in, one._poll, "", 0)
+        assert not parts.polls.try_detach(environ, one._session, one._poll, "", 0)
         say(parts, one)
-        assert len(parts.polls.held) == parts.connections.lent == 0
+        assert len(parts.polls.long_polls) == parts.connections.long_poll_count == 0
 
 
 @pytest.mark.timeout(30)

@@ -1,5 +1,5 @@
-"""The two transports. Both carry the same frames and are a cursor over the same feeds; nothing else differs.
+"""WebSocket and HTTP polling: the same frames, and cursors over the same feeds.
 
-A transport lets a client follow feeds from a cursor, brings what changed, takes messages and acknowledges them.
-`register` hangs both into the app; which one a person uses is nobody's business above this room.
+Both deliver changes after a client's cursors; messages go over WebSocket or by POST. Nothing above this package may
+depend on the transport in use.
 """

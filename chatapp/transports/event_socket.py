@@ -1,6 +1,6 @@
-"""A socket that the event loop watches: while nothing arrives it costs a small object and no greenlet.
+"""A non-blocking socket on the event loop: while idle it costs a small object and no greenlet.
 
-Taken over from gunicorn after the handshake. Callbacks run in the event loop itself and must never wait.
+Detached from gunicorn. Callbacks run in the event loop's own greenlet and must never block.
 """
 
 from __future__ import annotations
@@ -15,23 +15,20 @@ from typing import Any
 import gevent
 from gevent import monkey
 
-READ_BYTES = 4096  # at once: a flood gives way to others after so much
-LINGER_S = 2.0  # how long the other side may take to close after the goodbye
-READABLE, WRITABLE = 1, 2  # the event loop's words for what to watch
+READ_BYTES = 4096  # per turn of the loop, so that a flood does not starve other sockets
+LINGER_S = 2.0  # for the peer to close after our last bytes
+READABLE, WRITABLE = 1, 2  # libev's EV_READ and EV_WRITE
 
 PlainSocket: Any = monkey.get_original("socket", "socket")
 close: Any = monkey.get_original("os", "close")
 
 
 class EventSocket:
-    """Reads when bytes arrive, writes what the kernel takes and keeps the rest of that one write.
-
-    Subclasses say what happens: `on_bytes`, `on_blocked`, `on_room`, `on_cut`, `on_end`.
-    """
+    """A socket with callbacks (`on_bytes`, `on_blocked`, `on_writable`, `on_cut`, `on_end`) that buffers one write."""
 
     __slots__ = (
         "_fd",
-        "_is_late",
+        "_is_delayed",
         "_reading",
         "_rest",
         "_writing",
@@ -40,76 +37,76 @@ class EventSocket:
         "bytes_out",
         "delay_s",
         "ended_at",
-        "heard_at",
         "is_mute",
         "is_paused",
+        "received_at",
     )
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._reading: Any = gevent.get_hub().loop.io(fd, READABLE)
         self._writing: Any = None
-        self._rest: memoryview | None = None  # of a write; it shares its bytes with other readers
-        self.heard_at = time.monotonic()
-        self.blocked_at: float | None = None  # since when the kernel takes no more
-        self.ended_at: float | None = None  # when the goodbye was said
-        self.is_paused = True  # whether what comes is left in the kernel
+        self._rest: memoryview | None = None  # of a write; the bytes are shared between readers
+        self.received_at = time.monotonic()
+        self.blocked_at: float | None = None  # the kernel's buffer is full since then
+        self.ended_at: float | None = None  # time of our last write
+        self.is_paused = True  # incoming bytes stay in the kernel
         self.bytes_in = 0
         self.bytes_out = 0
-        self.is_mute = False  # a drill: nothing passes, either way
-        self.delay_s = 0.0  # a drill: what comes waits so long
-        self._is_late = False  # whether it has waited
+        self.is_mute = False  # for drills: nothing passes in either direction
+        self.delay_s = 0.0  # for drills: of each read
+        self._is_delayed = False  # the delay is over
         os.set_blocking(fd, False)
 
-    # What subclasses say
+    # Callbacks
 
     def on_bytes(self, data: bytes) -> None:
-        """Bytes arrived."""
+        """Handle received bytes."""
         raise NotImplementedError
 
-    def on_room(self) -> None:
-        """All that was written is with the kernel."""
+    def on_writable(self) -> None:
+        """Continue: the kernel has taken the rest of a blocked write."""
         raise NotImplementedError
 
     def on_blocked(self) -> None:
-        """The kernel did not take all: the write timeout runs."""
+        """Start the write timeout: the kernel's buffer is full."""
         raise NotImplementedError
 
     def on_cut(self) -> None:
-        """The stream ended, or failed, before a goodbye."""
+        """Handle a stream that ended or failed before `end`."""
         raise NotImplementedError
 
     def on_end(self) -> None:
-        """It is over; nothing comes after this."""
+        """Clean up: the socket is closed. The last callback."""
         raise NotImplementedError
 
     # Reading
 
-    def read_on(self) -> None:
-        """Watch for bytes."""
+    def resume_reading(self) -> None:
+        """Read when bytes arrive."""
         if self._fd >= 0 and self.is_paused:
             self.is_paused = False
             self._reading.start(self)
 
-    def pause(self) -> None:
-        """Leave what comes in the kernel."""
+    def pause_reading(self) -> None:
+        """Leave incoming bytes in the kernel."""
         self.is_paused = True
         self._reading.stop()
 
-    def _read_late(self) -> None:
+    def _resume_delayed(self) -> None:
         if self._fd >= 0 and not self.is_paused:
             self._reading.start(self)
 
     def __call__(self) -> None:
-        """The event loop says that there is something to read. (A method would be an object more for each socket.)"""
-        if self.is_mute or (self.delay_s and not self._is_late):
+        """Read; called by the event loop. (A bound method would be one more object for each socket.)"""
+        if self.is_mute or (self.delay_s and not self._is_delayed):
             self._reading.stop()
-            if self.delay_s and not self._is_late:
-                self._is_late = True
-                gevent.spawn_later(self.delay_s, self._read_late)
+            if self.delay_s and not self._is_delayed:
+                self._is_delayed = True
+                gevent.spawn_later(self.delay_s, self._resume_delayed)
             return
-        self._is_late = False
-        # What escapes from here would leave the watcher dead and the connection deaf but open.
+        self._is_delayed = False
+        # An exception from here would stop the watcher and leave the socket open.
         try:
             data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:
@@ -119,7 +116,7 @@ class EventSocket:
         if not data:
             self.cut()
         elif self.ended_at is None:
-            self.heard_at = time.monotonic()
+            self.received_at = time.monotonic()
             self.bytes_in += len(data)
             self.on_bytes(data)
 
@@ -127,16 +124,16 @@ class EventSocket:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the kernel has not taken all yet: write nothing then."""
+        """True while the rest of a write waits for the kernel: write nothing then."""
         return self._rest is not None
 
     @property
-    def is_over(self) -> bool:
-        """Whether there is no socket any more."""
+    def is_closed(self) -> bool:
+        """True after the socket is closed."""
         return self._fd < 0
 
     def write(self, data: bytes) -> None:
-        """Write whole frames. Not while blocked, and not after the goodbye."""
+        """Write whole frames. Call it neither while blocked nor after `end`."""
         if self.is_mute:
             return
         try:
@@ -151,10 +148,10 @@ class EventSocket:
             self._rest = memoryview(data)[sent:]
             self.blocked_at = time.monotonic()
             self._writing = gevent.get_hub().loop.io(self._fd, WRITABLE)
-            self._writing.start(self._writable)
+            self._writing.start(self._write_rest)
             self.on_blocked()
 
-    def _writable(self) -> None:
+    def _write_rest(self) -> None:
         assert self._rest is not None
         try:
             sent = os.write(self._fd, self._rest)
@@ -170,7 +167,7 @@ class EventSocket:
             if self.ended_at is not None:
                 self._half_close()
             else:
-                self.on_room()
+                self.on_writable()
 
     def _unblock(self) -> None:
         if self._writing is not None:
@@ -178,28 +175,28 @@ class EventSocket:
             self._writing.close()
         self._rest = self._writing = self.blocked_at = None
 
-    # The end
+    # Closing
 
     def end(self, goodbye: bytes) -> None:
-        """Write the last words, say that no more comes, and wait for the other side to close."""
+        """Write the last bytes, half-close, and wait for the peer to close."""
         if self._fd < 0 or self.ended_at is not None:
             return
         self.write(goodbye)
         self.ended_at = time.monotonic()
         if self._fd >= 0:
-            self.read_on()
+            self.resume_reading()
             if not self.is_blocked:
                 self._half_close()
 
     def _half_close(self) -> None:
-        """Closing at once would make the kernel forget the last words, where bytes of the other side are unread."""
+        # close() with unread bytes would send a reset, and the peer could lose the last bytes.
         try:
-            _shut(self._fd)
+            _shutdown(self._fd)
         except OSError:
             self.cut()
 
     def cut(self) -> None:
-        """Close now, whatever is unsaid."""
+        """Close now; unwritten bytes are lost."""
         if self._fd < 0:
             return
         if self.ended_at is None:
@@ -208,19 +205,18 @@ class EventSocket:
         self._reading.stop()
         self._reading.close()
         fd, self._fd = self._fd, -1
-        close(fd)  # no watcher has it any more; gevent's own would wait for another turn of the loop
+        close(fd)  # the watchers are closed; gevent's own close would wait for another turn of the loop
         self.on_end()
 
 
 def has_unread(fd: int) -> bool:
-    """Whether bytes wait in the kernel."""
+    """Return True if the kernel holds unread bytes."""
     return fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0") != b"\0\0\0\0"
 
 
-def _shut(fd: int) -> None:
-    """Half-close by number: the socket module closes with its object, so the object gives the number back."""
-    borrowed = PlainSocket(fileno=fd)
+def _shutdown(fd: int) -> None:
+    plain = PlainSocket(fileno=fd)
     try:
-        borrowed.shutdown(socket.SHUT_WR)
+        plain.shutdown(socket.SHUT_WR)
     finally:
-        borrowed.detach()
+        plain.detach()  # else the object would close the descriptor

@@ -1,7 +1,7 @@
-"""The door of /ws: flask-sock's handshake, after which the socket is the event loop's and the request ends.
+"""The opening handshake of /ws with flask-sock; the socket then moves to the event loop, and the request ends.
 
-Who may open one is judged before Flask, from the request's headers; the `Door` then calls flask-sock's endpoint itself.
-What it refuses, and what a drill is to spoil, goes through Flask, which asks the same judge.
+`HandshakeMiddleware` checks the request's headers before Flask and calls flask-sock's endpoint itself. Refused
+upgrades, and all upgrades during a drill, go through Flask, with the same `UpgradeCheck`.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from chatapp.accounts.auth import AUTH_SESSION_KEY, HandshakeSessionCache, expec
 from chatapp.config import Settings
 from chatapp.gunicorn_bridge import can_detach, detach, end_request, has_body, is_plain
 from chatapp.store import AuthSession, StorageUnavailable
-from chatapp.transports.rfc6455 import agreed
+from chatapp.transports.rfc6455 import negotiate
 from chatapp.transports.websocket import Services, WebSocketConnection
 from chatapp.wellformed import shown
 
 PATH, ENDPOINT = "/ws", "websocket_route"
 VERSION = "13"
 KEY_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455's
-ALONE = "An upgrade stands alone: no body, no Expect, and nothing behind it before it is answered.\n"
-FULL_RETRY_S = 5  # when a client that found no room may try again
+NOT_ALONE = "An upgrade stands alone: no body, no Expect, and nothing behind it before it is answered.\n"
+FULL_RETRY_S = 5
 
 log = logging.getLogger("chatapp.websocket")
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why no WebSocket is opened."""
+    """The HTTP answer to a refused upgrade."""
 
     status: int
     words: str
@@ -45,16 +45,16 @@ class Refusal:
 
 
 class Handshake:
-    """What flask-sock makes of the request: the answer, which is written together with the first frame.
+    """The answer to an accepted upgrade, written together with the first frame.
 
-    It stands where simple-websocket's `Server` did, which reads the request a second time and starts a thread.
+    Replaces simple-websocket's `Server` in flask-sock, which would parse the request again and start a thread.
     """
 
     mode = "gunicorn"
 
     def __init__(self, environ: dict[str, Any]) -> None:
         self._environ = environ
-        self.extension = agreed(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
+        self.extension = negotiate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
         key = hashlib.sha1(environ["HTTP_SEC_WEBSOCKET_KEY"].encode() + KEY_GUID, usedforsecurity=False)
         lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
         lines.append(f"Sec-WebSocket-Accept: {base64.b64encode(key.digest()).decode()}")
@@ -62,43 +62,42 @@ class Handshake:
             lines.append(f"Sec-WebSocket-Extensions: {self.extension}")
         self.answer = "\r\n".join([*lines, "", ""]).encode()
 
-    def take(self) -> int:
-        """The descriptor of its socket, which changes hands."""
+    def detach(self) -> int:
+        """Take the socket out of gunicorn; returns its file descriptor."""
         return detach(self._environ)
 
     def close(self) -> None:
-        """flask-sock closes what its endpoint leaves; this one has handed its socket on."""
+        """Do nothing: flask-sock calls it after the endpoint, when the socket is detached."""
 
 
-class HandedOver(Exception):
-    """The socket is the event loop's: there is nothing left to answer."""
+class Detached(Exception):
+    """The socket has moved to the event loop: there is nothing left to answer."""
 
 
-class NoAnswer(Response):
-    """For requests that went through Flask."""
+class NoResponse(Response):
+    """The response to an upgrade that went through Flask."""
 
     def __call__(self, *_: object) -> Iterable[bytes]:
-        """Tell gunicorn that all is answered, as flask-sock does."""
         end_request()
 
 
-class Judge:
-    """Says whether a request may open a WebSocket."""
+class UpgradeCheck:
+    """The conditions for opening a WebSocket: headers, session, Origin, room."""
 
     def __init__(self, services: Services, sessions: HandshakeSessionCache) -> None:
         self._services = services
         self._sessions = sessions
 
     def __call__(self, environ: dict[str, Any]) -> AuthSession | Refusal:
-        """Whose it is, or why not: who is signed out, comes from a foreign page or finds no room."""
+        """Return the request's session, or the reason for refusing it. Raises StorageUnavailable."""
         if has_body(environ):
-            return Refusal(400, ALONE)
+            return Refusal(400, NOT_ALONE)
         if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != VERSION:
             return Refusal(426, "WebSocket version 13 is needed.\n", (("Sec-WebSocket-Version", VERSION),))
-        if not is_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", "")):
+        if not is_valid_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", "")):
             return Refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64.\n")
-        sign_in = self._sessions.find(environ.get("HTTP_COOKIE", ""))
-        if sign_in is None:
+        session = self._sessions.find(environ.get("HTTP_COOKIE", ""))
+        if session is None:
             return Refusal(401, "Sign in first.\n")
         origin, host = environ.get("HTTP_ORIGIN", ""), f"{environ['wsgi.url_scheme']}://{get_host(environ)}"
         if not origin_is_allowed(self._services.settings, origin, host):
@@ -108,47 +107,43 @@ class Judge:
         if self._services.connections.is_full() or not is_plain(environ):
             return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
         if not can_detach(environ):
-            return Refusal(400, ALONE)
-        return sign_in
+            return Refusal(400, NOT_ALONE)
+        return session
 
 
-class Door:
-    """WSGI middleware: lets in who may open a WebSocket, and leaves all else to Flask behind it."""
+class HandshakeMiddleware:
+    """WSGI middleware: accepts upgrades, and passes everything else on to Flask."""
 
-    def __init__(self, app: Flask, judge: Judge, behind: Any, is_drilling: Callable[[], bool]) -> None:
+    def __init__(self, app: Flask, check: UpgradeCheck, inner: Any, is_drilling: Callable[[], bool]) -> None:
         self._app = app
-        self._judge = judge
-        self._behind = behind
+        self._check = check
+        self._inner = inner
         self._is_drilling = is_drilling
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if is_upgrade(environ) and not self._is_drilling():
-            judged = self._judged(environ)
-            if isinstance(judged, AuthSession):
-                environ[AUTH_SESSION_KEY] = judged
+            try:
+                checked = self._check(environ)
+            except StorageUnavailable:
+                checked = None  # Flask answers with 503
+            if isinstance(checked, AuthSession):
+                environ[AUTH_SESSION_KEY] = checked
                 self._open(environ)
-        behind: Iterable[bytes] = self._behind(environ, start_response)
-        return behind
-
-    def _judged(self, environ: dict[str, Any]) -> AuthSession | Refusal | None:
-        """None where the database does not answer: Flask says so."""
-        try:
-            return self._judge(environ)
-        except StorageUnavailable:
-            return None
+        answer: Iterable[bytes] = self._inner(environ, start_response)
+        return answer
 
     def _open(self, environ: dict[str, Any]) -> None:
-        """flask-sock's endpoint without Flask's way there and back: no answer follows the handshake."""
+        """Call flask-sock's endpoint without Flask's dispatch: no response follows the handshake."""
         endpoint: Callable[[], object] = self._app.view_functions[ENDPOINT]
         try:
             with self._app.request_context(environ):
                 endpoint()
-        except HandedOver:
+        except Detached:
             end_request()
 
 
 def is_upgrade(environ: dict[str, Any]) -> bool:
-    """Whether this is /ws, asked for as RFC 6455 wants it."""
+    """Return True for an opening handshake (RFC 6455, section 4.1) of /ws."""
     return (
         environ.get("PATH_INFO") == PATH
         and environ.get("REQUEST_METHOD") == "GET"
@@ -159,42 +154,42 @@ def is_upgrade(environ: dict[str, Any]) -> bool:
 
 
 def register(app: Flask, services: Services, sessions: HandshakeSessionCache, is_drilling: Callable[[], bool]) -> None:
-    """Hang /ws into the app, and its door before the app. While a drill is running, Flask answers all upgrades."""
-    judge = Judge(services, sessions)
-    flask_sock.Server = Handshake  # the seam: what flask-sock makes of each request
+    """Add the endpoint /ws and its middleware to the app. During a drill, Flask answers all upgrades."""
+    check = UpgradeCheck(services, sessions)
+    flask_sock.Server = Handshake
     sock = Sock(app)
 
     @app.before_request
     def before_upgrade() -> Response | None:
-        """Refuse before the 101."""
+        """Refuse an upgrade before the 101."""
         if request.endpoint != ENDPOINT:
             return None
         if not is_upgrade(request.environ):
             return Response("GET by HTTP/1.1 is needed.\n", 400, content_type="text/plain")
-        judged = judge(request.environ)
-        if isinstance(judged, Refusal):
-            return Response(judged.words, judged.status, judged.headers, content_type="text/plain")
-        request.environ[AUTH_SESSION_KEY] = judged
+        checked = check(request.environ)
+        if isinstance(checked, Refusal):
+            return Response(checked.words, checked.status, checked.headers, content_type="text/plain")
+        request.environ[AUTH_SESSION_KEY] = checked
         return None
 
     @sock.route(PATH)  # type: ignore[untyped-decorator]
     def websocket_route(ws: Handshake) -> None:
-        sign_in: AuthSession = request.environ[AUTH_SESSION_KEY]
+        session: AuthSession = request.environ[AUTH_SESSION_KEY]
         if request.query_string:
-            services.connections.replace(request.args.get("replaces", ""), sign_in.person.id)
-        fd, address = ws.take(), request.remote_addr or ""
-        WebSocketConnection(fd, services, sign_in, address, bool(ws.extension)).start(ws.answer)
-        raise HandedOver
+            services.connections.replace(request.args.get("replaces", ""), session.person.id)
+        fd, address = ws.detach(), request.remote_addr or ""
+        WebSocketConnection(fd, services, session, address, bool(ws.extension)).start(ws.answer)
+        raise Detached
 
-    @app.errorhandler(HandedOver)
-    def handed_over(_: HandedOver) -> Response:
-        return NoAnswer()
+    @app.errorhandler(Detached)
+    def handle_detached(_: Detached) -> Response:
+        return NoResponse()
 
-    app.wsgi_app = Door(app, judge, app.wsgi_app, is_drilling)  # type: ignore[method-assign]
+    app.wsgi_app = HandshakeMiddleware(app, check, app.wsgi_app, is_drilling)  # type: ignore[method-assign]
 
 
-def is_key(key: str) -> bool:
-    """Whether a handshake's key is one."""
+def is_valid_key(key: str) -> bool:
+    """Return True if a Sec-WebSocket-Key is 16 bytes in base64."""
     try:
         return len(base64.b64decode(key, validate=True)) == 16
     except ValueError:
@@ -202,11 +197,10 @@ def is_key(key: str) -> bool:
 
 
 def _wrong_origin(settings: Settings, environ: dict[str, Any], origin: str, requested: str) -> str:
-    """What was expected, what came, and who can mend it."""
-    said = f"the Origin is {shown(origin)}, expected {shown(' or '.join(expected_origins(settings, requested)))}"
+    problem = f"the Origin is {shown(origin)}, expected {shown(' or '.join(expected_origins(settings, requested)))}"
     peer, scheme = environ.get("chatapp.peer", ""), environ.get("HTTP_X_FORWARDED_PROTO", "")
     by = "the Host header" if not environ.get("werkzeug.proxy_fix.orig") else "X-Forwarded-Host and -Proto"
     help_ = "A proxy must pass Host on with its port, or CHATAPP_PUBLIC_URL name the address that people open"
     if scheme and "werkzeug.proxy_fix.orig" not in environ:
         help_ += f"; {peer} sends X-Forwarded-Proto {shown(scheme)}, but is not in CHATAPP_TRUSTED_PROXIES"
-    return f"{said} (by {by}). {help_}."
+    return f"{problem} (by {by}). {help_}."

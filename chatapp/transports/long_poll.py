@@ -1,7 +1,7 @@
-"""A poll that waits: its socket leaves gunicorn, is the event loop's until there is an answer, and ends with it.
+"""Long polls: their sockets are detached from gunicorn, wait on the event loop, and close after the answer.
 
-Meanwhile it costs an object instead of a greenlet with gunicorn's request, and one sweep answers all who wait for the
-same. It does not go back to gunicorn: bytes that came too early, or late, must never be taken for a request.
+A waiting poll costs an object instead of a greenlet with gunicorn's request, and one sweep answers all polls of a feed.
+The socket does not go back to gunicorn: early or late bytes must never be parsed as a request.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from chatapp.transports.integrity import UNKEPT, armoured
 from chatapp.transports.subscriptions import Reader, StaleCursor
 from chatapp.transports.timers import NO_SLOT, Slot
 
-WRITE_S = 20.0  # how long the kernel may have no room for more of an answer; it has, once a third of its buffer is free
-MOST_HELD = 10_000  # in a worker; more wait as gunicorn's requests, whose number it bounds
+WRITE_S = 20.0  # write timeout; a socket is writable again once a third of the kernel's buffer is free
+MOST_LONG_POLLS = 10_000  # in a worker; more wait as gunicorn's requests, which gunicorn limits
 
 UNREADABLE = "The server cannot read its storage just now."
 NOTHING = f"Cache-Control: {UNKEPT}\r\nVary: Cookie\r\nCross-Origin-Resource-Policy: same-origin\r\n"
@@ -41,18 +41,18 @@ log = logging.getLogger("chatapp.polling")
 
 @dataclass(frozen=True)
 class Poll:
-    """One request, understood."""
+    """A parsed poll request."""
 
     epoch: str
     cursors: dict[str, int]
     wait_s: float
-    person: str | None = None  # who the client believes to be signed in
+    person: str | None = None  # signed in, as far as the client knows
     mark: str = ""  # see store/histories.py
-    armour: bool = False  # something on the way rewrites HTML
+    armour: bool = False  # see integrity.py
 
 
 class LongPoll(EventSocket):
-    """One poll, and the connection it came by."""
+    """A poll waiting on the event loop, with its socket."""
 
     __slots__ = (
         "_client",
@@ -62,49 +62,51 @@ class LongPoll(EventSocket):
         "_is_ended",
         "_poll",
         "_polls",
-        "_sign_in",
-        "_since",
+        "_session",
+        "_started_at",
         "_topics",
         "slot",
     )
 
-    def __init__(self, fd: int, polls: Polls, sign_in: AuthSession, poll: Poll) -> None:
+    def __init__(self, fd: int, polls: Polls, session: AuthSession, poll: Poll) -> None:
         super().__init__(fd)
         self.slot: Slot = NO_SLOT
         self._polls = polls
-        self._sign_in, self._poll = sign_in, poll
-        self._since = time.monotonic()
-        self._due = self._since + poll.wait_s
+        self._session, self._poll = session, poll
+        self._started_at = time.monotonic()
+        self._due = self._started_at + poll.wait_s
         self._topics: tuple[int, ...] = ()
         self._client = self._head = ""
         self._is_awake = self._is_ended = False
 
-    def start(self, client: str, head: str, looked: int) -> None:
-        """Wait for news. `client`: for the log, as a declared proxy says it; `head`: the answer's fixed headers;
-        `looked`: how much had been published when it was looked for news last."""
+    def start(self, client: str, head: str, published: int) -> None:
+        """Wait for changes.
+
+        client: the address for the access log. head: the answer's fixed headers. published: `Bus.published` before the
+        last look for changes."""
         self._client, self._head = client, head
-        self._topics = self._subscribed()
-        self._polls.held.add(self)
-        self._polls.connections.lent += 1
+        self._topics = self._subscribe_feeds()
+        self._polls.long_polls.add(self)
+        self._polls.connections.long_poll_count += 1
         self._polls.connections.timer.set(self, self._due)
-        self.read_on()
-        if self._polls.bus.published != looked or not self._topics:  # something came between, or cannot be followed
+        self.resume_reading()
+        if self._polls.bus.published != published or not self._topics:  # a change since then, or a feed is gone
             self.wake(0)
 
-    def _subscribed(self) -> tuple[int, ...]:
-        polls, person = self._polls, self._sign_in.person.id
+    def _subscribe_feeds(self) -> tuple[int, ...]:
+        polls, person = self._polls, self._session.person.id
         try:
             feeds = [polls.reader.feed(person, name) for name in self._poll.cursors]
         except (Gone, StorageUnavailable):
-            return ()  # `news` finds out
-        polls.bus.subscribe(session_topic(self._sign_in.id), self.let_go)
+            return ()  # `Polls.now` reports it
+        polls.bus.subscribe(session_topic(self._session.id), self.release)
         for feed in feeds:
             polls.bus.subscribe(feed, self.wake)
         return tuple(feeds)
 
-    def _leave(self) -> None:
-        self._polls.held.discard(self)
-        self._polls.bus.unsubscribe(session_topic(self._sign_in.id), self.let_go)
+    def _unsubscribe(self) -> None:
+        self._polls.long_polls.discard(self)
+        self._polls.bus.unsubscribe(session_topic(self._session.id), self.release)
         for feed in self._topics:
             self._polls.bus.unsubscribe(feed, self.wake)
         self._topics = ()
@@ -112,37 +114,36 @@ class LongPoll(EventSocket):
     # Waiting
 
     def wake(self, _topic: int) -> None:
-        """There may be an answer."""
+        """Schedule a look for changes."""
         if not self._is_awake:
             self._is_awake = True
             self._polls.connections.wake(self)
 
-    def let_go(self, topic: int = 0) -> None:
-        """Answer that there is nothing: the session has ended, or the worker."""
+    def release(self, topic: int = 0) -> None:
+        """Answer 204: the session has ended, or the worker exits."""
         self._is_ended = True
         self.wake(topic)
 
     def flush(self) -> None:
-        """Answer, if there is anything to say."""
+        """Answer if there are changes."""
         self._is_awake = False
-        conclude = self._look() if self in self._polls.held else None
-        # To look may take a while, and the time may have been over meanwhile: no request has two answers.
-        if conclude is not None and self in self._polls.held:
-            conclude()
+        action = self._next_action() if self in self._polls.long_polls else None
+        # The store may have blocked, and the timer have answered meanwhile: a request has one answer.
+        if action is not None and self in self._polls.long_polls:
+            action()
 
-    def _look(self) -> Callable[[], None] | None:
-        """What to do: answer what is new, or that it cannot be read; None while there is nothing to say."""
+    def _next_action(self) -> Callable[[], None] | None:
         try:
-            found = [] if self._is_ended else self._polls.now(self._sign_in.person.id, self._poll)
-        except StorageUnavailable:  # the store has said so
+            found = [] if self._is_ended else self._polls.now(self._session.person.id, self._poll)
+        except StorageUnavailable:  # the store has logged it
             return lambda: self._end(unavailable())
-        except Exception:  # the sweep goes on for all others, and who asks again hears what is wrong
+        except Exception:  # the sweep must go on for all others
             log.exception("answering a held poll failed")
             return self.cut
         return (lambda: self._answer(found)) if found or self._is_ended else None
 
     def check(self, now: float) -> float:
-        """Its time is over: of waiting, of taking the answer, or of closing."""
+        """End the hold, the write timeout or the linger when it is over; returns when to check again."""
         if self.blocked_at is not None:
             if now - self.blocked_at >= WRITE_S:
                 self.cut()
@@ -158,12 +159,12 @@ class LongPoll(EventSocket):
     # Answering
 
     def _answer(self, found: list[str]) -> None:
-        self._end(answer(self._body(found), self._head))
+        self._end(http_answer(self._body(found), self._head))
 
     def _end(self, answer: tuple[int, bytes]) -> None:
-        self._leave()
+        self._unsubscribe()
         status, data = answer
-        took = round((time.monotonic() - self._since) * 1000)
+        took = round((time.monotonic() - self._started_at) * 1000)
         self._polls.log(f'{self._client} "GET /changes" {status} {len(data)} {took}ms')
         self.end(data)
 
@@ -171,7 +172,7 @@ class LongPoll(EventSocket):
         return self._polls.body(found, self._poll.armour) if found else b""
 
     def _half_close(self) -> None:
-        """The kernel has all of the answer and delivers it, also after the end; unless something unread is there."""
+        # Without unread bytes the kernel delivers the answer after close(), too.
         if self.bytes_in or has_unread(self._fd):
             super()._half_close()
             self._polls.connections.timer.set(self, time.monotonic() + LINGER_S)
@@ -179,99 +180,99 @@ class LongPoll(EventSocket):
             self.cut()
 
     def on_bytes(self, data: bytes) -> None:
-        """A request before the answer to the one before: legal, unheard of, and to be repeated, as the answer says."""
-        self.pause()  # whatever more there is, the kernel keeps
+        """Ignore pipelined requests; `Connection: close` in the answer makes the client repeat them."""
+        self.pause_reading()
 
-    def on_room(self) -> None:
-        """The answer is with the kernel: `end` has seen to the rest."""
+    def on_writable(self) -> None:
+        """Do nothing: the answer is written."""
 
-    def _writable(self) -> None:
+    def _write_rest(self) -> None:
         before = self.bytes_out
-        super()._writable()
+        super()._write_rest()
         if self.blocked_at is not None and self.bytes_out > before:
             self.blocked_at = time.monotonic()
 
     def on_blocked(self) -> None:
-        """The kernel did not take all of it."""
+        """Start the write timeout."""
         self._polls.connections.timer.set(self, time.monotonic() + WRITE_S)
 
     def on_cut(self) -> None:
-        """The other side has gone."""
+        """Do nothing: `on_end` follows."""
 
     def on_end(self) -> None:
-        """Nothing is left of it."""
-        self._leave()
+        """Unsubscribe and release the descriptor."""
+        self._unsubscribe()
         self._polls.connections.timer.clear(self)
-        self._polls.connections.lent -= 1
+        self._polls.connections.long_poll_count -= 1
 
 
 class Polls:
-    """This worker's polls."""
+    """The polls of this worker."""
 
     def __init__(
         self, reader: Reader, bus: Bus, connections: Connections, epoch: str, histories: Histories | None = None
     ) -> None:
         self.reader = reader
         self.bus = bus
-        self.held: set[LongPoll] = set()  # by the event loop
+        self.long_polls: set[LongPoll] = set()
         self.connections = connections
-        self.access_log: Callable[[str], None] | None = None  # gunicorn's, where it serves
+        self.access_log: Callable[[str], None] | None = None  # gunicorn's; None in tests
         self._epoch = epoch
         self._histories = histories
-        self._waiting: set[Event] = set()  # in greenlets
-        self._bodies: dict[bool, tuple[list[str], bytes]] = {}  # the last ones, plain and armoured
+        self._waiting: set[Event] = set()  # polls in greenlets
+        self._bodies: dict[bool, tuple[list[str], bytes]] = {}  # the last ones by armour: many polls share an answer
         self.is_draining = False
 
-    def answer(self, person: int, session: int, poll: Poll) -> list[str]:
-        """The frames for a poll; empty when nothing is new, after the hold, or when the session ends meanwhile."""
+    def answer(self, person: int, session_id: int, poll: Poll) -> list[str]:
+        """Return the frames for a poll, after a hold if nothing is new; empty if it or the session ended."""
         found = self.now(person, poll)
-        return found if found or poll.wait_s <= 0 else self._hold(person, session, poll)
+        return found if found or poll.wait_s <= 0 else self._wait(person, session_id, poll)
 
     def body(self, found: list[str], is_armoured: bool) -> bytes:
-        """The body of an answer; the same for many who waited for the same."""
+        """Return the body of an answer."""
         kept = self._bodies.get(is_armoured)
         if kept is None or found != kept[0]:
             plain = protocol.answer(found).encode()
             kept = self._bodies[is_armoured] = (found, armoured(plain) if is_armoured else plain)
         return kept[1]
 
-    def hand_over(self, environ: dict[str, Any], sign_in: AuthSession, poll: Poll, head: str, looked: int) -> bool:
-        """Have the event loop hold this request, if it can take its socket: False where it must wait as it is.
+    def try_detach(self, environ: dict[str, Any], session: AuthSession, poll: Poll, head: str, published: int) -> bool:
+        """Move a poll to the event loop; False if it must wait in its greenlet.
 
-        looked: how much had been published before it was looked for news."""
+        published: `Bus.published` before the last look for changes."""
         if self.access_log is None or not can_detach(environ):
             return False
-        if self.connections.lent >= MOST_HELD or self.connections.is_full():
+        if self.connections.long_poll_count >= MOST_LONG_POLLS or self.connections.is_full():
             return False
-        LongPoll(detach(environ), self, sign_in, poll).start(environ["REMOTE_ADDR"], head, looked)
+        LongPoll(detach(environ), self, session, poll).start(environ["REMOTE_ADDR"], head, published)
         return True
 
     def log(self, line: str) -> None:
-        """A line of the access log."""
+        """Write a line to the access log."""
         if self.access_log is not None:
             self.access_log(line)
 
     def drain(self) -> None:
-        """Let all held polls go."""
+        """Answer all waiting polls."""
         self.is_draining = True
         for event in tuple(self._waiting):
             event.set()
-        for poll in tuple(self.held):
-            poll.let_go()
+        for poll in tuple(self.long_polls):
+            poll.release()
 
-    def _hold(self, person: int, session: int, poll: Poll) -> list[str]:
+    def _wait(self, person: int, session_id: int, poll: Poll) -> list[str]:
         event, ended = Event(), []
 
         def end(topic: int) -> None:
             ended.append(topic)
             event.set()
 
-        cancels = [*self._subscribe(person, poll, event), self.bus.subscribe(session_topic(session), end)]
+        cancels = [*self._subscribe(person, poll, event), self.bus.subscribe(session_topic(session_id), end)]
         self._waiting.add(event)
         deadline = time.monotonic() + poll.wait_s
         try:
             while not self.is_draining and not ended:
-                found = self.now(person, poll)  # also what came between the first look and the subscription
+                found = self.now(person, poll)  # also changes between the first look and the subscription
                 left = deadline - time.monotonic()
                 if found or left <= 0:
                     return found
@@ -296,7 +297,7 @@ class Polls:
         return [self.bus.subscribe(feed, wake) for feed in feeds]
 
     def now(self, person: int, poll: Poll) -> list[str]:
-        """The frames of what is new at this moment."""
+        """Return the frames of the changes so far. Raises StorageUnavailable."""
         reload = protocol.stale(self._histories, poll.epoch, self._epoch, poll.mark)
         if reload is not None:
             return [reload(name) for name in poll.cursors]
@@ -314,8 +315,8 @@ class Polls:
         return found
 
 
-def answer(body: bytes, fixed: str) -> tuple[int, bytes]:
-    """Status and bytes of a whole HTTP answer, the last one on its connection."""
+def http_answer(body: bytes, fixed: str) -> tuple[int, bytes]:
+    """Return status and bytes of an HTTP answer, the last one on its connection."""
     general = f"Date: {http_date(int(time.time()))}\r\nConnection: close\r\n"
     if not body:
         return 204, f"HTTP/1.1 204 NO CONTENT\r\n{general}{NOTHING}\r\n".encode()
@@ -324,7 +325,7 @@ def answer(body: bytes, fixed: str) -> tuple[int, bytes]:
 
 
 def unavailable() -> tuple[int, bytes]:
-    """The same for a poll that cannot be answered: the client comes back, and blames no network."""
+    """Return status and bytes of a 503: the client retries, and does not blame the network."""
     body = json.dumps({"error": {"code": "storage", "message": UNREADABLE}}).encode()
     general = f"Date: {http_date(int(time.time()))}\r\nConnection: close\r\nRetry-After: {RETRY_S}\r\n"
     content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -333,5 +334,5 @@ def unavailable() -> tuple[int, bytes]:
 
 @lru_cache(maxsize=1)
 def http_date(second: int) -> str:
-    """A time as HTTP writes it."""
+    """Return a Unix time as an HTTP-date."""
     return formatdate(second, usegmt=True)

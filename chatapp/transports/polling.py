@@ -1,7 +1,7 @@
-"""HTTP polling: `GET /changes` brings what changed after the cursors, held open where the client asks for it.
+"""HTTP polling: `GET /changes` returns the changes after the cursors, as a long poll if the client asks for it.
 
-"Nothing new" is 204 and costs neither database nor template nor Flask: sessions, permissions and the newest revision of
-each feed are in memory, and `PollMiddleware` stands before Flask. What it does not answer, Flask does.
+"Nothing new" is 204 and costs neither database nor template nor Flask: `PollMiddleware` answers before Flask from
+sessions, permissions and revisions in memory. Drills and errors are Flask's.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from chatapp.transports.integrity import ARMOUR, UNKEPT
 from chatapp.transports.long_poll import Poll, Polls
 from chatapp.transports.subscriptions import MOST_FEEDS
 
-# Headers of an answer that holds no document.
+# Headers of a 204.
 NOTHING = [("Cache-Control", UNKEPT), ("Vary", "Cookie"), ("Cross-Origin-Resource-Policy", "same-origin")]
-MOST_QUERIES, MOST_QUERY_BYTES = 4096, 4 << 20  # kept as parsed
-POLL_BYTES, FEED_BYTES = 800, 200  # that a parsed query takes, and each feed in it
-DRAIN_RETRY_S = 1  # when a poll that a closing server sends away should come back
+MOST_QUERIES, MOST_QUERY_BYTES = 4096, 4 << 20  # in the cache of parsed queries
+POLL_BYTES, FEED_BYTES = 800, 200  # size of a parsed query, and of each feed in it
+DRAIN_RETRY_S = 1  # Retry-After of a draining server
 
 
 class BadPoll(Exception):
-    """The query is wrong; the message says how."""
+    """An invalid query; the message is for the client."""
 
 
 def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
-    """The query of a poll. Raises BadPoll."""
+    """Parse the query of a poll. Raises BadPoll."""
     cursors: dict[str, int] = {}
     for text in arguments.getlist("c"):
         name, _, revision = text.rpartition(":")
@@ -58,21 +58,21 @@ def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
     return Poll(epoch, cursors, wait_s, arguments.get("person"), mark, is_armoured)
 
 
-def within(poll: Poll, sign_in: AuthSession) -> Poll:
-    """A poll that is held no longer than its session lasts."""
-    left_s = sign_in.left_s()
+def within(poll: Poll, session: AuthSession) -> Poll:
+    """Return the poll with its hold bounded by the session's remaining lifetime."""
+    left_s = session.left_s()
     return poll if left_s >= poll.wait_s else replace(poll, wait_s=left_s)
 
 
 class Queries:
-    """Queries as polls: who has nothing new asks the same again and again."""
+    """A cache of parsed queries: an idle client repeats its query."""
 
     def __init__(self, longest_hold_s: float) -> None:
         self._longest_hold_s = longest_hold_s
         self._known: Cache[str, Poll] = Cache(MOST_QUERIES, MOST_QUERY_BYTES)
 
     def poll(self, query: str) -> Poll:
-        """Understand a query. Raises BadPoll."""
+        """Return a query as a poll. Raises BadPoll."""
         found = self._known.get(query)
         if found is None:
             found = parse(MultiDict(parse_qsl(query, keep_blank_values=True)), self._longest_hold_s)
@@ -81,7 +81,7 @@ class Queries:
 
 
 class PollMiddleware:
-    """WSGI middleware: answers polls of who is known to be signed in, and leaves all else to the app behind it."""
+    """WSGI middleware: answers polls with a session in memory, and passes everything else on to Flask."""
 
     def __init__(
         self,
@@ -90,22 +90,22 @@ class PollMiddleware:
         cookies: SessionCache,
         settings: Settings,
         headers: Callable[[bool, str], list[tuple[str, str]]],
-        is_spoiled: Callable[[], bool],
+        is_injecting: Callable[[], bool],
     ) -> None:
         self._app = app
         self._polls = polls
         self._cookies = cookies
         self._queries = Queries(settings.poll_longest_hold)
-        self._is_spoiled = is_spoiled  # a drill is running, and spoils what reaches Flask
+        self._is_injecting = is_injecting  # a drill is running; faults are injected in Flask
         self._headers = headers  # of every answer: (is https, host) -> names and values
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = None
         if environ.get("PATH_INFO") == "/changes" and environ.get("REQUEST_METHOD") == "GET":
-            body = self._body(environ)
+            body = self._answer(environ)
         if body is None:
-            behind: Iterable[bytes] = self._app(environ, start_response)
-            return behind
+            answer: Iterable[bytes] = self._app(environ, start_response)
+            return answer
         if not body:
             start_response("204 NO CONTENT", NOTHING)
             return []
@@ -116,33 +116,33 @@ class PollMiddleware:
         fixed = self._headers(environ["wsgi.url_scheme"] == "https", get_host(environ))
         return [*fixed, ("Vary", "Cookie"), ("Content-Type", "text/html; charset=utf-8")]
 
-    def _body(self, environ: dict[str, Any]) -> bytes | None:
-        """The answer's body, empty where nothing is new; None where Flask has to say why there is none."""
-        if self._is_spoiled():
+    def _answer(self, environ: dict[str, Any]) -> bytes | None:
+        """Return the answer's body, empty if nothing is new, or None if Flask has to answer."""
+        if self._is_injecting():
             return None
         query = environ.get("QUERY_STRING", "")
         try:
-            sign_in = self._cookies.find(environ.get("HTTP_COOKIE", ""))
+            session = self._cookies.find(environ.get("HTTP_COOKIE", ""))
         except StorageUnavailable:
             return None
-        if sign_in is None or self._polls.is_draining or not query.isascii():
+        if session is None or self._polls.is_draining or not query.isascii():
             return None
         note_session(environ)
         try:
-            poll = within(self._queries.poll(query), sign_in)
+            poll = within(self._queries.poll(query), session)
         except BadPoll:
             return None
-        if poll.person not in (None, sign_in.person.uuid):
+        if poll.person not in (None, session.person.uuid):
             return None
-        looked = self._polls.bus.published
+        published = self._polls.bus.published
         try:
-            found = self._polls.now(sign_in.person.id, poll)
+            found = self._polls.now(session.person.id, poll)
         except StorageUnavailable:
             return None
         if found or poll.wait_s <= 0:
             return self._polls.body(found, poll.armour) if found else b""
         head = "".join(f"{name}: {value}\r\n" for name, value in self._document_headers(environ))
-        if self._polls.hand_over(environ, sign_in, poll, head, looked):
+        if self._polls.try_detach(environ, session, poll, head, published):
             end_request()
-        found = self._polls.answer(sign_in.person.id, sign_in.id, poll)
+        found = self._polls.answer(session.person.id, session.id, poll)
         return self._polls.body(found, poll.armour) if found else b""

@@ -1,4 +1,4 @@
-"""One envelope for both transports (docs/protocol.md): clients say JSON, the server says elements."""
+"""The application protocol of both transports (docs/protocol.md): JSON from the client, elements from the server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from chatapp.store.histories import Histories
 
 
 class BadFrame(Exception):
-    """What a client sent is no frame; the message says why."""
+    """An invalid frame; the message is for the client."""
 
 
 @dataclass(frozen=True)
 class Subscribe:
-    """Follow these feeds from these cursors."""
+    """Subscribe to feeds from cursors."""
 
     epoch: str
     feeds: dict[str, int]
@@ -27,7 +27,7 @@ class Subscribe:
 
 @dataclass(frozen=True)
 class Unsubscribe:
-    """Follow these feeds no longer."""
+    """Unsubscribe from feeds."""
 
     feeds: tuple[str, ...]
 
@@ -52,7 +52,7 @@ ClientFrame = Subscribe | Unsubscribe | Send | Echo
 
 
 def decode(text: str) -> ClientFrame:
-    """A client's frame from its JSON. Raises BadFrame."""
+    """Parse a client's frame. Raises BadFrame."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -63,19 +63,19 @@ def decode(text: str) -> ClientFrame:
         case {"type": "echo", "n": int(n)} if not isinstance(n, bool):
             return Echo(n)
         case {"type": "send", "conversation": str(conversation), "client_id": str(client_id), "body": str(body)}:
-            return Send(_whole(conversation), _whole(client_id), body)
+            return Send(_valid_name(conversation), _valid_name(client_id), body)
         case {"type": "subscribe", "epoch": str(epoch), "feeds": dict(feeds)}:
-            cursors = {_whole(name): checked_cursor(cursor) for name, cursor in feeds.items()}
+            cursors = {_valid_name(name): _valid_cursor(cursor) for name, cursor in feeds.items()}
             return Subscribe(epoch, cursors, str(data.get("mark", "")))
         case {"type": "unsubscribe", "feeds": list(names)} if all(isinstance(name, str) for name in names):
-            return Unsubscribe(tuple(_whole(name) for name in names))
+            return Unsubscribe(tuple(_valid_name(name) for name in names))
         case {"type": str(kind)}:
             raise BadFrame(f"A frame of type {kind[:40]!r} is unknown or incomplete.")
     raise BadFrame("A frame needs a type.")
 
 
-def _whole(text: str) -> str:
-    """A name, without halves of characters, which no answer could repeat. Raises BadFrame."""
+def _valid_name(text: str) -> str:
+    """Return a name. Raises BadFrame for a lone surrogate, which no UTF-8 answer could repeat."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -83,15 +83,14 @@ def _whole(text: str) -> str:
     return text
 
 
-def checked_cursor(cursor: object) -> int:
-    """A cursor is a revision: a whole number from 0. Raises BadFrame."""
+def _valid_cursor(cursor: object) -> int:
     if isinstance(cursor, bool) or not isinstance(cursor, int) or not 0 <= cursor < 1 << 53:
         raise BadFrame("A cursor must be a whole number from 0.")
     return cursor
 
 
 def element(name: str, content: str = "", **attributes: object) -> str:
-    """An element in one string. A value of None leaves its attribute out, True writes it bare."""
+    """Return an element. An attribute of None or False is left out; True writes it without a value."""
     parts = [f"<{name}"]
     for key, value in attributes.items():
         if value is True:
@@ -102,24 +101,25 @@ def element(name: str, content: str = "", **attributes: object) -> str:
 
 
 def hello(epoch: str, person: str, connection: str, max_message: int, ping_s: float, drill_ms: int = 0) -> str:
-    """The first frame on a WebSocket."""
-    who = {"epoch": epoch, "person": person, "connection": connection}
+    """Return the first frame on a WebSocket."""
+    ids = {"epoch": epoch, "person": person, "connection": connection}
     limits = {"max_message": max_message, "ping": f"{ping_s:g}"}
-    return element("chat-hello", "", **who, **limits, drill_ms=drill_ms or None)
+    return element("chat-hello", "", **ids, **limits, drill_ms=drill_ms or None)
 
 
 def drill(ms: int) -> str:
-    """A drill runs for so long: the server fails on purpose, and nothing is to be learned from it."""
+    """Announce a drill of `ms`: clients must not learn from its failures."""
     return element("chat-drill", ms=ms)
 
 
 def echo(n: int) -> str:
-    """The answer to an echo."""
+    """Answer an echo."""
     return element("chat-echo", n=n)
 
 
 def ack(posted: Posted) -> str:
-    """The message is on disk. In one go, as every message needs it: ids are UUIDs, the rest are numbers."""
+    """Acknowledge a stored message."""
+    # Formatted without `element`, for speed. Nothing to escape: the values are UUIDs and numbers.
     return (
         f'<chat-ack client-id="{posted.client_id}" conversation="{posted.conversation}" id="{posted.id}"'
         f' position="{posted.position}" revision="{posted.revision}"></chat-ack>'
@@ -127,23 +127,23 @@ def ack(posted: Posted) -> str:
 
 
 def refused(client_id: str, code: str, words: str, retry_after_s: int | None = None) -> str:
-    """The message was not taken; `retry_after_s`: not for good."""
+    """Reject a message; with `retry_after_s` the client sends it again."""
     return element("chat-refused", escape(words), client_id=client_id, code=code, retry_after=retry_after_s)
 
 
 def error(code: str, words: str) -> str:
-    """A frame was not understood."""
+    """Report an invalid frame."""
     return element("chat-error", escape(words), code=code)
 
 
 def reload(feed: str, reason: str, epoch: str | None = None, mark: str | None = None) -> str:
-    """The cursor means nothing here: begin again from 0; `epoch` names the database where it is another one, `mark`
-    starts over where it is of a future that this one does not have."""
+    """Make the client read a feed again from 0. `epoch`: of this server's database, if the client's differs; `mark`: of
+    its history, if the client's is of one that a restore has undone."""
     return element("chat-reload", feed=feed, reason=reason, epoch=epoch, mark=mark)
 
 
 def stale(histories: Histories | None, epoch: str, own: str, mark: str) -> Callable[[str], str] | None:
-    """What to say of a feed whose cursor is of another database, or of a future that this one lost; None: nothing."""
+    """Return a function from a feed to its reload frame, or None if the client's epoch and mark are valid."""
     if epoch != own:
         return lambda name: reload(name, "epoch", own, (histories.mark(0) if histories else "") or None)
     if histories is not None and not histories.holds(mark):
@@ -152,15 +152,15 @@ def stale(histories: Histories | None, epoch: str, own: str, mark: str) -> Calla
 
 
 def gone(feed: str) -> str:
-    """The feed is deleted, or not this person's."""
+    """Report a feed as deleted, or not readable by this person."""
     return element("chat-gone", feed=feed)
 
 
 def nothing(feed: str, cursor: int) -> str:
-    """The reader has all there is: the proof that a subscription stands."""
+    """Confirm a subscription without changes."""
     return element("chat-feed", **{"feed": feed, "from": cursor, "to": cursor})  # type: ignore[arg-type]
 
 
 def answer(frames: list[str]) -> str:
-    """A poll's answer: the frames, in the wrapper that marks them as ours, which a proxy's or a portal's page lacks."""
+    """Return a poll's body: the frames in an element that no proxy's or captive portal's page has."""
     return element("chat-answer", "\n".join(frames))

@@ -1,6 +1,6 @@
-"""Draws what the server says: the same partials draw the page and the frames.
+"""Rendering of changes to frames, with the partials of the page.
 
-A frame is the same text for whoever reads it, so it is rendered and encoded once for all readers at the same cursor.
+A frame is the same for all readers at the same cursor, so it is rendered and encoded once.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from markupsafe import Markup, escape
 from chatapp.cache import Cache
 from chatapp.store import ChangedMessage, Changes, Entry, Waiting
 from chatapp.transports import protocol, rfc6455
-from chatapp.transports.integrity import check_of, message_check
+from chatapp.transports.integrity import checksum, message_checksum
 from chatapp.transports.protocol import element
-from chatapp.transports.rfc6455 import deflated
+from chatapp.transports.rfc6455 import compressed_frame
 from chatapp.transports.subscriptions import StaleCursor, Update
 
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
-MOST_RENDERED_BYTES = 16 << 20  # of them together: a long one has 20,000 characters, each up to six as HTML
-PLAIN = ("sent", None, False, False)  # state, error, deleted, edited of a message that a form can draw
-MARKED = ChangedMessage(
+MOST_RENDERED_BYTES = 16 << 20  # in total: a long one has 20,000 characters, each up to six as HTML
+PLAIN = ("sent", None, False, False)  # state, error, deleted, edited of a message that MessageTemplate can render
+SAMPLE = ChangedMessage(
     id=0,
     uuid="\ue000uuid\ue001",
     client_id="\ue000client_id\ue001",
@@ -41,73 +41,71 @@ MARKED = ChangedMessage(
     created_at=datetime(9999, 12, 31, 23, 59, 58, tzinfo=UTC),
     blocks=(),
 )
-MARKS = {
-    MARKED.uuid: "uuid",
-    MARKED.client_id: "client_id",
-    str(MARKED.position): "position",
-    str(MARKED.revision): "revision",
-    MARKED.body: "body",
-    message_check(MARKED): "check",
-    f"{MARKED.created_at:%Y-%m-%dT%H:%M:%SZ}": "time",
+PLACEHOLDERS = {
+    SAMPLE.uuid: "uuid",
+    SAMPLE.client_id: "client_id",
+    str(SAMPLE.position): "position",
+    str(SAMPLE.revision): "revision",
+    SAMPLE.body: "body",
+    message_checksum(SAMPLE): "check",
+    f"{SAMPLE.created_at:%Y-%m-%dT%H:%M:%SZ}": "time",
 }
 
 
-class Form:
-    """A person's message as its template draws it, with gaps for what differs: to draw another one is to fill them.
+class MessageTemplate:
+    """A format string made from the rendered SAMPLE, for people's messages: Jinja takes some 80 µs for each."""
 
-    The template takes some 80 µs, and what people write is most of what is drawn.
-    """
+    def __init__(self, sample: str) -> None:
+        parts = re.split(f"({'|'.join(PLACEHOLDERS)})", sample)
+        texts, fields = [text.replace("%", "%%") for text in parts[::2]], [PLACEHOLDERS[mark] for mark in parts[1::2]]
+        gaps = [*(f"%({field})s" for field in fields), ""]
+        self._format = "".join(text + gap for text, gap in zip(texts, gaps, strict=True))
 
-    def __init__(self, drawn: str) -> None:
-        parts = re.split(f"({'|'.join(MARKS)})", drawn)
-        texts, gaps = [text.replace("%", "%%") for text in parts[::2]], [f"%({MARKS[mark]})s" for mark in parts[1::2]]
-        self._format = "".join(text + gap for text, gap in zip(texts, [*gaps, ""], strict=True))
-
-    def filled(self, message: ChangedMessage) -> Markup:
-        """The message's HTML."""
-        what = {
+    def render(self, message: ChangedMessage) -> Markup:
+        """Return the message's HTML."""
+        values = {
             "uuid": message.uuid,
             "client_id": message.client_id,
             "position": message.position,
             "revision": message.revision,
             "body": escape(message.body),
-            "check": message_check(message),
+            "check": message_checksum(message),
             "time": message.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
-        return Markup(self._format % what)
+        return Markup(self._format % values)
 
 
 class Renderer:
-    """Draws messages and list entries with the partials of the page."""
+    """A renderer of feeds, messages and list entries, with a cache."""
 
     def __init__(self, app: Flask, base: str, mark: Callable[[int], str] = lambda _: "") -> None:
         self._app = app
-        app.jinja_env.filters.update(check=check_of, message_check=message_check)
-        self._mark = mark  # of a change
-        self._base = base  # the URL prefix, ending in a slash
+        app.jinja_env.filters.update(check=checksum, message_check=message_checksum)
+        self._mark = mark  # of a change's number
+        self._base = base  # URL prefix with a final slash
         self._macros: dict[str, Any] = {}
-        self._forms: dict[str, Form] = {}  # by language
+        self._templates: dict[str, MessageTemplate] = {}  # by language
         self._rendered: Cache[tuple[int, int, str], str] = Cache(MOST_RENDERED, MOST_RENDERED_BYTES)
 
     def feed(self, name: str, changes: Changes[Any]) -> str:
-        """The frame of what changed in a feed."""
+        """Return the frame of a feed's changes."""
         html = "\n".join([self._item(item, changes) for item in changes.items])
         html += "".join([self.waiting(waiting) for waiting in changes.waiting])
         flags = f"{' more' if changes.more else ''}{' reset' if changes.reset else ''}"
         if mark := self._mark(changes.change):
             flags += f' mark="{mark}"'
-        # In one go, as every message needs it: a feed's name is a UUID or "list", the rest are numbers.
+        # Formatted without `element`, for speed. Nothing to escape: a feed's name is a UUID or "list".
         return f'<chat-feed feed="{name}" from="{changes.start}" to="{changes.end}"{flags}>{html}</chat-feed>'
 
     def older(self, name: str, changes: Changes[ChangedMessage]) -> str:
-        """The element of a page of older messages."""
+        """Return the element of a page of older messages."""
         articles = "\n".join(self.message(item) for item in changes.items)
         return element("chat-older", articles, feed=name, cursor=changes.end, more=changes.more)
 
     def message(self, message: ChangedMessage) -> Markup:
-        """A whole message, cached by what it depends on."""
+        """Return a whole message, cached by id, revision and language."""
         if message.author == "user" and (message.state, message.error, message.deleted, message.edited) == PLAIN:
-            return self._form().filled(message)
+            return self._template().render(message)
         key = (message.id, message.revision, self._language())
         html = self._rendered.get(key)
         if html is None:
@@ -116,17 +114,18 @@ class Renderer:
         return Markup(html)
 
     def waiting(self, waiting: Waiting) -> Markup:
-        """An answer that has not begun."""
+        """Return the element of a queued answer."""
         return Markup(str(self._macro("_message.html", "waiting")(waiting)).strip())
 
-    def _form(self) -> Form:
-        form = self._forms.get(self._language())
-        if form is None:
-            form = self._forms[self._language()] = Form(str(self._macro("_message.html", "message")(MARKED)).strip())
-        return form
+    def _template(self) -> MessageTemplate:
+        template = self._templates.get(self._language())
+        if template is None:
+            sample = str(self._macro("_message.html", "message")(SAMPLE)).strip()
+            template = self._templates[self._language()] = MessageTemplate(sample)
+        return template
 
     def entry(self, entry: Entry) -> Markup:
-        """A line of the list of conversations."""
+        """Return an entry of the list of conversations."""
         return Markup(str(self._macro("_conversation.html", "entry")(entry, self._base)).strip())
 
     def _item(self, item: ChangedMessage | Entry, changes: Changes[Any]) -> str:
@@ -138,7 +137,7 @@ class Renderer:
         return self.message(item)
 
     def _patch(self, message: ChangedMessage, cursor: int) -> str:
-        """What a reader at `cursor` lacks of an answer that it shows already."""
+        """Return the changes after `cursor` of an answer that the reader already shows."""
         parts, tails = [], ""
         for block in message.blocks:
             if block.revision > cursor:
@@ -148,10 +147,10 @@ class Renderer:
                 parts.append(element("chat-block", _text(tail), index=block.index, offset=utf16_length(start)))
         if message.state_revision > cursor:
             parts.append(str(self._macro("_message.html", "footer")(message)).strip())
-        # By position, and the state only where it changed: a long answer is hundreds of patches.
+        # Small, because a long answer is hundreds of patches: the state only if it changed.
         state = message.state if message.state_revision > cursor else None
-        place = {"position": message.position, "revision": message.revision}
-        return element("chat-patch", "".join(parts), **place, state=state, check=check_of(tails) if tails else None)
+        numbers = {"position": message.position, "revision": message.revision}
+        return element("chat-patch", "".join(parts), **numbers, state=state, check=checksum(tails) if tails else None)
 
     def _macro(self, template: str, name: str) -> Any:
         key = f"{template}:{name}:{self._language()}"
@@ -161,21 +160,21 @@ class Renderer:
         return self._macros[key]
 
     def _language(self) -> str:
-        return "en"  # the only catalogue so far; the key keeps its place for others
+        return "en"  # the only catalogue so far
 
 
 def _text(html: str) -> str:
-    """HTML source as an element's text. Quotes stay: this is no attribute, and they are many."""
+    # Quotes stay: this is no attribute, and HTML has many.
     return html.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def utf16_length(text: str) -> int:
-    """Length in UTF-16 units: what JavaScript counts."""
+    """Return the length in UTF-16 code units, as in JavaScript."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2 if not text.isascii() else len(text)
 
 
-def encoded(name: str, update: Update | Exception, deflates: bool) -> bytes:
-    """The frame with its header; of news once for all its readers, and once for those who take it compressed."""
+def encode(name: str, update: Update | Exception, deflates: bool) -> bytes:
+    """Return the WebSocket frame of an update; cached in it, plain and compressed, for all readers."""
     if not isinstance(update, Update):
         text = protocol.reload(name, "cursor") if isinstance(update, StaleCursor) else protocol.gone(name)
         return rfc6455.frame(text.encode())
@@ -184,7 +183,7 @@ def encoded(name: str, update: Update | Exception, deflates: bool) -> bytes:
     if deflates:
         if update.deflated is None:
             update.deflated = (
-                deflated(update.frame.encode()) if update.compresses else rfc6455.frame(update.frame.encode())
+                compressed_frame(update.frame.encode()) if update.compresses else rfc6455.frame(update.frame.encode())
             )
         return update.deflated
     update.encoded = update.encoded or rfc6455.frame(update.frame.encode())

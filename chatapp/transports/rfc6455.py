@@ -1,7 +1,6 @@
-"""WebSocket framing (RFC 6455) and compression (RFC 7692), the server's half: bytes in, messages out.
+"""WebSocket framing (RFC 6455) and compression (RFC 7692) for a server, without I/O.
 
-No socket, and nothing kept between messages: compression takes no context from one message to the next, so a frame is
-compressed once for all its readers.
+Compression is without context takeover, so that a frame is compressed once for all its readers.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 
 class Opcode(IntEnum):
-    """RFC 6455, section 5.2."""
+    """Opcodes (RFC 6455, section 5.2)."""
 
     CONTINUATION = 0
     TEXT = 1
@@ -24,7 +23,7 @@ class Opcode(IntEnum):
 
 
 class CloseCode(IntEnum):
-    """RFC 6455, section 7.4.1, and the application's own (4000 to 4999)."""
+    """Close codes (RFC 6455, section 7.4.1), and the application's own from 4000."""
 
     NORMAL = 1000
     PROTOCOL_ERROR = 1002
@@ -41,20 +40,20 @@ class CloseCode(IntEnum):
 
 
 CONTINUATION, TEXT, BINARY, CLOSE = Opcode.CONTINUATION, Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE
-COMPRESSED = 0x40  # the bit of a message's first byte that RFC 7692 gave a meaning
-LONGEST_CONTROL = 125  # bytes, by the RFC; also what a length of seven bits can say
-VALID_CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}  # that may be on the wire, besides 3000 to 4999
+COMPRESSED = 0x40  # RSV1 in a message's first byte (RFC 7692)
+LONGEST_CONTROL = 125  # bytes; also the largest length in seven bits
+VALID_CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}  # allowed on the wire, besides 3000 to 4999
 
 EXTENSION = "permessage-deflate"
-TAIL = b"\x00\x00\xff\xff"  # what RFC 7692 has the sender leave out
-WINDOW_BITS = 12  # of what we write: 4 kB, as much as most frames have; a smaller window is quicker to set up
+TAIL = b"\x00\x00\xff\xff"  # removed by the sender (RFC 7692, section 7.2.1)
+WINDOW_BITS = 12  # of our messages: 4 kB, the size of most frames; a smaller window is quicker to set up
 MEMORY_LEVEL = 5
 LEVEL = 6
-LEAST_BYTES = 200  # below, little is saved, and an echo would cost more than it does now
+LEAST_BYTES = 200  # shorter frames, such as echoes, are not worth compressing
 
 
 class Violation(Exception):
-    """What arrived is against the rules: the code to close with, and why."""
+    """A protocol error by the peer, with the close code to send and a reason."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -63,7 +62,7 @@ class Violation(Exception):
 
 
 def frame(payload: bytes, opcode: int = TEXT) -> bytes:
-    """One whole frame as a server writes it: unmasked, never in fragments."""
+    """Return a frame, unmasked and unfragmented."""
     size = len(payload)
     if size <= LONGEST_CONTROL:
         return bytes((0x80 | opcode, size)) + payload
@@ -73,23 +72,23 @@ def frame(payload: bytes, opcode: int = TEXT) -> bytes:
 
 
 def close_frame(code: int, reason: str = "") -> bytes:
-    """A close frame; CloseCode.NO_STATUS says none, as the other side did."""
+    """Return a close frame; with CloseCode.NO_STATUS, an empty one."""
     if code == CloseCode.NO_STATUS:
         return frame(b"", CLOSE)
     return frame(code.to_bytes(2, "big") + reason.encode()[: LONGEST_CONTROL - 2], CLOSE)
 
 
 class Inflater:
-    """Inflates the frames of one message."""
+    """A decompressor for the frames of one message."""
 
     __slots__ = ("_left", "_stream")
 
     def __init__(self, most: int) -> None:
-        self._left = most  # bytes that may still come out
+        self._left = most  # bytes of output still allowed
         self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
 
-    def take(self, data: bytes, is_last: bool) -> bytes:
-        """The next frame's content. Raises Violation before more than the limit is inflated."""
+    def inflate(self, data: bytes, is_last: bool) -> bytes:
+        """Return the next frame's content. Raises Violation before the output exceeds the limit."""
         try:
             found = self._stream.decompress(data + TAIL if is_last else data, self._left + 1)
         except zlib.error:
@@ -101,30 +100,30 @@ class Inflater:
 
 
 class Parser:
-    """Takes bytes as they come and gives messages. One that `is_idle` can be thrown away."""
+    """A parser from bytes to messages. It may be discarded while `is_idle`."""
 
     __slots__ = ("_at", "_data", "_decoder", "_inflater", "_may_inflate", "_most", "_opcode", "_parts", "_size")
 
     def __init__(self, most: int, may_inflate: bool = False) -> None:
         self._most = most  # bytes of a message
-        self._may_inflate = may_inflate  # whether compression was agreed
-        self._inflater: Inflater | None = None  # of the message under way
+        self._may_inflate = may_inflate  # compression was negotiated
+        self._inflater: Inflater | None = None  # of the message being read
         self._data, self._at = b"", 0
-        self._opcode: int = CONTINUATION  # of the message whose fragments are being collected
-        self._size = 0  # of the same
+        self._opcode: int = CONTINUATION  # of the fragmented message being read
+        self._size = 0  # of its fragments so far
         self._parts: list[Any] = []
         self._decoder: codecs.IncrementalDecoder | None = None
 
     def is_idle(self) -> bool:
-        """Whether the last message ended with the last byte."""
+        """Return True between messages."""
         return self._at == len(self._data) and not self._opcode
 
     def feed(self, data: bytes) -> None:
-        """Bytes from the socket."""
+        """Add bytes from the socket."""
         self._data, self._at = (self._data[self._at :] + data if self._at < len(self._data) else data), 0
 
     def next(self) -> tuple[int, Any] | None:
-        """The next message, as (opcode, str or bytes); None where more bytes are needed. Raises Violation."""
+        """Return the next message as (opcode, str or bytes), or None if more bytes are needed. Raises Violation."""
         while (found := self._frame()) is not None:
             opcode, payload, is_last = found
             if opcode >= CLOSE:
@@ -134,13 +133,13 @@ class Parser:
         return None
 
     def _frame(self) -> tuple[int, bytes, bool] | None:
-        """The next frame: opcode, payload, whether it is a message's last."""
+        """Return the next frame as (opcode, payload, FIN)."""
         data, at = self._data, self._at
         if len(data) - at < 2:
             return None
         first, second = data[at], data[at + 1]
         opcode, size, at = first & 15, second & 127, at + 2
-        self._check_head(first, second)
+        self._check_header(first, second)
         if size > LONGEST_CONTROL:
             width = 2 if size == 126 else 8
             if len(data) - at < width:
@@ -155,19 +154,19 @@ class Parser:
         payload = _unmask(data[at + 4 : at + 4 + size], data[at : at + 4])
         self._at = at + 4 + size
         if opcode < CLOSE:
-            payload = self._inflated(first, payload)
+            payload = self._inflate(first, payload)
         return opcode, payload, first >= 0x80
 
-    def _inflated(self, first: int, payload: bytes) -> bytes:
+    def _inflate(self, first: int, payload: bytes) -> bytes:
         if first & COMPRESSED and self._may_inflate:
             self._inflater = Inflater(self._most)
         if (inflater := self._inflater) is None:
             return payload
         if first >= 0x80:
             self._inflater = None
-        return inflater.take(payload, first >= 0x80)
+        return inflater.inflate(payload, first >= 0x80)
 
-    def _check_head(self, first: int, second: int) -> None:
+    def _check_header(self, first: int, second: int) -> None:
         opcode = first & 15
         compressed = COMPRESSED if self._may_inflate and opcode in (TEXT, BINARY) else 0
         if first & 0x70 & ~compressed:
@@ -182,7 +181,7 @@ class Parser:
             raise Violation(CloseCode.PROTOCOL_ERROR, "a continuation out of place")
 
     def _message(self, opcode: int, payload: bytes, is_last: bool) -> tuple[int, Any] | None:
-        """The message that this fragment completes; most are whole in one frame."""
+        """Return the message completed by this frame, if any."""
         try:
             if is_last and not self._opcode:
                 return opcode, payload.decode() if opcode == TEXT else payload
@@ -191,7 +190,7 @@ class Parser:
                 self._decoder = codecs.getincrementaldecoder("utf-8")() if opcode == TEXT else None
             self._size += len(payload)
             part = self._decoder.decode(payload, is_last) if self._decoder else payload
-            if part:  # else a flood of empty fragments would fill the memory
+            if part:  # a flood of empty fragments must not fill the memory
                 self._parts.append(part)
         except UnicodeDecodeError:
             raise Violation(CloseCode.INVALID_DATA, "text that is no UTF-8") from None
@@ -203,14 +202,14 @@ class Parser:
 
 
 def _unmask(payload: bytes, key: bytes) -> bytes:
-    """XOR with the repeated key, as one large number: the fastest way without a C module."""
+    # As one large number: the fastest way without a C module.
     size = len(payload)
     mask = (key * (size // 4 + 1))[:size]
     return (int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")).to_bytes(size, "little")
 
 
 def close_code(payload: bytes) -> int:
-    """The code of a close frame. Raises Violation."""
+    """Return the code of a close frame. Raises Violation."""
     if not payload:
         return CloseCode.NO_STATUS
     code = int.from_bytes(payload[:2], "big")
@@ -226,31 +225,31 @@ def close_code(payload: bytes) -> int:
 # Compression
 
 
-def agreed(offers: str) -> str:
-    """What is answered to a client's Sec-WebSocket-Extensions, as an offer that is accepted as it stands; or empty."""
+def negotiate(offers: str) -> str:
+    """Return the answer to a client's Sec-WebSocket-Extensions: its first acceptable offer, or empty."""
     for offer in offers.split(","):
         name, *parameters = (part.strip() for part in offer.split(";"))
         wanted = dict(parameter.replace(" ", "").partition("=")[::2] for parameter in parameters)
-        if name == EXTENSION and len(wanted) == len(parameters) and _can(wanted):
+        if name == EXTENSION and len(wanted) == len(parameters) and _is_acceptable(wanted):
             bits = f"; server_max_window_bits={WINDOW_BITS}" if "server_max_window_bits" in wanted else ""
             return f"{EXTENSION}; client_no_context_takeover; server_no_context_takeover{bits}"
     return ""
 
 
-def _can(wanted: dict[str, str]) -> bool:
-    return all(value.strip('"') in _POSSIBLE.get(name, ()) for name, value in wanted.items())
+def _is_acceptable(wanted: dict[str, str]) -> bool:
+    return all(value.strip('"') in _ACCEPTABLE.get(name, ()) for name, value in wanted.items())
 
 
-_POSSIBLE: dict[str, set[str]] = {
+_ACCEPTABLE: dict[str, set[str]] = {
     "client_no_context_takeover": {""},
     "server_no_context_takeover": {""},
-    "client_max_window_bits": {"", *map(str, range(8, 16))},  # we inflate whatever the client likes
+    "client_max_window_bits": {"", *map(str, range(8, 16))},  # we inflate with the largest window
     "server_max_window_bits": {str(bits) for bits in range(WINDOW_BITS, 16)},
 }
 
 
-def deflated(payload: bytes) -> bytes:
-    """A whole text frame, compressed where that makes it shorter."""
+def compressed_frame(payload: bytes) -> bytes:
+    """Return a text frame, compressed if that makes it shorter."""
     if len(payload) < LEAST_BYTES:
         return frame(payload)
     stream = zlib.compressobj(LEVEL, zlib.DEFLATED, -WINDOW_BITS, MEMORY_LEVEL)

@@ -1,7 +1,7 @@
-"""The server's side of one connection: an object with events, no socket and no loop of its own.
+"""A client's subscriptions, their cursors, and the fan-out of changes; without I/O.
 
-A transport feeds it frames and asks it what to write; the bus marks its feeds. There is no queue of content: a
-reader that is slow gets what is newest when it can take it, because a feed is read only at that moment.
+The bus marks a feed as dirty; the transport asks for the next update when it can write. There is no queue of content: a
+feed is read only at that moment, so a slow reader gets the newest state.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from chatapp.chat import Chat, Gone
 from chatapp.store import Changes, ConversationRef, Store
 
 LIST = "list"  # the name of a person's list feed on the wire
-MOST_FEEDS = 100  # one connection may follow; far above the tabs that a person keeps open
-NOBODYS = -1  # a cursor that no reader has
-MOST_CACHED = 512  # frames kept for readers at the same cursor
-MOST_CACHED_BYTES = 16 << 20  # of them together: one of long messages alone can have megabytes
+MOST_FEEDS = 100  # of one connection; far above a person's open tabs
+NO_CURSOR = -1  # unequal to every reader's
+MOST_CACHED = 512  # frames, by feed and cursor
+MOST_CACHED_BYTES = 16 << 20  # in total: one frame of long messages can have megabytes
 
 
 class Encoder(Protocol):
-    """What turns changes into a frame."""
+    """A renderer of frames."""
 
     def feed(self, name: str, changes: Changes[object]) -> str:
-        """The frame of what changed in a feed."""
+        """Return the frame of a feed's changes."""
 
 
 @dataclass(slots=True)
 class Update:
-    """A frame for a reader, and where it takes them. `frame` is None where nothing is new."""
+    """A frame, and the reader's cursor after it. `frame` is None if nothing is new."""
 
     frame: str | None
     cursor: int
     more: bool = False
-    encoded: bytes | None = None  # the frame as a transport writes it, kept by the transport for all readers
-    deflated: bytes | None = None  # and for those who take it compressed
-    compresses: bool = True  # not where one conversation's text would stand beside another's: the length would tell
+    encoded: bytes | None = None  # as a WebSocket frame, cached for all readers
+    deflated: bytes | None = None  # the same, compressed
+    compresses: bool = True  # False for text of several conversations: the length would leak content
 
 
 class TooManyFeeds(Exception):
-    """One connection cannot follow more; another one can."""
+    """The connection has MOST_FEEDS subscriptions."""
 
 
 class StaleCursor(Exception):
-    """The cursor is beyond the feed's end: it is of another database."""
+    """A cursor beyond the feed's end, of another database."""
 
 
 class Reader:
-    """Reads feeds for connections: permission first, then the shared frame."""
+    """A reader of feeds for connections: checks permission, then shares one frame between readers."""
 
     def __init__(self, store: Store, chat: Chat, encoder: Encoder) -> None:
         self._store = store
@@ -59,50 +59,50 @@ class Reader:
         self._encoder = encoder
         self._frames: Cache[tuple[int, int], tuple[int, Update]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
         self._revisions = store.database.revisions
-        self.generation = 0  # of permissions: what was checked in an earlier one must be checked again
-        store.database.on_access_change(self._forget)
+        self.generation = 0  # of permissions: a check of an earlier one is invalid
+        store.database.on_access_change(self._invalidate_permissions)
 
-    def _forget(self) -> None:
+    def _invalidate_permissions(self) -> None:
         self.generation += 1
 
     def feed(self, person: int, name: str) -> int:
-        """The number of a feed that this person may read. Raises Gone."""
+        """Return the number of a feed that this person may read. Raises Gone."""
         if name == LIST:
             return self._store.conversations.list_feed(person)
         return self._chat.place(person, name).feed
 
     def is_new(self, person: int, name: str, cursor: int) -> bool:
-        """Whether a reader at this cursor lacks anything; without the database where the feed is known."""
+        """Return True if there are changes after a cursor; no database if the feed is cached. Raises Gone."""
         return self._store.database.revision(self.feed(person, name)) != cursor
 
     def read(self, person: int, name: str, cursor: int) -> Update:
-        """What a reader at this cursor lacks. Raises Gone, StaleCursor."""
-        place = None if name == LIST else self._chat.place(person, name)
-        feed = place.feed if place else self._store.conversations.list_feed(person)
+        """Return the changes after a cursor. Raises Gone, StaleCursor."""
+        conversation = None if name == LIST else self._chat.place(person, name)
+        feed = conversation.feed if conversation else self._store.conversations.list_feed(person)
         head = self._store.database.revision(feed)
-        if cursor > head:  # another process may be ahead of what this one has heard
+        if cursor > head:  # another process may have committed since the last notice
             head = self._store.database.revision(feed, reread=True)
         if cursor > head:
             raise StaleCursor
         cached = self._frames.get((feed, cursor))
         if cached is not None and cached[0] == head:
             return cached[1]
-        update = self._read_feed(person, name, place, cursor)
-        size = 3 * getsizeof(update.frame) + getsizeof(update)  # as text, and soon as bytes of both kinds
+        update = self._read_feed(person, name, conversation, cursor)
+        size = 3 * getsizeof(update.frame) + getsizeof(update)  # with room for `encoded` and `deflated`
         self._frames.put((feed, cursor), (head, update), size)
         return update
 
     def shared(self, feed: int, cursor: int) -> Update | None:
-        """What another reader at this cursor got, if it is the newest and all there is. Does not check permission."""
+        """Return the cached update after a cursor, if it is complete and current. Does not check permission."""
         cached = self._frames.get((feed, cursor))
         if cached is None or cached[0] != self._revisions.get(feed):
             return None
         update = cached[1]
         return None if update.more or update.frame is None else update
 
-    def _read_feed(self, person: int, name: str, place: ConversationRef | None, cursor: int) -> Update:
+    def _read_feed(self, person: int, name: str, conversation: ConversationRef | None, cursor: int) -> Update:
         changes: Changes[object] = (
-            self._chat.changes(place, cursor) if place else self._chat.entries(person, cursor)  # type: ignore[assignment]
+            self._chat.changes(conversation, cursor) if conversation else self._chat.entries(person, cursor)  # type: ignore[assignment]
         )
         if changes.end == cursor:
             return Update(None, cursor)
@@ -110,9 +110,9 @@ class Reader:
 
 
 class Subscription:
-    """A feed that the other side follows. Calling it says that the feed has news: it is what the bus wakes."""
+    """One subscriber's feed and cursor. It is the callback of the bus: a call marks the feed as dirty."""
 
-    __slots__ = ("cursor", "feed", "generation", "is_dirty", "is_greeted", "name", "subscriber")
+    __slots__ = ("cursor", "feed", "generation", "is_confirmed", "is_dirty", "name", "subscriber")
 
     def __init__(self, subscriber: Subscriber, name: str, feed: int, cursor: int) -> None:
         self.subscriber = subscriber
@@ -120,8 +120,8 @@ class Subscription:
         self.feed = feed
         self.cursor = cursor
         self.is_dirty = False
-        self.is_greeted = False  # whether the first answer, which proves the resumption, was given
-        self.generation = -1  # of the permissions when this reader's was last checked
+        self.is_confirmed = False  # the first frame, which confirms the subscription, is sent
+        self.generation = -1  # of permissions, at the last check
 
     def __call__(self, _topic: int) -> None:
         if not self.is_dirty:
@@ -131,11 +131,11 @@ class Subscription:
 
 
 def broadcast(topic: int, wakes: Iterable[Wake]) -> None:
-    """As calling them, but at once: what others at the same cursor had is pushed, and else the owner is flushed.
+    """Push a topic's update to its subscribers: a cached frame if possible, else a flush of the transport.
 
-    Thousands may wait for one message, and for each of them this is a few look-ups and the write.
+    A message may have thousands of readers; each costs a few look-ups and the write.
     """
-    cursor, update = NOBODYS, None
+    cursor, update = NO_CURSOR, None
     for wake in wakes:
         if not isinstance(wake, Subscription):
             wake(topic)
@@ -144,41 +144,42 @@ def broadcast(topic: int, wakes: Iterable[Wake]) -> None:
         reader = subscriber.reader
         if wake.cursor != cursor:
             cursor, update = wake.cursor, reader.shared(topic, wake.cursor)
-        is_calm = not (wake.is_dirty or subscriber.dirty or subscriber.replies) and wake.generation == reader.generation
-        if update is not None and is_calm and subscriber.transport.push(update):
+        is_idle = not (wake.is_dirty or subscriber.dirty or subscriber.replies)
+        may_push = is_idle and wake.generation == reader.generation
+        if update is not None and may_push and subscriber.transport.push(update):
             wake.cursor = update.cursor
         else:
             wake(topic)
             subscriber.transport.flush()
-            cursor = NOBODYS  # it may have waited: what is shared now is another matter
+            cursor = NO_CURSOR  # the flush may have blocked, and the cache have changed
 
 
 class Transport(Protocol):
-    """The transport's side of a connection."""
+    """The connection that a subscriber writes to."""
 
     def wake(self) -> None:
-        """There may be something to write."""
+        """Schedule a flush."""
 
     def recheck_session(self) -> None:
-        """The session may have ended."""
+        """Check the session before the next write: it may have ended."""
 
     def flush(self) -> None:
-        """Write what there is to write, now if there is room."""
+        """Write pending frames if there is room."""
 
     def push(self, update: Update) -> bool:
-        """Write this at once; False, and nothing is written, where anything else must come first."""
+        """Write an update now; return False, without writing, if anything else must come first."""
 
 
 class NoTransport:
-    """Owns what nobody owns any more."""
+    """The transport of a closed subscriber; writes nothing."""
 
     def wake(self) -> None:
-        """Nothing is written."""
+        """Do nothing."""
 
     recheck_session = flush = wake
 
-    def push(self, _news: Update) -> bool:
-        """Nothing is written."""
+    def push(self, _update: Update) -> bool:
+        """Do nothing."""
         return False
 
 
@@ -186,9 +187,9 @@ NO_TRANSPORT = NoTransport()
 
 
 class Subscriber:
-    """One connection's subscriptions and what is to be written to it next.
+    """A connection's subscriptions and pending frames.
 
-    What may be empty is a tuple: thousands of idle connections share the one empty tuple there is.
+    Collections are tuples: thousands of idle connections share the empty one.
     """
 
     __slots__ = ("_bus", "_subscriptions", "dirty", "person", "reader", "replies", "transport")
@@ -196,30 +197,30 @@ class Subscriber:
     def __init__(self, reader: Reader, bus: Bus, person: int, transport: Transport) -> None:
         self.person = person
         self.transport = transport
-        self.replies: tuple[str, ...] = ()  # control frames; bounded by the transport, which stops reading
-        self.dirty: tuple[Subscription, ...] = ()  # feeds with news, in turn, so that a busy feed starves no other
+        self.replies: tuple[str, ...] = ()  # pending; bounded by the transport, which stops reading
+        self.dirty: tuple[Subscription, ...] = ()  # with changes; first in, first out, so that no feed starves
         self.reader = reader
         self._bus = bus
         self._subscriptions: tuple[Subscription, ...] = ()
 
     def __call__(self, _topic: int) -> None:
-        """Told by the bus: the session may have ended."""
+        """Have the transport check the session; called by the bus."""
         self.transport.recheck_session()
 
     def follow_session(self, session: int) -> None:
-        """Have the owner told when this session may have ended."""
+        """Subscribe to the end of a session."""
         self._bus.subscribe(session_topic(session), self)
 
     def forget_session(self, session: int) -> None:
-        """Have it told no longer."""
+        """Unsubscribe from the end of a session."""
         self._bus.unsubscribe(session_topic(session), self)
 
     def reply(self, frame: str) -> None:
-        """A control frame to be written."""
+        """Add a frame to be written before updates."""
         self.replies += (frame,)
 
     def subscribe(self, name: str, cursor: int) -> None:
-        """Follow a feed from a cursor. Raises Gone, TooManyFeeds."""
+        """Subscribe to a feed from a cursor. Raises Gone, TooManyFeeds."""
         self.unsubscribe(name)
         if len(self._subscriptions) >= MOST_FEEDS:
             raise TooManyFeeds
@@ -230,10 +231,10 @@ class Subscriber:
         subscription(feed)
 
     def unsubscribe(self, name: str) -> None:
-        """Follow a feed no longer."""
+        """Unsubscribe from a feed, if subscribed."""
         for subscription in self._subscriptions:
             if subscription.name == name:
-                subscription.is_dirty = True  # a notice that is on its way finds nothing to do
+                subscription.is_dirty = True  # makes a pending notice do nothing
                 self._subscriptions = _without(self._subscriptions, subscription)
                 self._bus.unsubscribe(subscription.feed, subscription)
                 self.dirty = _without(self.dirty, subscription)
@@ -246,12 +247,12 @@ class Subscriber:
         self._subscriptions = self.dirty = ()
 
     def abandon(self) -> None:
-        """The owner has ended. Each would keep the other in memory until the next full collection of garbage."""
+        """Close, and break the reference cycle with the transport."""
         self.close()
         self.transport = NO_TRANSPORT
 
     def next_update(self) -> tuple[str, Update | Exception] | None:
-        """The next feed with something to say."""
+        """Return the next feed's name and update, or the error that ended its subscription; None if there is none."""
         while self.dirty:
             subscription, self.dirty = self.dirty[0], self.dirty[1:]
             subscription.is_dirty = False
@@ -262,20 +263,20 @@ class Subscriber:
                 self.unsubscribe(subscription.name)
                 return subscription.name, error
             if subscription not in self._subscriptions:
-                continue  # meanwhile it was given up, or started over
+                continue  # unsubscribed, or subscribed again, during the read
             subscription.cursor, subscription.generation = update.cursor, generation
             if update.more and not subscription.is_dirty:
                 subscription.is_dirty = True
                 self.dirty += (subscription,)
-            if update.frame is not None or not subscription.is_greeted:
-                subscription.is_greeted = True
+            if update.frame is not None or not subscription.is_confirmed:
+                subscription.is_confirmed = True
                 return subscription.name, update
         return None
 
     def feeds(self) -> int:
-        """How many feeds are followed."""
+        """Return the number of subscriptions."""
         return len(self._subscriptions)
 
 
-def _without(several: tuple[Subscription, ...], one: Subscription) -> tuple[Subscription, ...]:
-    return tuple(other for other in several if other is not one)
+def _without(subscriptions: tuple[Subscription, ...], removed: Subscription) -> tuple[Subscription, ...]:
+    return tuple(subscription for subscription in subscriptions if subscription is not removed)

@@ -1,4 +1,4 @@
-"""Time-outs of many connections by one timer: a wheel of slots, so that waiting costs nothing."""
+"""A timing wheel: the time-outs of many connections with one timer."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ log = logging.getLogger("chatapp.websocket")
 
 
 class Timed(Protocol):
-    """What the timer looks after."""
+    """A connection with time-outs."""
 
-    slot: Slot  # where the timer keeps it
+    slot: Slot  # set by the timer
 
     @property
-    def is_over(self) -> bool:
-        """Whether it has ended."""
+    def is_closed(self) -> bool:
+        """True after it has closed."""
 
     def check(self, now: float) -> float:
-        """Look at the time-outs; returns when to look again (monotonic clock, s)."""
+        """Handle expired time-outs; returns the time of the next check (monotonic clock, s)."""
 
     def cut(self) -> None:
         """Close now."""
 
 
-Slot = dict[Timed, None]  # those that are due within one tick
-NO_SLOT: Slot = {}  # of one that the timer does not keep; always empty
+Slot = dict[Timed, None]  # connections due within one tick
+NO_SLOT: Slot = {}  # of a connection without a timer; always empty
 
 
 class Timer:
-    """Calls `check` of each connection when it is due, within one tick. A wheel of slots: waiting costs nothing."""
+    """A timer that calls `check` of each connection when it is due, up to one tick late."""
 
     def __init__(self, tick_s: float) -> None:
         self._tick_s = tick_s
@@ -40,9 +40,9 @@ class Timer:
         self._is_running = False
 
     def set(self, connection: Timed, at: float) -> None:
-        """Check this connection at `at` and not before; a second call replaces the first."""
+        """Check a connection at `at` (monotonic clock, s); replaces an earlier call."""
         self.clear(connection)
-        # Rounded up: a time-out may be late by a tick, never early.
+        # Rounded up: never early.
         number = int(max(at, time.monotonic()) / self._tick_s) + 1
         connection.slot = self._slots.setdefault(number, {})
         connection.slot[connection] = None
@@ -51,7 +51,7 @@ class Timer:
             gevent.spawn(self._run)
 
     def clear(self, connection: Timed) -> None:
-        """Check it no more."""
+        """Cancel the check of a connection."""
         connection.slot.pop(connection, None)
 
     def _run(self) -> None:
@@ -68,9 +68,9 @@ class Timer:
     def _check(self, connection: Timed, now: float) -> None:
         try:
             at = connection.check(now)
-        except Exception:  # one connection must not stop the clock of all
+        except Exception:  # one connection must not stop the timer of all
             log.exception("checking a WebSocket failed")
             connection.cut()
         else:
-            if not connection.is_over:
+            if not connection.is_closed:
                 self.set(connection, at)

@@ -1,7 +1,7 @@
-"""One WebSocket connection, watched by the event loop (docs/architecture.md).
+"""One WebSocket connection on the event loop (docs/architecture.md).
 
-Idle, it is one small object: no greenlet, no request, no parser. What arrives is read in the event loop, which must
-never wait: frames that touch the database are done by a greenlet that lives as long as they do.
+An idle one is a small object: no greenlet, no request, no parser. Frames are read in the event loop, which must never
+block; those that need the database are handled in a short-lived greenlet.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from chatapp.transports.timers import NO_SLOT, Slot
 
 log = logging.getLogger("chatapp.websocket")
 
-OPENED, CLOSED = (-2, "server-open"), (-1, "server-close")  # number, which no client can report, and type
-MOST_WAITING = 64  # answers to be written and frames to be done; beyond, a client floods and is not read
-MOST_BAD_FRAMES = 10  # before a client that does not speak the protocol is closed
-ENOUGH_BYTES = 16_384  # for one write; more feeds than fit wait for room
-RECHECK_S = 600.0  # a session's end is told by the bus; that nothing was missed is checked so often
+OPENED, CLOSED = (-2, "server-open"), (-1, "server-close")  # number (clients report from 0) and type of the event
+MOST_WAITING = 64  # unwritten replies and unhandled frames, before reading pauses
+MOST_BAD_FRAMES = 10  # before the connection is closed
+ENOUGH_BYTES = 16_384  # for one write; further feeds wait for room
+RECHECK_S = 600.0  # between session checks, in case the bus lost a notice
 
 
 @dataclass(frozen=True)
 class Services:
-    """The services of an app that its WebSocket connections use."""
+    """The parts of an app that its WebSocket connections use."""
 
     settings: Settings
     epoch: str
@@ -81,79 +81,79 @@ class WebSocketConnection(EventSocket):
         "_pinged_at",
         "_sending",
         "_services",
-        "_session",
+        "_session_id",
         "_subscriber",
         "feeds",
         "name",
         "slot",
     )
 
-    def __init__(self, fd: int, services: Services, sign_in: AuthSession, address: str, deflates: bool) -> None:
+    def __init__(self, fd: int, services: Services, session: AuthSession, address: str, deflates: bool) -> None:
         super().__init__(fd)
         self.slot: Slot = NO_SLOT
-        self.feeds = 0  # how many were followed at the end
+        self.feeds = 0  # subscriptions at the close
         self._services = services
         self.name = str(uuid4())
-        self._person, self._session = sign_in.person.uuid, sign_in.id
-        self._address, self._deflates = sys.intern(address), deflates  # many come from behind one proxy or router
-        self._subscriber = Subscriber(services.reader, services.bus, sign_in.person.id, self)
+        self._person, self._session_id = session.person.uuid, session.id
+        self._address, self._deflates = sys.intern(address), deflates  # many share a proxy's or a router's
+        self._subscriber = Subscriber(services.reader, services.bus, session.person.id, self)
         self._parser: rfc6455.Parser | None = None
         self._inbox: tuple[protocol.Subscribe | protocol.Unsubscribe, ...] = ()
-        self._sending = 0  # messages that are not on disk yet
+        self._sending = 0  # messages not yet on disk
         self._is_awake = self._is_flushing = self._is_working = False
-        self._must_recheck = False  # the session may have ended: ask before anything more is written
-        self._close: tuple[int, str] | None = None  # to be said once there is room
+        self._must_recheck = False  # check the session before the next write
+        self._close: tuple[int, str] | None = None  # close code and reason, perhaps not yet written
         self._closed_as: int | None = None
         self._bad_frames = 0
-        self._opened_at = self._checked_at = self.heard_at
-        self._expires_at = self.heard_at + sign_in.left_s()
-        self._next_ping = self.heard_at + services.settings.ws_ping_interval
-        self._pinged_at: float | None = None  # and no pong since
+        self._opened_at = self._checked_at = self.received_at
+        self._expires_at = self.received_at + session.left_s()
+        self._next_ping = self.received_at + services.settings.ws_ping_interval
+        self._pinged_at: float | None = None  # of a ping without a pong
 
     def start(self, answer: bytes) -> None:
-        """Answer the handshake, say hello and listen; returns at once."""
+        """Write the handshake's answer and the hello, and start reading. Does not block."""
         services, settings, connections = self._services, self._services.settings, self._services.connections
-        self._subscriber.follow_session(self._session)
-        self._note(OPENED, {"address": self._address})
+        self._subscriber.follow_session(self._session_id)
+        self._record(OPENED, {"address": self._address})
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
-        fails_ms = services.drill_left_ms(self._subscriber.person)
-        hello = rfc6455.frame(protocol.hello(services.epoch, self._person, self.name, *limits, fails_ms).encode())
-        self.read_on()
+        drill_ms = services.drill_left_ms(self._subscriber.person)
+        hello = rfc6455.frame(protocol.hello(services.epoch, self._person, self.name, *limits, drill_ms).encode())
+        self.resume_reading()
         self.write(answer + hello)
-        self.bytes_out = max(0, self.bytes_out - len(answer))  # what is counted begins after the handshake
-        if not self.is_over:
+        self.bytes_out = max(0, self.bytes_out - len(answer))  # the handshake does not count
+        if not self.is_closed:
             connections.timer.set(self, self._due())
             connections.add(self)
 
     @property
     def person(self) -> int:
-        """Whose it is."""
+        """The person's number."""
         return self._subscriber.person
 
-    # Reading: in the event loop
+    # Reading, in the event loop
 
     def on_bytes(self, data: bytes) -> None:
-        """Frames arrived, or services of them."""
+        """Handle received bytes: whole frames, or parts of them."""
         if self._close is not None:
-            return  # the last word waits for room: whatever comes now would wait with it, without a bound
+            return  # replies would collect without a bound until the close frame is written
         try:
             most = self._services.settings.ws_max_message_size
             parser = self._parser = self._parser or rfc6455.Parser(most, self._deflates)
             parser.feed(data)
-            self._take(parser)
+            self._handle_messages(parser)
         except Violation as violation:
             self.close(violation.code, violation.reason)
-        except Exception as error:  # what escapes here would leave the connection deaf but open
+        except Exception as error:  # an uncaught one would stop the reading and leave the connection open
             self._fail("reading a WebSocket failed", error)
 
-    def _take(self, parser: rfc6455.Parser) -> None:
-        """Do what is read; stop where too much waits, so that a flood stays in the kernel."""
+    def _handle_messages(self, parser: rfc6455.Parser) -> None:
+        """Handle messages until too many wait: a flood stays in the kernel."""
         while self._close is None and (message := parser.next()) is not None:
             self._on_message(*message)
-            if self._waiting() > MOST_WAITING:
+            if self._backlog() > MOST_WAITING:
                 self._write_replies()
-                if self._waiting() > MOST_WAITING:
-                    self.pause()
+                if self._backlog() > MOST_WAITING:
+                    self.pause_reading()
                     break
         else:
             if parser.is_idle():
@@ -161,15 +161,15 @@ class WebSocketConnection(EventSocket):
         self._write_replies()
         if self._inbox and not self._is_working:
             self._is_working = True
-            gevent.spawn(self._work)
+            gevent.spawn(self._handle_inbox)
 
-    def _waiting(self) -> int:
+    def _backlog(self) -> int:
         return len(self._subscriber.replies) + len(self._inbox) + self._sending
 
     def _resume(self) -> None:
-        """There may be room again for what was left in the parser and in the kernel."""
-        if self.is_paused and self.ended_at is None and self._waiting() <= MOST_WAITING:
-            self.read_on()
+        """Continue with the parser's and the kernel's bytes, if there is room."""
+        if self.is_paused and self.ended_at is None and self._backlog() <= MOST_WAITING:
+            self.resume_reading()
             if self._parser is not None:
                 self.on_bytes(b"")
 
@@ -178,7 +178,7 @@ class WebSocketConnection(EventSocket):
             case Opcode.TEXT:
                 self._on_text(payload)
             case Opcode.PING:
-                if self._may_write():  # else it is one of the last things that this reader would want
+                if self._may_write():  # a slow reader gets no pong
                     self.write(rfc6455.frame(payload, Opcode.PONG))
             case Opcode.PONG:
                 self._pinged_at = None
@@ -205,26 +205,26 @@ class WebSocketConnection(EventSocket):
         else:
             self._inbox += (frame,)
 
-    # Doing: in a greenlet of its own, because the database may let us wait
+    # Subscribing, in a greenlet, because the database may block
 
-    def _work(self) -> None:
+    def _handle_inbox(self) -> None:
         try:
             while self._inbox:
                 frame, self._inbox = self._inbox[0], self._inbox[1:]
                 if self._close is None:
-                    self._follow(frame)
+                    self._handle_feeds(frame)
                 self.wake()
-        except Exception as error:  # the outermost line of the greenlet: the other side must learn that it failed
+        except Exception as error:  # the top of a greenlet: the client must learn of the failure
             self._inbox = ()
             self._fail("a frame on a WebSocket failed", error)
         finally:
             self._is_working = False
-            if self.ended_at is not None or self.is_over:
-                self._leave()  # what was followed meanwhile
+            if self.ended_at is not None or self.is_closed:
+                self._unsubscribe()  # from feeds subscribed to during the close
             self.wake()
 
-    def _follow(self, frame: protocol.Subscribe | protocol.Unsubscribe) -> None:
-        """Begin or end to follow feeds; the updates, or the reason why there are none, are written later."""
+    def _handle_feeds(self, frame: protocol.Subscribe | protocol.Unsubscribe) -> None:
+        """Subscribe or unsubscribe; updates and errors are written by the next flush."""
         match frame:
             case protocol.Unsubscribe(names):
                 for name in names:
@@ -243,16 +243,16 @@ class WebSocketConnection(EventSocket):
         except ChatError:
             self._subscriber.reply(protocol.gone(name))
         except TooManyFeeds:
-            words = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
-            self._subscriber.reply(protocol.error("too-many-feeds", words))
+            message = f"One connection follows at most {MOST_FEEDS} feeds; unsubscribe from one first."
+            self._subscriber.reply(protocol.error("too-many-feeds", message))
 
     def _send(self, frame: protocol.Send) -> None:
-        """Have a message posted; it is answered when it is on disk, or at once where it is refused."""
+        """Post a message; the reply follows when it is on disk, or at once if it is refused."""
 
-        def posted(job: WriteJob[Posted]) -> None:
+        def on_posted(job: WriteJob[Posted]) -> None:
             self._sending -= 1
-            if (answer := _answer_to(frame, job)) is not None:
-                self._subscriber.reply(answer)
+            if (reply := _reply_to(frame, job)) is not None:
+                self._subscriber.reply(reply)
             else:
                 self._fail("a message from a WebSocket could not be stored", job.error)
             self.wake()
@@ -260,50 +260,50 @@ class WebSocketConnection(EventSocket):
         self._sending += 1
         try:
             person = self._subscriber.person
-            self._services.chat.post_soon(person, frame.conversation, frame.client_id, frame.body, posted)
+            self._services.chat.post_soon(person, frame.conversation, frame.client_id, frame.body, on_posted)
         except ChatError as error:
-            posted(WriteJob.failed(error))
+            on_posted(WriteJob.failed(error))
 
-    # Writing: by the sweep
+    # Writing, in the sweep of `Connections`
 
     def wake(self) -> None:
-        """There may be something to write."""
+        """Schedule a flush."""
         if not self._is_awake:
             self._is_awake = True
             self._services.connections.wake(self)
 
     def on_blocked(self) -> None:
-        """The kernel is full."""
+        """Start the write timeout."""
         self._services.connections.timer.set(self, self._due())
 
-    def on_room(self) -> None:
-        """The kernel took the rest."""
+    def on_writable(self) -> None:
+        """Continue with the close frame or the next update."""
         if self._close is not None:
-            self._say_goodbye()
+            self._send_close()
         else:
             self.wake()
 
     def push(self, update: Update) -> bool:
-        """Write at once what others had already; False where something else comes first, which `flush` knows."""
+        """Write an update now; return False, without writing, if anything else must come first."""
         if self._close or self._rest is not None or self._must_recheck or self._is_flushing:
             return False
         frame = update.deflated if self._deflates else update.encoded
-        self.write(frame or rendering.encoded("", update, self._deflates))
+        self.write(frame or rendering.encode("", update, self._deflates))
         return True
 
     def flush(self) -> None:
-        """Write answers and news if there is room; a slow reader gets what is newest when it has room again."""
+        """Write replies and one update if there is room; a slow reader gets the newest state later."""
         self._is_awake = False
         if self._is_flushing:
-            return  # another sweep is at it, waits for something, and looks again afterwards
+            return  # another sweep is blocked in it, and checks for more afterwards
         self._is_flushing = True
         try:
-            if self._must_recheck and not self._is_signed_in():
+            if self._must_recheck and not self._check_session():
                 self.close(CloseCode.SIGNED_OUT, "signed out")
             if self._may_flush() and (data := self._output()) and self._may_flush():
                 self.write(data)
             if self._may_flush() and (self._subscriber.dirty or self._subscriber.replies or self._must_recheck):
-                self.wake()  # the rest in another turn: a reader with much to catch up with must not hold others
+                self.wake()  # the rest in another turn: others must not wait for one reader to catch up
         except Exception as error:  # the sweep must go on for all others
             self._fail("writing a WebSocket failed", error)
         self._is_flushing = False
@@ -314,10 +314,10 @@ class WebSocketConnection(EventSocket):
         return self._close is None and not self.is_blocked
 
     def _output(self) -> bytes:
-        """The next write: one frame as all its readers share it, or several small ones."""
+        """Return the next write: one frame, shared with other readers, or several small ones."""
         first = self._replies()
         while len(first) < ENOUGH_BYTES and (update := self._subscriber.next_update()) is not None:
-            data = rendering.encoded(*update, self._deflates)
+            data = rendering.encode(*update, self._deflates)
             if first:
                 first += data
             elif self._subscriber.dirty or self._subscriber.replies:
@@ -335,28 +335,28 @@ class WebSocketConnection(EventSocket):
             self.write(self._replies())
 
     def _may_write(self) -> bool:
-        """Whether the event loop may write at once, instead of leaving it to the sweep."""
+        """Return True if the event loop may write now, without the sweep."""
         return self._may_flush() and not self._is_flushing and not self._must_recheck
 
     def announce_drill(self, ms: int) -> None:
-        """A drill begins: what happens now is no fault of the network."""
+        """Send that a drill runs for `ms`: its failures are not the network's."""
         if self._may_write():
             self.write(rfc6455.frame(protocol.drill(ms).encode()))
 
-    # Time-outs: by the one timer
+    # Time-outs, called by the timer of `Connections`
 
     def _due(self) -> float:
         settings = self._services.settings
-        due = min(self._next_ping, self.heard_at + settings.ws_read_timeout, self._expires_at)
+        due = min(self._next_ping, self.received_at + settings.ws_read_timeout, self._expires_at)
         if self._pinged_at is not None:
             due = min(due, self._pinged_at + settings.ws_pong_timeout)
         return due if self.blocked_at is None else min(due, self.blocked_at + settings.ws_write_timeout)
 
     def check(self, now: float) -> float:
-        """Ping, or close what is silent, mute, blocked, expired or signed out; returns when to look again."""
+        """Ping, or close when a time-out or the session has expired; returns the time of the next check."""
         try:
             return self._check(now)
-        except StorageUnavailable as error:  # whether the session goes on cannot be asked
+        except StorageUnavailable as error:  # from the check of the session
             self._fail("", error)
             return now + LINGER_S / 4
 
@@ -368,11 +368,11 @@ class WebSocketConnection(EventSocket):
             if now - self.ended_at >= LINGER_S and not self.is_blocked:
                 self.cut()
             return now + LINGER_S / 4
-        elif now >= self._expires_at and self._close is None and not self._is_signed_in():
+        elif now >= self._expires_at and self._close is None and not self._check_session():
             self.close(CloseCode.SIGNED_OUT, "signed out")
         elif self._pinged_at is not None and now - self._pinged_at >= settings.ws_pong_timeout:
             self.close(CloseCode.POLICY, "no pong")
-        elif now - self.heard_at >= settings.ws_read_timeout:
+        elif now - self.received_at >= settings.ws_read_timeout:
             self.close(CloseCode.POLICY, "nothing received")
         elif now >= self._next_ping:
             self._ping(now)
@@ -380,7 +380,7 @@ class WebSocketConnection(EventSocket):
 
     def _ping(self, now: float) -> None:
         self._next_ping = max(self._next_ping + self._services.settings.ws_ping_interval, now)
-        if now - self._checked_at >= RECHECK_S and not self._is_signed_in():
+        if now - self._checked_at >= RECHECK_S and not self._check_session():
             self.close(CloseCode.SIGNED_OUT, "signed out")
         elif self._may_write():
             self._pinged_at = self._pinged_at or now
@@ -389,88 +389,90 @@ class WebSocketConnection(EventSocket):
     # The session
 
     def recheck_session(self) -> None:
-        """The session may have ended."""
+        """Check the session before the next write: it may have ended."""
         self._must_recheck = True
         self.wake()
 
-    def _is_signed_in(self) -> bool:
-        """Ask the database, and learn when the session expires."""
+    def _check_session(self) -> bool:
+        """Return True if the session is valid; updates its expiry. Raises StorageUnavailable."""
         self._checked_at, self._must_recheck = time.monotonic(), False
-        left_s = self._services.auth.left_s(self._session)
+        left_s = self._services.auth.left_s(self._session_id)
         self._expires_at = self._checked_at + left_s
         return left_s > 0
 
-    # The end
+    # Closing
 
-    def _fail(self, what: str, error: Exception | None) -> None:
-        """Close for a fault of ours, and say which kind: the client must not blame the network for it."""
+    def _fail(self, message: str, error: Exception | None) -> None:
+        """Close with 1011 and a reason: the client must not blame the network."""
         if isinstance(error, StorageUnavailable):
             self.close(CloseCode.SERVER_ERROR, "storage")  # the store has logged it
         else:
-            log.error(what, exc_info=error)
+            log.error(message, exc_info=error)
             self.close(CloseCode.SERVER_ERROR, "the server made a mistake")
 
     def close(self, code: int, reason: str = "") -> None:
-        """Say goodbye as soon as what is being written is written. The first word counts."""
+        """Write a close frame after the current write. The first call counts."""
         if self._close is None:
             self._close = (code, reason)
             self._parser = None
             if not self.is_blocked:
-                self._say_goodbye()
+                self._send_close()
 
     def restart(self, advice: str) -> None:
-        """The worker closes: come back when the advice says so."""
+        """Close with 1012: the worker exits. The reason carries the retry time."""
         self.close(CloseCode.RESTART, advice)
 
     def replace(self) -> None:
-        """The browser has opened another one."""
+        """Close in favour of the same browser's newer connection."""
         self.close(CloseCode.REPLACED, "replaced")
 
-    def _say_goodbye(self) -> None:
+    def _send_close(self) -> None:
         assert self._close is not None
         code, reason = self._close
         self._closed_as = self._closed_as or code
         last = b"" if code == CloseCode.SIGNED_OUT else self._replies()
         self.end(last + rfc6455.close_frame(code, reason))
-        self._leave()
-        if not self.is_over:
+        self._unsubscribe()
+        if not self.is_closed:
             self._services.connections.timer.set(self, time.monotonic() + LINGER_S)
 
     def on_cut(self) -> None:
-        """The stream broke, or the write timeout was over."""
+        """Record 1006: the stream broke, or the write timed out."""
         self._close = self._close or (CloseCode.ABNORMAL, "")
         self._closed_as = self._closed_as or CloseCode.ABNORMAL
 
-    def _leave(self) -> None:
-        """Follow nothing any more."""
+    def _unsubscribe(self) -> None:
+        """End all subscriptions, and count them."""
         if self._subscriber.feeds():
             self.feeds = self._subscriber.feeds()
             self._subscriber.close()
-        self._subscriber.forget_session(self._session)
+        self._subscriber.forget_session(self._session_id)
 
     def on_end(self) -> None:
-        """The connection's own line in the access log, which gunicorn leaves out, and its event."""
-        self._leave()
+        """Unregister, and record the close as an event and in the access log, which gunicorn does not write."""
+        self._unsubscribe()
         self._parser = None
         self._services.connections.remove(self)
         seconds, code = time.monotonic() - self._opened_at, self._closed_as or CloseCode.ABNORMAL
         line = f'{self._address} - {self._person} "WEBSOCKET /ws" {code} in={self.bytes_in} out={self.bytes_out}'
         data = {"code": code, "seconds": round(seconds, 3), "in": self.bytes_in, "out": self.bytes_out}
-        self._note(CLOSED, {**data, "feeds": self.feeds}, f"{line} {seconds:.1f}s")
+        self._record(CLOSED, {**data, "feeds": self.feeds}, f"{line} {seconds:.1f}s")
         self._subscriber.abandon()
 
-    def _note(self, what: tuple[int, str], data: dict[str, object], line: str = "") -> None:
-        text = (now_ms(), json.dumps(data))
-        event = ConnectionEvent(self.name, what[0], self._person, what[1], "websocket", None, None, None, *text)
-        is_kept = not self._services.quotas.events.consume(self._person, 1, EVENT_BYTES + len(text[1]))
-        self._services.connections.note(event if is_kept else None, line)
+    def _record(self, kind: tuple[int, str], data: dict[str, object], line: str = "") -> None:
+        text = json.dumps(data)
+        event = ConnectionEvent(
+            self.name, kind[0], self._person, kind[1], "websocket", None, None, None, now_ms(), text
+        )
+        is_kept = not self._services.quotas.events.consume(self._person, 1, EVENT_BYTES + len(text))
+        self._services.connections.record(event if is_kept else None, line)
 
 
-def _answer_to(frame: protocol.Send, job: WriteJob[Posted]) -> str | None:
-    """The answer to a message; None where the server made a mistake."""
+def _reply_to(frame: protocol.Send, job: WriteJob[Posted]) -> str | None:
+    """Return the reply to a message, or None after an internal error."""
     if isinstance(job.error, ChatError):
         return protocol.refused(frame.client_id, job.error.code, job.error.message)
     if isinstance(job.error, StorageUnavailable):
-        words = "The server cannot store messages just now; send it again in a moment."
-        return protocol.refused(frame.client_id, "storage", words, RETRY_S)
+        message = "The server cannot store messages just now; send it again in a moment."
+        return protocol.refused(frame.client_id, "storage", message, RETRY_S)
     return None if job.error else protocol.ack(job.outcome())
