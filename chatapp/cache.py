@@ -1,4 +1,4 @@
-"""A cache that is bounded by a number and by bytes: what people write decides how large an entry is."""
+"""A cache bounded by entries and by bytes, because the size of an entry is the users' choice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class Cache(dict[Key, Value]):
-    """Entries by key, the oldest first to go. Read it like a dictionary; change it by `put`, `drop` and `clear`."""
+    """A first-in, first-out cache. Read it like a dictionary; change it by `put`, `drop` and `clear` only."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Cache(dict[Key, Value]):
         self.bytes = 0  # of all entries
 
     def put(self, key: Key, value: Value, size: int) -> None:
-        """Keep an entry of so many bytes, in place of others; one that is larger than all may be is not kept."""
+        """Add an entry of `size` bytes, evicting others; one above the cache's bound is not added."""
         self.drop(key)
         if size > self._most_bytes:
             return
@@ -29,13 +29,13 @@ class Cache(dict[Key, Value]):
         self.bytes += size
 
     def drop(self, key: Key) -> None:
-        """Forget an entry, where there is one."""
+        """Remove an entry, if present."""
         if key in self:
             del self[key]
             self.bytes -= self._sizes.pop(key)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         super().clear()
         self._sizes.clear()
         self.bytes = 0

@@ -1,4 +1,4 @@
-"""Run what takes over 10 ms beside the event loop, in a real thread, so that nobody else waits for it."""
+"""Real threads for calls that would block the event loop for over 10 ms, and parked worker greenlets."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ R = TypeVar("R")
 
 
 def has_loop() -> bool:
-    """Whether an event loop serves this process, as gunicorn's worker does."""
+    """Return True in a process patched by gevent, such as a gunicorn worker."""
     return bool(monkey.is_module_patched("threading"))
 
 
 class SingleThread:
-    """One real thread beside the event loop, made at its first use. What is given to it runs in turn, so each kind of
-    work has one of its own: what people wait for must not stand behind what strangers ask for."""
+    """A real thread, started at its first use, that runs calls one after another.
+
+    Each kind of work needs its own: users' calls must not queue behind unauthenticated clients'."""
 
     def __init__(self) -> None:
         self._pool: ThreadPool | None = None
 
     def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Wait for the disk or for C code in the thread, and let others run meanwhile.
+        """Call a function in the thread and return its result; other greenlets run meanwhile.
 
-        Without an event loop: call it here. The function must not touch locks, sockets or anything else of gevent's.
+        The function must not use gevent's locks or sockets. Without an event loop it is called directly.
         """
         if not has_loop():
             return function(*args, **kwargs)
@@ -42,7 +43,7 @@ class SingleThread:
 
 
 def lower_priority(niceness: int) -> None:
-    """Have this thread stand back for all others. Linux has that for each thread; elsewhere nothing changes."""
+    """Lower the priority of the current thread. Linux only; elsewhere nothing changes."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, _thread.get_native_id(), niceness)
 
@@ -51,13 +52,12 @@ _computing = SingleThread()
 
 
 def compute_in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Compute in Python beside the event loop: one thing at a time, or the loop would wait its turn behind all."""
+    """Run Python code in a thread. One call at a time: more threads would compete with the event loop for the GIL."""
     return _computing.run(function, *args, **kwargs)
 
 
 class ParkedWorker:
-    """A function and the greenlet that it runs in whenever it is asked for: to make one each time costs more than
-    many a thing that it is made for."""
+    """A function with a greenlet that is parked between calls: spawning one often costs more than the call."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
@@ -66,11 +66,11 @@ class ParkedWorker:
         self._is_idle = False
 
     def ask(self) -> None:
-        """Have it run soon, once for all who ask until it begins. It has to deal with its own errors."""
+        """Schedule one call of the function, for all requests before it starts. It must handle its own errors."""
         self._is_asked = True
-        if self._greenlet is None or self._greenlet.dead:  # the latter was ended before it began
+        if self._greenlet is None or self._greenlet.dead:  # dead: killed before its start
             self._greenlet = gevent.spawn(self._run)
-        elif self._is_idle:  # else it waits for something, and only that may wake it
+        elif self._is_idle:  # else the function is blocked, and only its own event may switch to it
             self._is_idle = False
             gevent.get_hub().loop.run_callback(self._greenlet.switch)
 
@@ -82,14 +82,14 @@ class ParkedWorker:
                     self._function()
                 self._is_idle = True
                 gevent.get_hub().switch()
-        finally:  # it was ended, or failed: the next one starts over
+        finally:  # killed, or failed: the next request spawns another
             self._greenlet, self._is_idle = None, False
             if self._is_asked:
                 self.ask()
 
 
 def soon(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Have it done without waiting for it; at once without an event loop. It has to deal with its own errors."""
+    """Spawn a call; without an event loop, call directly. The function must handle its own errors."""
     if has_loop():
         gevent.spawn(function, *args, **kwargs)
     else:

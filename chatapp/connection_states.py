@@ -1,4 +1,4 @@
-"""The connection's state machine: one table of plain data. It comes to pages with their script, as `table_json()`;
+"""The connection's state machine as plain data. Pages get it with their script (`table_json`);
 static/js/connection/states.js interprets it.
 """
 
@@ -10,10 +10,10 @@ Rows = dict[str, tuple[State, str]]
 
 STATES: tuple[State, ...] = ("disconnected", "connecting", "connected", "polling", "reconnecting", "error")
 
-# What several rows do. A race drops what hangs (an attempt from before a sleep) and tries both transports afresh.
+# Actions of several rows. A race drops attempts from before a sleep and tries both transports.
 _RACE = "close_websocket stop_poll clear_timers open_websocket start_poll await_attempt"
 _GIVE_UP = "close_websocket stop_poll clear_timers"
-_FAIL = f"{_GIVE_UP} forget_blame"  # nothing got through: that says nothing about WebSocket itself
+_FAIL = f"{_GIVE_UP} forget_blame"  # polls failed too, so WebSocket is not to blame
 _SETTLE = "stop_poll clear_timers"
 _REPOLL = "close_websocket restart_poll clear_timers hasten_probe"
 _ENDS: Rows = {
@@ -21,7 +21,7 @@ _ENDS: Rows = {
     "signed_out": ("disconnected", _GIVE_UP),
     "stop": ("disconnected", _GIVE_UP),
 }
-_FIRST_USEFUL: Rows = {  # of a race: whichever transport is useful first carries
+_FIRST_USEFUL: Rows = {  # the first transport that works ends a race
     "ws_ready": ("connected", _SETTLE),
     "ws_proved": ("connected", _SETTLE),
     "poll_answered": ("polling", "clear_waits"),
@@ -30,11 +30,11 @@ _FIRST_USEFUL: Rows = {  # of a race: whichever transport is useful first carrie
 
 
 def _on_hint(state: State, actions: str) -> Rows:
-    """The page became visible, the network came back, or the person pressed Try now: at once, whatever was planned."""
+    """Return the rows for a page that became visible, a network that came back, or Try now."""
     return {hint: (state, actions) for hint in ("wake", "online", "retry")}
 
 
-# state -> event -> (next state, the names of the actions in order)
+# state -> event -> (next state, names of the actions in order)
 TABLE: dict[State, Rows] = {
     "disconnected": {
         "start": ("connecting", "open_websocket await_head_start await_attempt"),
@@ -97,7 +97,7 @@ TABLE: dict[State, Rows] = {
     },
 }
 
-# A timer that falls due is an event of this name. The order decides between timers due in the same millisecond.
+# timer -> its event. The order decides between timers due in the same millisecond.
 TIMERS = {
     "head_start": "head_start_over",
     "attempt": "attempt_over",
@@ -108,10 +108,10 @@ TIMERS = {
 
 
 def is_connected(state: str) -> bool:
-    """True where messages flow, whatever carries them."""
+    """Return True if messages flow, by either transport."""
     return state in ("connected", "polling")
 
 
 def table_json() -> str:
-    """The table and the timers' events as compact JSON, for the page."""
+    """Return states, timers and table as compact JSON."""
     return json.dumps({"states": STATES, "timers": TIMERS, "table": TABLE}, separators=(",", ":"))

@@ -1,18 +1,18 @@
-"""How many files and sockets this process may have open, and how they are shared out."""
+"""The limit of open file descriptors, and its shares for requests and connections."""
 
 from __future__ import annotations
 
 import resource
 
-MOST_FILES = 1 << 20  # the kernel's own default limit
-RESERVED = 200  # for databases, logs and what is being loaded
-MOST_REQUESTS = 10_000  # of a worker at a time; held polls count with the WebSockets
+MOST_FILES = 1 << 20  # Linux's default for fs.nr_open
+RESERVED = 200  # for databases, logs and modules
+MOST_REQUESTS = 10_000  # concurrent, in a worker; without long polls
 FEWEST = 64  # databases, event loop and listener take some 30
 ENOUGH = 4096
 
 
 def raise_limit() -> None:
-    """Have as many as are allowed: the usual soft limit of 1,024 is for programs that use select()."""
+    """Raise the soft limit to the hard one: the usual 1,024 is for programs that use select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -20,23 +20,23 @@ def raise_limit() -> None:
 
 
 def allowed() -> int:
-    """The limit in force."""
+    """Return the soft limit, at most MOST_FILES if unlimited."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_FILES if files == resource.RLIM_INFINITY else files
 
 
 def for_requests(files: int) -> int:
-    """How many of `files` descriptors requests may take."""
+    """Return the share of requests in `files` descriptors."""
     return min(MOST_REQUESTS, _free(files) // 2)
 
 
 def for_strangers(files: int) -> int:
-    """How many of a worker's requests may be of connections without a session; the rest is kept for known ones."""
+    """Return the share of connections without a session in those of `for_requests`."""
     return max(1, for_requests(files) * 2 // 5)
 
 
 def for_connections(files: int) -> int:
-    """How many of `files` descriptors WebSockets and held polls may take."""
+    """Return the share of WebSockets and long polls in `files` descriptors."""
     return _free(files) - for_requests(files)
 
 
@@ -45,7 +45,7 @@ def _free(files: int) -> int:
 
 
 def advice(files: int) -> str:
-    """What to say of a low limit at the start; empty where there are enough."""
+    """Return a warning about a low limit, or an empty string."""
     if files >= ENOUGH:
         return ""
     return (

@@ -1,8 +1,7 @@
-"""A bounded queue that is fair between addresses, for what strangers may ask for.
+"""A bounded queue that is fair between addresses, for unauthenticated requests.
 
-Who asked least lately is next (fair queuing by attempts): an address that asks again and again waits behind one that
-asks for the first time, and loses its place to it where the queue is full. Behind a proxy that is not declared, all are
-one address, and wait for one another.
+The address with the fewest recent attempts is next, and the one with the most loses its place when the queue is full.
+Behind an undeclared proxy, all clients count as one address.
 """
 
 from __future__ import annotations
@@ -18,38 +17,38 @@ from operator import attrgetter
 import gevent
 from gevent.event import AsyncResult
 
-MOST_ADDRESSES = 4096  # whose attempts are counted; the one counted longest ago is forgotten first
-HALF_LIFE_S = 60.0  # after which an attempt counts half
+MOST_ADDRESSES = 4096  # with counted attempts; the least recent is dropped first
+HALF_LIFE_S = 60.0  # of an attempt's weight
 REFUSE_AFTER_S = 1.0
-MOST_REFUSED = 200  # that wait: each holds a request
-LEFT = 1e9  # attempts that one counts as who does not wait for the answer any more
-PREFIX_BITS = 64  # of an IPv6 address that its owner was given; the rest they choose themselves
+MOST_REFUSED = 200  # waiting; each holds a request
+GONE_PENALTY = 1e9  # attempts added for a client that has disconnected
+PREFIX_BITS = 64  # of IPv6, as assigned; the owner chooses the rest
 
 
 class Full(Exception):
-    """All places are taken by others who asked less often."""
+    """The queue is full of addresses with fewer attempts."""
 
 
 @dataclass(eq=False, slots=True)
-class Turn:
-    """One that waits."""
+class Waiter:
+    """A waiting request."""
 
-    place: tuple[float, int]  # attempts, and which came first
-    result: AsyncResult  # True: it is this one's turn
+    rank: tuple[float, int]  # attempts and number; the lowest is next
+    result: AsyncResult  # True: admitted; False: displaced
     has_left: Callable[[], bool]
 
 
-PLACE = attrgetter("place")
+RANK = attrgetter("rank")
 
 
 class Attempts:
-    """How often each address asked lately."""
+    """Recent attempts by address, decaying."""
 
     def __init__(self) -> None:
-        self._attempts: dict[str, tuple[float, float]] = {}  # how often, as of when
+        self._attempts: dict[str, tuple[float, float]] = {}  # number, and its time
 
     def count(self, address: str, more: float = 1.0) -> float:
-        """Count an attempt, or take one back; returns how many there are now."""
+        """Count an attempt, or take one back with -1; returns the address's new number."""
         address, now = prefix(address), time.monotonic()
         attempts, since = self._attempts.pop(address, (0.0, now))
         attempts = max(0.0, attempts * float(0.5 ** ((now - since) / HALF_LIFE_S)) + more)
@@ -60,12 +59,12 @@ class Attempts:
 
 
 class FairQueue:
-    """Who waits; `attempts` may be shared by several queues."""
+    """Waiting requests; `attempts` may be shared by several queues."""
 
     def __init__(self, most_waiting: int, attempts: Attempts | None = None) -> None:
         self._most_waiting = most_waiting
         self.attempts = attempts or Attempts()
-        self._waiting: dict[Turn, None] = {}
+        self._waiting: dict[Waiter, None] = {}
         self._number = 0
 
     def __len__(self) -> int:
@@ -74,51 +73,52 @@ class FairQueue:
     def wait(
         self,
         attempts: float,
-        pass_on: Callable[[], object] | None = None,
+        on_cancelled: Callable[[], object] | None = None,
         has_left: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Return when `let_next` says so. Raises Full. One that is ended meanwhile passes its turn on, by `pass_on`
-        where somebody must know that there may be nobody to take it. One who `has_left` comes after all others."""
+        """Return when admitted by `let_next`. Raises Full.
+
+        on_cancelled: called instead of `let_next` if the greenlet is killed when already admitted. has_left: True for a
+        disconnected client, which is admitted after all others."""
         self._number += 1
-        turn = Turn((attempts, self._number), AsyncResult(), has_left)
-        self._waiting[turn] = None
+        waiter = Waiter((attempts, self._number), AsyncResult(), has_left)
+        self._waiting[waiter] = None
         if len(self._waiting) > self._most_waiting:
-            last = max(self._waiting, key=PLACE)
+            last = max(self._waiting, key=RANK)
             del self._waiting[last]
             last.result.set(False)
         is_mine = False
         try:
-            is_mine = turn.result.get()
+            is_mine = waiter.result.get()
         finally:
-            if turn in self._waiting:
-                del self._waiting[turn]
-            elif not is_mine and turn.result.value:
-                (pass_on or self.let_next)()
+            if waiter in self._waiting:
+                del self._waiting[waiter]
+            elif not is_mine and waiter.result.value:
+                (on_cancelled or self.let_next)()
         if not is_mine:
             raise Full
 
     def let_next(self) -> bool:
-        """It is the next one's turn; False where nobody waits."""
+        """Admit the next request; returns False if the queue is empty."""
         if not self._waiting:
             return False
-        turn = min(self._waiting, key=PLACE)
-        while turn.place[0] < LEFT and turn.has_left():
-            turn.place = (turn.place[0] + LEFT, turn.place[1])
-            turn = min(self._waiting, key=PLACE)
-        del self._waiting[turn]
-        turn.result.set(True)
+        waiter = min(self._waiting, key=RANK)
+        while waiter.rank[0] < GONE_PENALTY and waiter.has_left():
+            waiter.rank = (waiter.rank[0] + GONE_PENALTY, waiter.rank[1])
+            waiter = min(self._waiting, key=RANK)
+        del self._waiting[waiter]
+        waiter.result.set(True)
         return True
 
 
 class Refusals:
-    """Those that are refused: at once, an answer would only bring the next request sooner. So they wait a while, and
-    not all for the same time, or they would end together; where many wait already, the next ones do not."""
+    """Delayed refusals: an immediate one would only bring the next request sooner. At most MOST_REFUSED wait."""
 
     def __init__(self) -> None:
         self._waiting = 0
 
     def wait(self) -> None:
-        """Return when this one may be answered."""
+        """Return after a random delay around REFUSE_AFTER_S, so that refusals do not end together."""
         if self._waiting >= MOST_REFUSED:
             return
         self._waiting += 1
@@ -130,7 +130,7 @@ class Refusals:
 
 @lru_cache(MOST_ADDRESSES)
 def prefix(address: str) -> str:
-    """Whom an address stands for: one of IPv6 for all that its owner may choose from."""
+    """Return the address itself, or of IPv6 its network of PREFIX_BITS."""
     try:
         found = ip_address(address)
     except ValueError:  # a unix socket has none

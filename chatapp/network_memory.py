@@ -1,7 +1,7 @@
-"""What is remembered of networks: where WebSocket failed before, a page begins by polling and probes later.
+"""Network memory: on a network with failed WebSockets, a page starts by polling and probes later.
 
-The key of a network is a keyed hash of its address prefix: it tells networks apart and names none. The rules are also
-in static/js/connection/memory.js; `tests/vectors/memory.json` runs in both. Times are milliseconds.
+A network's key is a keyed hash of its address prefix, which does not reveal it. The rules are also in
+static/js/connection/memory.js; `tests/vectors/memory.json` runs in both. Times are milliseconds.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple, TypedDict
 
 HALF_LIFE_MS = 72 * 3_600_000
-MOST_FAILURES = 8  # so that a few good days outweigh any number of bad ones
+MOST_FAILURES = 8  # counted, so that a few good days outweigh any number of bad ones
 MOST_NETWORKS = 20
 LONGEST_GAP_MS = 24 * 3_600_000
 DOUBT = 0.5
-BLAMED = ("upgrade-refused", "upgrade-hung", "mute", "unstable")  # reasons that speak against WebSocket on a network
+BLAMED = ("upgrade-refused", "upgrade-hung", "mute", "unstable")  # reasons that count as a failure of WebSocket
 
 
 class Network(TypedDict):
-    """How often WebSocket worked and failed there (decaying), when it was last noted, and a proxy's idle time-out."""
+    """Decaying counts of WebSocket's successes and failures, their time, and a proxy's idle time-out (0: none)."""
 
     worked: float
     failed: float
@@ -33,7 +33,7 @@ Networks = MutableMapping[str, Network]
 
 
 class Experience(NamedTuple):
-    """What one page learned of a network: the arguments of `note`."""
+    """One page's report on a network: the arguments of `note`."""
 
     network: str
     at: int
@@ -42,7 +42,7 @@ class Experience(NamedTuple):
 
 
 def experience(data: Any, at: int) -> Experience:
-    """From the data of an event `network`. Raises ValueError, TypeError or KeyError where it is none."""
+    """Parse the data of a `network` event. Raises ValueError, TypeError or KeyError if invalid."""
     key, has_worked, kill_gap = data["network"], data["worked"], data["killGap"]
     if not re.fullmatch("[0-9a-f]{12}", key) or not (has_worked is None or isinstance(has_worked, bool)):
         raise ValueError
@@ -52,7 +52,7 @@ def experience(data: Any, at: int) -> Experience:
 
 
 def network_key(secret: str, address: str) -> str:
-    """The key of the network that an address belongs to (/24 of IPv4, /48 of IPv6); empty for no address."""
+    """Return the key of an address's network (/24 of IPv4, /48 of IPv6), or an empty string for no address."""
     try:
         host = ip_address(address.partition("%")[0])
     except ValueError:
@@ -64,7 +64,7 @@ def network_key(secret: str, address: str) -> str:
 
 
 def trust(network: Network | None, now: int) -> float:
-    """How likely WebSocket works there: 0.8 where nothing is known, 0.44 after two failures."""
+    """Return the probability that WebSocket works: 0.8 for an unknown network, 0.44 after two failures."""
     if network is None:
         return 0.8
     share = 2 ** (-max(0, now - network["at"]) / HALF_LIFE_MS)
@@ -73,12 +73,12 @@ def trust(network: Network | None, now: int) -> float:
 
 
 def is_distrusted(networks: Networks, key: str, now: int) -> bool:
-    """Whether to begin by polling there."""
+    """Return True if a page should start by polling."""
     return bool(key) and trust(networks.get(key), now) < DOUBT
 
 
 def note(networks: Networks, key: str, now: int, has_worked: bool | None, kill_gap: int = 0) -> None:
-    """A page's experience: WebSocket worked, failed, or (None) only the idle time-out was learned."""
+    """Record a page's report: WebSocket worked, failed, or (None) only an idle time-out was seen."""
     if not key:
         return
     before = networks.get(key) or {"worked": 0.0, "failed": 0.0, "at": now, "killGap": 0}

@@ -1,4 +1,4 @@
-"""The port to serve on: whether it is free, and which process holds it where it is not."""
+"""A check that the port to serve on is free, with the process that holds it otherwise."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LISTENING = "0A"  # a state in /proc/net/tcp
-INHERITED = (
-    "GUNICORN_FD",
-    "LISTEN_FDS",
-)  # the socket is handed over: by the process that this one replaces, by systemd
+INHERITED = ("GUNICORN_FD", "LISTEN_FDS")  # the socket comes from the previous gunicorn, or from systemd
 LONGEST_COMMAND = 80  # characters shown
 
 
 class PortUnusable(Exception):
-    """Nothing can listen there; the sentence says why and what to do."""
+    """The port cannot be listened on; the message has the reason and a remedy."""
 
 
 def check(host: str, port: int) -> None:
-    """Raise PortUnusable where a server could not listen there now."""
+    """Raise PortUnusable if a server could not listen on the port now."""
     if any(name in os.environ for name in INHERITED):
         return
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -30,13 +27,13 @@ def check(host: str, port: int) -> None:
             probe.bind((host, port))
             probe.listen(1)
         except OSError as error:
-            raise PortUnusable(_sentence(host, port, error)) from error
+            raise PortUnusable(_explain(host, port, error)) from error
 
 
-def _sentence(host: str, port: int, error: OSError) -> str:
+def _explain(host: str, port: int, error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return f"PORT={port} is taken{_by(port)}. End that, or choose another PORT."
+            return f"PORT={port} is taken{_holder(port)}. End that, or choose another PORT."
         case errno.EACCES:
             return f"PORT={port}: only root may listen below 1024. Choose another, and put a proxy before it."
         case errno.EADDRNOTAVAIL:
@@ -45,18 +42,18 @@ def _sentence(host: str, port: int, error: OSError) -> str:
             return f"HOST={host}, PORT={port}: {error.strerror}."
 
 
-def _by(port: int) -> str:
-    """Who holds it, as far as this user may see."""
-    inodes = set(_listening(port))
-    holders = sorted(process for process in _processes() if inodes & set(_sockets(process)))
+def _holder(port: int) -> str:
+    """Describe the process that holds the port, if this user may see it."""
+    inodes = set(_listening_inodes(port))
+    holders = sorted(process for process in _processes() if inodes & set(_socket_inodes(process)))
     if not holders:
         return " by a process of another user" if inodes else ""
-    process = holders[0]  # the first of a server and its workers
+    process = holders[0]  # the parent of its workers
     return f" by {_read(process, 'comm') or 'a process'} (pid {process}{_command(process)})"
 
 
-def _listening(port: int) -> Iterator[str]:
-    """The inodes of the sockets that listen on a port. Linux only; elsewhere there are none to be found."""
+def _listening_inodes(port: int) -> Iterator[str]:
+    """Yield the inodes of the sockets listening on a port; none except on Linux."""
     for table in ("tcp", "tcp6"):
         for line in _read("net", table).splitlines()[1:]:
             local, state, inode = (fields := line.split())[1], fields[3], fields[9]
@@ -69,8 +66,8 @@ def _processes() -> Iterator[int]:
     return (int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()) if proc.is_dir() else iter(())
 
 
-def _sockets(process: int) -> Iterator[str]:
-    """The inodes of a process's sockets; none of one that has ended or is another user's."""
+def _socket_inodes(process: int) -> Iterator[str]:
+    """Yield the inodes of a process's sockets; none if it has ended or is another user's."""
     try:
         for descriptor in os.scandir(f"/proc/{process}/fd"):
             link = os.readlink(descriptor.path)
@@ -81,8 +78,8 @@ def _sockets(process: int) -> Iterator[str]:
 
 
 def _command(process: int) -> str:
-    words = _read(process, "cmdline").replace("\0", " ").strip()
-    return f": {words[:LONGEST_COMMAND]}" if words else ""
+    command = _read(process, "cmdline").replace("\0", " ").strip()
+    return f": {command[:LONGEST_COMMAND]}" if command else ""
 
 
 def _read(*parts: object) -> str:

@@ -1,9 +1,8 @@
-"""Connections of which nobody knows yet whose they are: how many there may be, and which goes where they are too many.
+"""Limits on unauthenticated connections ("strangers"), by address and in total; the oldest is closed first.
 
-A connection is a stranger's until a request on it has brought a live session. Only strangers are counted and bounded,
-as a whole office stands behind one address. Where many come by one peer that says nothing of them (this machine, a
-proxy that is not declared, once somebody has come by it with a session), they share one budget. An address of IPv6
-counts by its first 64 bits, as the rest is its owner's choice.
+A connection counts until a request on it has a valid session: a whole office may share one address. Peers that stand
+for many clients (this machine; an undeclared proxy, once a session has come through it) share one larger budget. IPv6
+addresses count by their first 64 bits, as the owner chooses the rest.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from typing import Protocol
 from chatapp.config import plain_address
 from chatapp.fair_queue import prefix
 
-SHARED = ""  # the budget of all who come by peers that stand for many
-MOST_SHARING = 1000  # peers that are known to stand for many
-BYTES_EACH = 32 << 10  # a connection's fair part of what may be unread: heads and bodies that are still being read
+SHARED = ""  # the key of the shared budget
+MOST_SHARING = 1000  # peers known to stand for many
+BYTES_EACH = 32 << 10  # of unfinished requests, for each connection of a budget
 
 log = logging.getLogger("chatapp.requests")
 
 
 class Guest(Protocol):
-    """A stranger's connection."""
+    """An unauthenticated connection."""
 
-    address: str  # whose budget it counts in
-    unread: int  # bytes of its request that are in memory
+    address: str  # the key of its budget
+    unread: int  # bytes of its unfinished request in memory
 
     def cut(self) -> None:
         """Close now."""
@@ -36,28 +35,28 @@ class Guest(Protocol):
 
 @dataclass
 class Budget:
-    """What one address has."""
+    """The connections of an address, and their unread bytes."""
 
-    guests: OrderedDict[Guest, None] = field(default_factory=OrderedDict)  # the one that came first is the first
+    guests: OrderedDict[Guest, None] = field(default_factory=OrderedDict)  # oldest first
     unread: int = 0
 
 
 class Strangers:
-    """The strangers of a worker. `each`: connections of one address; `most`: of all together."""
+    """A worker's unauthenticated connections. `each`: limit for one address (0: none); `most`: limit in total."""
 
     def __init__(self, each: int, most: int) -> None:
         self._each, self._most = min(each or most, most), most
         self._budgets: dict[str, Budget] = {}
         self._all: OrderedDict[Guest, None] = OrderedDict()
-        self._sharing: OrderedDict[str, None] = OrderedDict()  # longest unused first
+        self._sharing: OrderedDict[str, None] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
         return len(self._all)
 
     def share(self, peer: str) -> None:
-        """This peer speaks for others, whom it does not name to us: its connections count in the shared budget.
+        """Count this peer's connections in the shared budget: it forwards other clients' without naming them.
 
-        To be called only where that is credible, as the shared budget is larger than an address's own.
+        Call it only on evidence, because the shared budget is larger than an address's own.
         """
         address = prefix(peer)
         is_new = address not in self._sharing
@@ -73,12 +72,12 @@ class Strangers:
             )
 
     def budget_of(self, peer: str) -> str:
-        """In which budget connections of this peer count."""
+        """Return the key of the budget for this peer's connections."""
         address = prefix(peer)
         return SHARED if address in self._sharing or stands_for_many(peer) else address
 
     def add(self, guest: Guest) -> None:
-        """Count it; where that makes too many, the oldest of its address, or of all, is cut."""
+        """Count a connection; above a limit, cut the oldest of its address, or of all."""
         budget = self._budgets.setdefault(guest.address, Budget())
         budget.guests[guest] = self._all[guest] = None
         budget.unread += guest.unread
@@ -88,7 +87,7 @@ class Strangers:
             self._cut(next(iter(self._all)))
 
     def remove(self, guest: Guest) -> None:
-        """Count it no more."""
+        """Stop counting a connection."""
         if self._all.pop(guest, guest) is guest:
             return
         budget = self._budgets[guest.address]
@@ -98,7 +97,7 @@ class Strangers:
             del self._budgets[guest.address]
 
     def has_read(self, guest: Guest, count: int) -> None:
-        """So many bytes of its request came into memory (less than none: are done with)."""
+        """Add `count` unread bytes (negative: handled); above the budget's limit, cut its oldest connections."""
         guest.unread += count
         if guest not in self._all:
             return
@@ -114,7 +113,7 @@ class Strangers:
 
 
 def advice(host: str, has_declared: bool, most: int) -> str:
-    """What to say at the start where all strangers come by one peer; empty where each has an address."""
+    """Return a warning if all unauthenticated connections will share one budget, or an empty string."""
     if has_declared or not stands_for_many(host):
         return ""
     return (
@@ -125,8 +124,8 @@ def advice(host: str, has_declared: bool, most: int) -> str:
 
 @lru_cache(MOST_SHARING)
 def stands_for_many(peer: str) -> bool:
-    """Whether a peer is this machine (a proxy, a tunnel) or has no address (a unix socket)."""
+    """Return True for this machine (a proxy, a tunnel) or a unix socket."""
     try:
         return plain_address(peer).is_loopback
-    except ValueError:  # `localhost`, or a path
+    except ValueError:  # `localhost`, or a socket's path
         return True

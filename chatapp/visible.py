@@ -1,18 +1,18 @@
-"""Whether a text shows anything: white space, marks of direction, joiners and fillers alone make an empty bubble."""
+"""Detection of blank text: white space, direction marks, joiners and fillers alone would make an empty bubble."""
 
 import unicodedata
 
 UNSEEN = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))
-"""Categories of which nothing is drawn: controls, formats, separators."""
+"""Unicode categories without a glyph: controls, formats, separators."""
 FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
-"""Letters, marks and a Braille pattern that are drawn as nothing."""
+"""Letters, marks and a Braille pattern with an empty glyph."""
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of it can be seen; the empty text is blank, too."""
+    """Return True if the text is empty or has no visible character."""
     return all(_is_unseen(char) for char in text)
 
 
 def _is_unseen(char: str) -> bool:
-    is_selector = "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"  # of a variant of the one before
+    is_selector = "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"  # variation selector
     return is_selector or char in FILLERS or unicodedata.category(char) in UNSEEN

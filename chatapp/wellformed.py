@@ -1,7 +1,7 @@
-"""What a request must be before anything looks at it: a host that is one, cookies that fit, text that can be read.
+"""Checks of a request's form: a valid Host, a bounded size of cookies, and answers to requests that gunicorn rejects.
 
-What is not is answered here, in words and with one short line of log: 400, or what HTTP has for it (414, 417, 431). The
-middleware does so for what gunicorn has understood, `answer_nonsense` for what it has not.
+Malformed requests get 400, or 414, 417, 431 or 501: from the middleware if gunicorn could parse them, else from
+`answer_nonsense`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from ipaddress import IPv6Address
 
 from gunicorn.http import errors
 
-LONGEST_COOKIES = 8190  # characters of all cookies together; gunicorn's own limit of a header's line
-LONGEST_SHOWN = 100  # characters of what a stranger sent, in a line of log
+LONGEST_COOKIES = 8190  # characters of all cookies; gunicorn's own limit of a header line
+LONGEST_SHOWN = 100  # characters of a client's text in a log line
 LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
 HOST = re.compile(rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>{LABEL}(?:\.{LABEL})*)\.?)(?::(?P<port>[0-9]{{0,5}}))?")
 LONGEST_NAME = 253  # characters of a host's name (RFC 1035)
@@ -42,7 +42,7 @@ PLAIN = [
 
 
 def is_host(text: str) -> bool:
-    """Whether this can be what a client asks for: a name whose labels are at most 63 long, or an address."""
+    """Return True for a valid Host header: a name with labels of at most 63 characters, or an address."""
     found = HOST.fullmatch(text)
     if found is None or int(found["port"] or 0) > 65535 or len(found["name"] or "") > LONGEST_NAME:
         return False
@@ -53,15 +53,15 @@ def is_host(text: str) -> bool:
 
 
 def shown(text: object) -> str:
-    """The beginning of what a stranger sent, on one line, as it may stand in the log."""
+    """Return a client's text escaped and shortened for one log line."""
     whole = ascii(text)
     return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:LONGEST_SHOWN]}… ({len(whole)})"
 
 
 def answer_nonsense(error: BaseException) -> tuple[int, str, str] | None:
-    """Status, its name and words for what gunicorn could not understand; None where it is no client's fault."""
-    ours = errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName
-    if not isinstance(error, errors.ParseException) or isinstance(error, ours):
+    """Return status, reason phrase and text for gunicorn's parse error, or None if it is not the client's."""
+    server_errors = errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName
+    if not isinstance(error, errors.ParseException) or isinstance(error, server_errors):
         return None
     if isinstance(error, errors.LimitRequestHeaders):
         return 431, "Request Header Fields Too Large", HEADERS

@@ -177,11 +177,11 @@ class EventSocket:
 
     # Closing
 
-    def end(self, goodbye: bytes) -> None:
+    def end(self, last_bytes: bytes) -> None:
         """Write the last bytes, half-close, and wait for the peer to close."""
         if self._fd < 0 or self.ended_at is not None:
             return
-        self.write(goodbye)
+        self.write(last_bytes)
         self.ended_at = time.monotonic()
         if self._fd >= 0:
             self.resume_reading()

@@ -40,7 +40,7 @@ class Refusal:
     """The HTTP answer to a refused upgrade."""
 
     status: int
-    words: str
+    body: str
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -101,9 +101,9 @@ class UpgradeCheck:
             return Refusal(401, "Sign in first.\n")
         origin, host = environ.get("HTTP_ORIGIN", ""), f"{environ['wsgi.url_scheme']}://{get_host(environ)}"
         if not origin_is_allowed(self._services.settings, origin, host):
-            words = _wrong_origin(self._services.settings, environ, origin, host)
-            log.warning("refused a WebSocket: %s", words)
-            return Refusal(403, f"{words}\n")
+            problem = _wrong_origin(self._services.settings, environ, origin, host)
+            log.warning("refused a WebSocket: %s", problem)
+            return Refusal(403, f"{problem}\n")
         if self._services.connections.is_full() or not is_plain(environ):
             return Refusal(503, "No WebSocket can be opened now.\n", (("Retry-After", str(FULL_RETRY_S)),))
         if not can_detach(environ):
@@ -168,7 +168,7 @@ def register(app: Flask, services: Services, sessions: HandshakeSessionCache, is
             return Response("GET by HTTP/1.1 is needed.\n", 400, content_type="text/plain")
         checked = check(request.environ)
         if isinstance(checked, Refusal):
-            return Response(checked.words, checked.status, checked.headers, content_type="text/plain")
+            return Response(checked.body, checked.status, checked.headers, content_type="text/plain")
         request.environ[AUTH_SESSION_KEY] = checked
         return None
 

@@ -1,6 +1,6 @@
 """Checksums of content, and an encoding ("armour") that HTML-rewriting middleboxes leave alone.
 
-Such boxes (address obfuscation, script injection, minification) act on text/html whatever the headers say. A checksum
+Such boxes (address obfuscation, script injection, minification) act on text/html regardless of headers. A checksum
 is the CRC-32 of the UTF-8, as eight hexadecimal digits: against accidents, not against attackers.
 """
 
@@ -33,12 +33,12 @@ def message_checksum(message: ChangedMessage) -> str:
     """
     if message.author == "user":
         return checksum(message.body)
-    words = "".join([_words(block) for block in message.blocks])
+    text = "".join([_text(block) for block in message.blocks])
     source = message.blocks[-1].html if message.blocks and message.state == "running" else ""
-    return checksum(words + "".join(_links(message.blocks)) + source)
+    return checksum(text + "".join(_links(message.blocks)) + source)
 
 
-def _words(block: Block) -> str:
+def _text(block: Block) -> str:
     return html.unescape(_TAG.sub("", block.html))
 
 

@@ -216,7 +216,7 @@ class Polls:
         self.bus = bus
         self.long_polls: set[LongPoll] = set()
         self.connections = connections
-        self.access_log: Callable[[str], None] | None = None  # gunicorn's; None in tests
+        self.access_log: Callable[[str], None] | None = None  # gunicorn's; None without it
         self._epoch = epoch
         self._histories = histories
         self._waiting: set[Event] = set()  # polls in greenlets
@@ -224,7 +224,7 @@ class Polls:
         self.is_draining = False
 
     def answer(self, person: int, session_id: int, poll: Poll) -> list[str]:
-        """Return the frames for a poll, after a hold if nothing is new; empty if it or the session ended."""
+        """Return the frames for a poll; waits if nothing is new. Empty when the hold is over or the session ends."""
         found = self.now(person, poll)
         return found if found or poll.wait_s <= 0 else self._wait(person, session_id, poll)
 

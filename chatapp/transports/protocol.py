@@ -126,14 +126,14 @@ def ack(posted: Posted) -> str:
     )
 
 
-def refused(client_id: str, code: str, words: str, retry_after_s: int | None = None) -> str:
+def refused(client_id: str, code: str, message: str, retry_after_s: int | None = None) -> str:
     """Reject a message; with `retry_after_s` the client sends it again."""
-    return element("chat-refused", escape(words), client_id=client_id, code=code, retry_after=retry_after_s)
+    return element("chat-refused", escape(message), client_id=client_id, code=code, retry_after=retry_after_s)
 
 
-def error(code: str, words: str) -> str:
+def error(code: str, message: str) -> str:
     """Report an invalid frame."""
-    return element("chat-error", escape(words), code=code)
+    return element("chat-error", escape(message), code=code)
 
 
 def reload(feed: str, reason: str, epoch: str | None = None, mark: str | None = None) -> str:

@@ -77,8 +77,8 @@ class Reader:
 
     def read(self, person: int, name: str, cursor: int) -> Update:
         """Return the changes after a cursor. Raises Gone, StaleCursor."""
-        conversation = None if name == LIST else self._chat.place(person, name)
-        feed = conversation.feed if conversation else self._store.conversations.list_feed(person)
+        ref = None if name == LIST else self._chat.place(person, name)
+        feed = ref.feed if ref else self._store.conversations.list_feed(person)
         head = self._store.database.revision(feed)
         if cursor > head:  # another process may have committed since the last notice
             head = self._store.database.revision(feed, reread=True)
@@ -87,7 +87,7 @@ class Reader:
         cached = self._frames.get((feed, cursor))
         if cached is not None and cached[0] == head:
             return cached[1]
-        update = self._read_feed(person, name, conversation, cursor)
+        update = self._read_feed(person, name, ref, cursor)
         size = 3 * getsizeof(update.frame) + getsizeof(update)  # with room for `encoded` and `deflated`
         self._frames.put((feed, cursor), (head, update), size)
         return update
@@ -100,9 +100,9 @@ class Reader:
         update = cached[1]
         return None if update.more or update.frame is None else update
 
-    def _read_feed(self, person: int, name: str, conversation: ConversationRef | None, cursor: int) -> Update:
+    def _read_feed(self, person: int, name: str, ref: ConversationRef | None, cursor: int) -> Update:
         changes: Changes[object] = (
-            self._chat.changes(conversation, cursor) if conversation else self._chat.entries(person, cursor)  # type: ignore[assignment]
+            self._chat.changes(ref, cursor) if ref else self._chat.entries(person, cursor)  # type: ignore[assignment]
         )
         if changes.end == cursor:
             return Update(None, cursor)
