@@ -7,14 +7,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from chatapp.store.checkpoints import MOST_PAGES
 from lab.http import Client
 from lab.peer import WebSocketPeer
 from lab.server import Server
 from sqlalchemy import create_engine
-
-from chatapp.store import checkpoints
-from chatapp.store.checkpoints import MOST_PAGES
-from chatapp.store.database import prepare_sqlite
 
 POSTS = 1500  # some 40 kB of log each, together more than would be left to pile up
 PAGE_BYTES = 4096
@@ -39,11 +36,11 @@ def test_a_log_that_somebody_keeps_from_ending_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A backup, or a shell that was forgotten, reads on: what is written meanwhile cannot be carried over."""
-    monkeypatch.setattr(checkpoints, "MOST_PAGES", 20)
+    monkeypatch.setattr(sqlite, "MOST_PAGES", 20)
     engine = create_engine(f"sqlite:///{tmp_path / 'chat.db'}")
-    prepare_sqlite(engine, "FULL")
+    sqlite.configure(engine, "FULL")
     engine.connect().close()  # puts it into WAL mode
-    made = checkpoints.Checkpoints(engine, threading.Lock())
+    made = sqlite.Checkpoints(engine, threading.Lock())
     with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as writer:
         writer.execute("CREATE TABLE notes (text)")
         with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as reader:

@@ -42,6 +42,11 @@ def test_a_planted_bug_is_found(bug: str) -> None:
     assert not Lab().run(found).problems
 
 
+def test_a_conversation_whose_first_message_a_crash_took_is_begun_again() -> None:
+    """Found by 43,600 schedules: nothing had kept it, and the person is there to write it once more."""
+    assert Lab().run(38891).problems == []
+
+
 def test_a_seed_replays_exactly() -> None:
     """The same seed gives the same trace: after other schedules, on a fresh database, and in another process."""
     lab = Lab()

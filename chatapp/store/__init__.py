@@ -11,7 +11,7 @@ events.py         connection events, in a database file of their own
 unavailable.py    the error of a locked or full database
 workers.py        liveness of the processes of this host
 watch.py          publish other processes' commits
-checkpoints.py    WAL checkpoints
+sqlite.py         all that only SQLite has: pragmas, transactions, checkpoints, upserts, errors
 retention.py      delete old connection events
 prepared.py       prepared statements, run by the driver
 records.py        query results
@@ -22,7 +22,6 @@ migrate.py        migrate both databases
 from __future__ import annotations
 
 import logging
-import sqlite3
 from pathlib import Path
 
 from flask import Flask
@@ -31,8 +30,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.bus import Bus
 from chatapp.concurrency import soon
+from chatapp.store import sqlite
 from chatapp.store.conversations import Conversations
-from chatapp.store.database import Database, now_ms, prepare_sqlite
+from chatapp.store.database import Database, now_ms
 from chatapp.store.drills import Drill, DrillRunning, DrillTable
 from chatapp.store.events import ConnectionEvent, Events
 from chatapp.store.histories import Histories
@@ -78,12 +78,12 @@ POOL = {"pool_size": 10, "max_overflow": 20, "pool_timeout": 5, "pool_use_lifo":
 
 def database_url(data_dir: Path) -> str:
     """Return the URL of the chat's database."""
-    return f"sqlite:///{data_dir / 'chat.db'}"
+    return sqlite.url(data_dir / "chat.db")
 
 
 def metrics_url(data_dir: Path) -> str:
     """Return the URL of the metrics database; apart, so that measurements never block the chat."""
-    return f"sqlite:///{data_dir / 'metrics.db'}"
+    return sqlite.url(data_dir / "metrics.db")
 
 
 class Store:
@@ -97,8 +97,8 @@ class Store:
         with app.app_context():
             main, metrics = db.engine, db.engines["metrics"]
         self._engines = (main, metrics)
-        prepare_sqlite(main, "FULL")
-        prepare_sqlite(metrics, "NORMAL")
+        sqlite.configure(main, "FULL")
+        sqlite.configure(metrics, "NORMAL")
         self.database = Database(main, bus)
         self.histories = Histories(self.database, data_dir)
         self.people = People(self.database)
@@ -118,7 +118,7 @@ class Store:
                 is_migrated = connection.execute(select(instance.c.value).limit(1)).first() is not None
         except StorageUnavailable as error:
             return error.reason
-        except (SQLAlchemyError, sqlite3.Error):
+        except (SQLAlchemyError, sqlite.Error):
             log.exception("the database does not answer")
             return "failed"
         soon(self.database.try_write)  # in the background: the caller must not wait for it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,22 +10,19 @@ from dataclasses import dataclass, field
 from sys import getsizeof
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, bindparam, event, func, select, update
+from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, bindparam, func, select, update
 
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.concurrency import ParkedWorker, SingleThread, has_loop
-from chatapp.store.checkpoints import MOST_PAGES, Checkpoints
+from chatapp.store import sqlite
 from chatapp.store.prepared import Prepared, Value, driver
 from chatapp.store.records import Changes, Waiting
+from chatapp.store.sqlite import Reason
 from chatapp.store.tables import feeds, instance
-from chatapp.store.unavailable import Reason, StorageUnavailable, translate_error, translate_errors
+from chatapp.store.unavailable import StorageUnavailable, translate_error, translate_errors
 
 SLOW_COMMIT_S = 0.003  # slower commits run in a thread, which costs some 0.3 ms
-# Execution options. WRITES: the deadline of BEGIN IMMEDIATE. MANUAL: the driver begins and ends the transactions, and
-# SQLAlchemy, a tenth of the cost of a post, sees one for the life of the connection.
-WRITES, MANUAL = "writes", "by_hand"
-BUSY_TIMEOUT_MS = 5000  # timeout of a write that waits for other writers, in this process or another
 
 
 def bump_statement(which: ColumnElement[bool]) -> Prepared:
@@ -54,67 +50,6 @@ R = TypeVar("R")
 def now_ms() -> int:
     """Return milliseconds since 1970 UTC, the unit of every stored time."""
     return time.time_ns() // 1_000_000
-
-
-def prepare_sqlite(engine: Engine, synchronous: str) -> None:
-    """Configure each new connection: WAL, foreign keys, explicit BEGIN.
-
-    `synchronous`: FULL if a commit must survive a power cut, NORMAL for measurements.
-    """
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions
-        cursor = connection.cursor()
-        for pragma in (
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "journal_mode=WAL",
-            f"synchronous={synchronous}",
-            "foreign_keys=ON",
-            *([f"wal_autocheckpoint={MOST_PAGES}"] if has_loop() else []),
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A deferred transaction that becomes a writer can fail with SQLITE_BUSY at once; IMMEDIATE waits.
-        options = connection.get_execution_options()
-        execute = driver(connection).execute
-        if options.get(MANUAL, False):
-            execute("PRAGMA busy_timeout=0")  # for the life of the connection
-        elif WRITES in options:
-            execute("PRAGMA busy_timeout=0")
-            try:
-                _begin_immediate(execute, options[WRITES])
-            finally:
-                execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-        else:
-            execute("BEGIN")
-
-
-def _begin_immediate(execute: Callable[[str], object], deadline: float) -> None:
-    """Take the write lock; wait until `deadline` (monotonic) if another process holds it. SQLite's busy handler would
-    block the event loop meanwhile."""
-    pause_s = 0.001
-    while True:
-        try:
-            execute("BEGIN IMMEDIATE")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.02)
-
-
-def _commit(execute: Callable[[str], object]) -> sqlite3.Error | None:
-    """Run in another thread. Errors are returned: gevent would print an exception of the thread."""
-    try:
-        execute("COMMIT")
-    except sqlite3.Error as error:
-        return error
-    return None
 
 
 def new_id(result: CursorResult[Any]) -> int:
@@ -258,7 +193,7 @@ class Database:
         self._commit_thread = SingleThread()  # used for commits only: nothing else may delay them
         # One writer at a time in this process: SQLite's busy wait would block the event loop, and so the other writer.
         self._writer = threading.RLock()
-        self._checkpoints = Checkpoints(engine, self._writer)
+        self._checkpoints = sqlite.Checkpoints(engine, self._writer)
         # Reused for every group: a checkout from the pool costs as much as two changes.
         self._group_connection: Connection | None = None
         self._jobs: list[WriteJob[Any]] = []  # queued for the next group
@@ -276,8 +211,8 @@ class Database:
     def _writing(self) -> Iterator[float]:
         """Hold this process's write lock. Yield the deadline (monotonic) of the write, which includes the wait for this
         lock. Raises StorageUnavailable."""
-        deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-        if not self._writer.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+        deadline = time.monotonic() + sqlite.BUSY_TIMEOUT_MS / 1000
+        if not self._writer.acquire(timeout=sqlite.BUSY_TIMEOUT_MS / 1000):
             raise StorageUnavailable("busy", "this process waits for another one's write")
         try:
             yield deadline
@@ -288,7 +223,7 @@ class Database:
     def write(self) -> Iterator[Write]:
         """Open a write transaction; commit it and publish its topics when the block ends. Raises StorageUnavailable."""
         with self._record_failure(), translate_errors(), self._writing() as deadline, self.engine.connect() as plain:
-            connection = plain.execution_options(**{WRITES: deadline})
+            connection = plain.execution_options(**{sqlite.WRITES: deadline})
             with connection.begin():
                 tx = Write(connection)
                 yield tx
@@ -398,7 +333,7 @@ class Database:
 
     def _commit_group(self, jobs: list[WriteJob[Any]], deadline: float) -> dict[int, None]:
         if self._group_connection is None:
-            self._group_connection = self.engine.connect().execution_options(**{MANUAL: True})
+            self._group_connection = self.engine.connect().execution_options(**{sqlite.MANUAL: True})
             self._group_connection.begin()
         is_complete = False
         try:
@@ -416,7 +351,7 @@ class Database:
     def _run_jobs(self, connection: Connection, jobs: list[WriteJob[Any]], deadline: float) -> list[Write]:
         """Run all jobs in one transaction and commit it. Return the writes of those that succeeded."""
         execute = driver(connection).execute
-        _begin_immediate(execute, deadline)
+        sqlite.begin_write(execute, deadline)
         if len(jobs) == 1:
             done = _run_job(connection, jobs[0])
         else:
@@ -459,7 +394,7 @@ class Database:
         """Commit by the driver, in a thread if the disk is slow. SQLAlchemy has nothing left to commit."""
         started = time.monotonic()
         if self._commit_s > SLOW_COMMIT_S:
-            if (error := self._commit_thread.run(_commit, execute)) is not None:
+            if (error := self._commit_thread.run(sqlite.commit, execute)) is not None:
                 raise error
         else:
             execute("COMMIT")

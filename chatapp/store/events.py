@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from sqlalchemy import bindparam, delete, func, select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
+from chatapp.store import sqlite
 from chatapp.store.database import Database, now_ms
 from chatapp.store.prepared import Prepared
 from chatapp.store.tables import connection_events
@@ -40,7 +39,7 @@ class ConnectionEvent:
 COLUMNS = [field.name for field in fields(ConnectionEvent)]
 # One row at a time: SQLAlchemy would compile and cache a statement for each number of rows.
 ADD = Prepared(
-    insert(connection_events)
+    sqlite.insert(connection_events)
     .values({name: bindparam(name) for name in (*COLUMNS, "received_at")})
     .on_conflict_do_nothing()
     .returning(connection_events.c.id)
@@ -82,7 +81,7 @@ class Events:
             self.add(events)
         except StorageUnavailable:  # already logged
             log.debug("%d connection events were lost", len(events))
-        except (SQLAlchemyError, sqlite3.Error):
+        except (SQLAlchemyError, sqlite.Error):
             log.exception("%d connection events were lost", len(events))
 
     def delete_before(self, before: int, most: int) -> int:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import sqlite3
 import time
-from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -19,8 +17,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DatabaseError
 
 from chatapp.assets import asset_dir
-from chatapp.store import database_url, metrics_url
-from chatapp.store.database import BUSY_TIMEOUT_MS, WRITES, prepare_sqlite
+from chatapp.store import database_url, metrics_url, sqlite
 from chatapp.store.unavailable import StorageUnavailable
 
 log = logging.getLogger("chatapp.store")
@@ -78,12 +75,12 @@ def _migrate_file(data_dir: Path, name: str, url: str) -> None:
         if not _is_current(file, asset_dir("migrations") / name):
             engine = create_engine(url)
             try:
-                prepare_sqlite(engine, "FULL")
+                sqlite.configure(engine, "FULL")
                 _upgrade(engine, name)
             finally:
                 engine.dispose()
         file.chmod(0o600)
-    except (sqlite3.DatabaseError, DatabaseError) as error:
+    except (sqlite.Error, DatabaseError) as error:
         raise problem_of(file, error) or error from error
 
 
@@ -94,13 +91,12 @@ def problem_of(file: Path, error: Exception) -> UnusableData | None:
         return cause
     if isinstance(cause, StorageUnavailable):
         return UnusableData(f"{file} {UNAVAILABLE[cause.reason]}")
-    if not isinstance(cause, sqlite3.DatabaseError):
+    if not isinstance(cause, sqlite.Error):
         return None
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if sqlite.is_damaged(cause):
         advice = "Keep a copy of the folder, and restore a backup (docs/operations.md)."
         return ForeignData(f"{file} is damaged, or no database: {cause}. {advice}")
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if sqlite.reason_of(cause) == "busy":
         return UnusableData(f"{file} {UNAVAILABLE['busy']}")
     return UnusableData(f"{file} cannot be used: {cause}.")
 
@@ -118,15 +114,12 @@ def _put_aside(file: Path, problem: UnusableData) -> None:
 def _is_current(file: Path, folder: Path) -> bool:
     """Return True if the database has the newest migration of the folder; file names begin with their numbers.
 
-    Raises ForeignData if a newer version made it, sqlite3.DatabaseError if it is damaged.
+    Raises ForeignData if a newer version made it, sqlite.Error if it is damaged.
     """
     known = sorted(path.name.partition("_")[0] for path in folder.glob("[0-9]*.py"))
     if not file.exists():
         return False
-    with closing(sqlite3.connect(file)) as database:
-        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
-            return False  # not created yet, or interrupted
-        found = [row[0] for row in database.execute("SELECT version_num FROM alembic_version")]
+    found = sqlite.migrations_of(file)
     if unknown := [number for number in found if number not in known]:
         raise ForeignData(
             f"{file} was made by a newer version of chatapp: it is at migration {', '.join(unknown)}, and this version "
@@ -146,7 +139,7 @@ def _upgrade(engine: Engine, name: str) -> None:
     config.set_main_option("version_locations", str(folder / name).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     with engine.connect() as plain:
-        connection = plain.execution_options(**{WRITES: time.monotonic() + BUSY_TIMEOUT_MS / 1000})
+        connection = plain.execution_options(**{sqlite.WRITES: time.monotonic() + sqlite.BUSY_TIMEOUT_MS / 1000})
         with connection.begin():
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from chatapp.concurrency import soon
 from chatapp.network_memory import Experience, Network, Networks, note
+from chatapp.store import sqlite
 from chatapp.store.database import Database, Write, now_ms
 from chatapp.store.tables import network_memory
 from chatapp.store.unavailable import StorageUnavailable
@@ -43,7 +43,7 @@ class NetworkTable:
         try:
             with self._database.write() as tx:
                 _update(tx, person, experiences)
-        except (SQLAlchemyError, sqlite3.Error, StorageUnavailable):
+        except (SQLAlchemyError, sqlite.Error, StorageUnavailable):
             log.exception("what was learned of networks was lost: %s", experiences)
 
 

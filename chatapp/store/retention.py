@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from threading import Event, Thread
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from chatapp.store import sqlite
 from chatapp.store.database import now_ms
 from chatapp.store.events import Events
 from chatapp.store.unavailable import StorageUnavailable
@@ -50,5 +50,5 @@ class Retention:
             wait_s = LOOK_EVERY_S
             try:
                 self.purge()
-            except (SQLAlchemyError, sqlite3.Error, StorageUnavailable) as error:
+            except (SQLAlchemyError, sqlite.Error, StorageUnavailable) as error:
                 log.warning("old connection events could not be deleted; the next try is in 10 minutes: %s", error)

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from sqlalchemy.exc import DBAPIError, TimeoutError
+
+from chatapp.store import sqlite
+from chatapp.store.sqlite import Reason
 
 RETRY_S = 2  # Retry-After of a refused request
 LOG_EVERY_S = 10.0  # for each reason: every request fails at the same time
 
-Reason = Literal["busy", "full", "failed"]
-# SQLite's primary result codes (sqlite.org/rescode.html). SQLITE_CORRUPT is not temporary.
-TEMPORARY: dict[int, Reason] = {
-    sqlite3.SQLITE_BUSY: "busy",
-    sqlite3.SQLITE_LOCKED: "busy",
-    sqlite3.SQLITE_PROTOCOL: "busy",
-    sqlite3.SQLITE_FULL: "full",
-    sqlite3.SQLITE_NOMEM: "failed",
-    sqlite3.SQLITE_READONLY: "failed",
-    sqlite3.SQLITE_IOERR: "failed",
-    sqlite3.SQLITE_CANTOPEN: "failed",
-}
 
 log = logging.getLogger("chatapp.store")
 _logged_at: dict[Reason, float] = {}  # monotonic
@@ -46,9 +35,8 @@ def translate_error(error: Exception) -> Exception:
     """Return StorageUnavailable for a temporary error of SQLite, else the error unchanged."""
     if isinstance(error, TimeoutError):  # of SQLAlchemy's pool
         return _logged(StorageUnavailable("busy", str(error)))
+    reason = sqlite.reason_of(error)
     cause = error.orig if isinstance(error, DBAPIError) else error
-    code = getattr(cause, "sqlite_errorcode", None) if isinstance(cause, sqlite3.Error) else None
-    reason = TEMPORARY.get(code & 0xFF) if code is not None else None  # the primary code
     return _logged(StorageUnavailable(reason, str(cause))) if reason is not None else error
 
 
@@ -57,7 +45,7 @@ def translate_errors() -> Iterator[None]:
     """Raise StorageUnavailable for temporary errors of SQLite and SQLAlchemy."""
     try:
         yield
-    except (sqlite3.Error, DBAPIError, TimeoutError) as error:
+    except (sqlite.Error, DBAPIError, TimeoutError) as error:
         found = translate_error(error)
         if found is error:
             raise

@@ -1,4 +1,4 @@
-"""Publish other processes' commits: PRAGMA data_version tells that there was one, feeds.change tells in which feeds.
+"""Publish other processes' commits: SQLite's data_version tells that there was one, feeds.change tells in which feeds.
 
 A poll that finds nothing costs some microseconds and reads no page of the database.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select
 
 from chatapp.bus import ACCESS, Bus, session_topic
+from chatapp.store import sqlite
 from chatapp.store.database import Database
 from chatapp.store.prepared import Prepared
 from chatapp.store.tables import feeds, people, sessions
@@ -85,7 +86,7 @@ class Watcher:
 
     def _data_version(self) -> int:
         with translate_errors():
-            return int(self._connection.driver_connection.execute("PRAGMA data_version").fetchone()[0])
+            return sqlite.data_version(self._connection.driver_connection)
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._interval_s):

@@ -20,6 +20,7 @@ class Typed:
     id: str
     conversation: str
     body: str
+    create: bool = False  # the conversation is made with it
 
 
 class Client:
@@ -73,8 +74,16 @@ class Client:
 
         def back() -> None:
             self.page = self._load()
+            self._type_again()
 
         self.world.later(after, back)
+
+    def _type_again(self) -> None:
+        """A conversation that was to be made with a message that nothing kept is begun once more."""
+        firsts = [entry for entry in self.typed if entry.create]
+        for entry in firsts:
+            if all(one.id in self.unsaved for one in firsts if one.conversation == entry.conversation):
+                self.type(entry.conversation, entry.body, create=True)
 
     def follow(self, conversation: str) -> None:
         """Show a conversation from now on."""
@@ -95,7 +104,7 @@ class Client:
         if self.page.is_over or self.world.now < self.asleep_until:
             self.world.later(100, lambda: self.type(conversation, body, create))
             return
-        entry = Typed(str(self.world.uuid()), conversation, body)
+        entry = Typed(str(self.world.uuid()), conversation, body, create)
         self.typed.append(entry)
         self.world.note(f"{self.name} types {entry}")
         self.page.send(entry.id, conversation, body, create)

@@ -10,9 +10,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
 from chatapp.bus import Bus
-from chatapp.store import Store
+from chatapp.store import Store, sqlite
 from chatapp.store.conversations import MOST_CHANGES, Conversations
-from chatapp.store.database import Database, prepare_sqlite
+from chatapp.store.database import Database
 from chatapp.store.migrate import migrate
 from chatapp.store.people import People
 from chatapp.store.runs import Runs
@@ -45,7 +45,7 @@ class Disk:
         self.connection.execute("UPDATE instance SET value = ? WHERE name = 'epoch'", (EPOCH,))
         self.connection.commit()
         self.engine = create_engine("sqlite://", creator=lambda: self.connection, poolclass=StaticPool)
-        prepare_sqlite(self.engine, "FULL")
+        sqlite.configure(self.engine, "FULL")
 
     def watch(self, before: Callable[[], None], after: Callable[[], None]) -> None:
         """Have something called around each commit of a change."""
