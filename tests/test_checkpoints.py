@@ -7,11 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from chatapp.store.checkpoints import MOST_PAGES
 from lab.http import Client
 from lab.peer import WebSocketPeer
 from lab.server import Server
 from sqlalchemy import create_engine
+
+from chatapp.store import sqlite
+from chatapp.store.sqlite import MOST_PAGES
 
 POSTS = 1500  # some 40 kB of log each, together more than would be left to pile up
 PAGE_BYTES = 4096
