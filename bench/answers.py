@@ -41,7 +41,7 @@ def model(folder: Path, core: int, rate: float, piece: int, characters: int) -> 
 
 
 def many(server: Server, site: Site, answers: int, readers: int, seconds: float) -> Numbers:
-    """So many answers at once, each with readers of its own: the server's CPU while all of them grow."""
+    """CPU of the server while many answers grow at once, each with its readers."""
     loop, frames = Loop(), [0]
     seats = [site.seats(number) for number in range(answers)]
     sockets = connect_all(loop, site, [seat for seat in seats for _ in range(readers)])

@@ -1,4 +1,4 @@
-"""`make before`: CPU an operation beside another commit's, in interleaved pairs, with a control.
+"""`make before`: CPU per operation against another commit, in interleaved pairs, with a control.
 
 The other commit is a git worktree with an environment of its own. Each pair measures three fresh servers in changing
 order: the product, the other commit, and the product once more (the control).
@@ -114,7 +114,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
 
 
 def measure(rig: Rig, rows: Sequence[Row], pairs: int) -> dict[str, dict[str, list[float]]]:
-    """µs an operation by row and contender, pair by pair. A pair of which a part failed is told and taken again."""
+    """µs an operation by row and contender, pair by pair. A pair with a failure is reported and repeated."""
     found: dict[str, dict[str, list[float]]] = {row.key: {name: [] for name in ORDERS[0]} for row in rows}
     for number in range(pairs):
         for row in rows:

@@ -56,7 +56,7 @@ class Crowd:
     did: Counter[str] = field(default_factory=Counter)
 
     def run(self, seconds: float) -> None:
-        """Come and go for so long."""
+        """Come and go for this time."""
         actions = (
             self.connect,
             self.connect,
@@ -105,7 +105,7 @@ class Crowd:
             self.did["posted"] += 1
 
     def poll(self) -> None:
-        """One poll on a connection of its own."""
+        """One poll on a new connection."""
         seat = self.seat()
         connection = Connection(self.loop, self.site.port)
         answers = Answers()
@@ -127,7 +127,7 @@ class Crowd:
         self.did["held"] += 1
 
     def drop(self) -> None:
-        """Cut a socket with RST, in the middle of whatever it does."""
+        """Cut a socket with RST, in the middle of its work."""
         if self.sockets:
             self.sockets.pop(self.chance.randrange(len(self.sockets))).close()
             self.did["dropped"] += 1

@@ -1,4 +1,4 @@
-"""`make hostile`: strangers and hostile members at work beside people, and what people notice of it, against bars.
+"""`make hostile`: attacks by strangers and hostile members, and their effects on people, against thresholds.
 
 Each of the first three attacks runs in interleaved pairs, without and with it, beside 20 people who write; judged is
 the median over the pairs of what it does to the 95th percentile of a message's time. Strangers come from the addresses
@@ -227,7 +227,7 @@ def strangers(port: int, kind: str, count: int, sources: Sequence[str], host: st
 
 
 class Honest:
-    """Somebody who signs in from an address of their own, beside all that."""
+    """A person who signs in from another address during the attack."""
 
     def __init__(self, port: int) -> None:
         self._port = port

@@ -1,4 +1,4 @@
-"""How many lines of the connection's client stand where: `python -m bench.lines [COMMIT …]`, side by side."""
+"""Lines of the connection's client by room, at several commits: `python -m bench.lines [COMMIT …]`."""
 
 import fnmatch
 import subprocess
@@ -27,7 +27,7 @@ ROOMS = {
         "chatapp/client/*.py",
         *(f"chatapp/connection/{name}.py" for name in ("facts", "delays", "record", "detector", "pacing", "quality")),
     ),
-    "states.py: the table (and the interpreter, where there is one)": (
+    "the table of states (with its interpreter, if any)": (
         "chatapp/connection_states.py",
         "chatapp/connection/states.py",
     ),

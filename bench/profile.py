@@ -1,4 +1,4 @@
-"""Where the time of a post, a delivery, a poll and an idle second goes: py-spy beside the product's worker."""
+"""CPU profiles of a post, a delivery, a poll and an idle second: py-spy samples the product's worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Profile:
 
 
 def take(rig: Rig) -> list[Profile]:
-    """One profile for each kind of work, on a server of its own."""
+    """One profile for each kind of work, each on a fresh server."""
     scale = rig.scale
     kinds: list[tuple[str, float, Callable[[Server, Site], work.Numbers]]] = [
         ("a post", scale.seconds, lambda server, site: work.posts(server, site, scale.clients, scale.seconds)),

@@ -13,7 +13,7 @@ from bench.load.work import Numbers
 from bench.rows import Bar, Row, Scale
 
 MET = {True: "met", False: "not met"}
-FOREIGN_PERCENT = 10.0  # of a core: with more than this beside it, a run says little
+FOREIGN_PERCENT = 10.0  # of a core: if others use more than this, a run says little
 
 
 @dataclass

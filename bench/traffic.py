@@ -1,4 +1,4 @@
-"""What one open page costs the network, by transport and by what the person does: the traffic sheet's figures.
+"""The network traffic of one open page, by transport and activity: the traffic sheet's figures.
 
 A real Chromium for each line, real servers, and between them a relay that counts bytes and requests. No TLS: with it,
 add some 2 % and its handshakes. Run: `make traffic` (SECONDS=n; 180). Prints the sheet as Markdown, or JSON.
@@ -28,7 +28,7 @@ QUESTION = "WebSocket behind nginx"
 HOUR_S = 3600.0
 HEAD = re.compile(rb"(GET|POST) (\S+) HTTP/1\.1\r\n(.*?)\r\n\r\n", re.DOTALL)
 
-# The page is told that it is hidden; that Chromium slows a hidden page's timers is not part of this.
+# The page sees the event of being hidden; Chromium does not slow its timers, as it does with truly hidden pages.
 HIDDEN = """
 Object.defineProperty(document, "hidden", { get: () => window.isHidden === true })
 Object.defineProperty(document, "visibilityState", { get: () => window.isHidden ? "hidden" : "visible" })

@@ -40,7 +40,7 @@ class Rig:
     def __init__(self, options: argparse.Namespace, directory: Path, peer: Path | None) -> None:
         self.options, self.directory, self.peer = options, directory, peer
         self.systems = [OURS, *(PEERS if peer else ())] if not options.systems else options.systems.split(",")
-        # With few trials several cells go on at once, each with people of its own.
+        # With few trials several cells go on at once, each with other people.
         self.lanes = options.lanes or max(1, min(6, MOST_AT_ONCE // (2 * options.trials)))
         ours = sum(system.startswith(OURS) for system in self.systems)
         self.people = max(options.trials, IN_CHROMIUM) * max(1, ours)
@@ -100,7 +100,7 @@ class Rig:
 
 
 def say(words: str) -> None:
-    """To whoever waits."""
+    """Print progress."""
     print(time.strftime("%H:%M:%S"), words, flush=True)
 
 
@@ -160,7 +160,7 @@ def about(options: argparse.Namespace, peer: str, lanes: int) -> dict[str, objec
 
 
 def main() -> int:
-    """Run; 0 where every cell came to its end, whatever it showed."""
+    """Run; 0 if every cell ended, met or not."""
     parser = argparse.ArgumentParser(prog="failover", description=__doc__)
     parser.add_argument("--trials", type=int, default=TRIALS, help="trials a cell")
     parser.add_argument("--cells", default="", help="names, with commas between them; all where empty")

@@ -1,4 +1,4 @@
-"""The bars of issue 4 that this rig measures: met, not met, or not measured."""
+"""The thresholds (bars) of this rig: met, not met, or not measured."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Bar:
     cell: str
     value: Callable[[Result], float | None]
     limit: float
-    most: float = 0.0  # a maximum of its own, else twice the limit
+    most: float = 0.0  # a limit of the maximum, else twice the limit
     least: float = 0.0
 
 

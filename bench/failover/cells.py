@@ -21,7 +21,7 @@ class Cell:
     argument: str = ""
     activity: Activity = "chat"
     place: ConversationRef = "session"  # start: the fault is there before the client is
-    lasts: float = 0.0  # after so long everything passes again; 0: it strikes once
+    lasts: float = 0.0  # then everything passes again; 0: it strikes once
     window: float = BLIND_S  # from T0 to the end of the trial
     front: str = ""  # a real proxy before the fault proxy
     server: bool = False  # the servers themselves are harmed, so the cell has its own

@@ -1,4 +1,4 @@
-"""Many clients after a drain: how soon all are back, and how many connect at once (Python clients of ours)."""
+"""Many clients after a drain: how soon all are back, and how many connect at once (the shipped core, headless)."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from lab.faultproxy import FaultProxy
 from lab.server import EMAIL, Server
 
 ADVISED_PER_S = 100
-"""What a draining server asks for: chatapp/transports/handshake.py, RECONNECTS_PER_S."""
+"""As RECONNECTS_PER_S in chatapp/transports/connections.py, by which a draining server advises its clients."""
 BAND_S = 0.1
 SIGN_IN_S = 1.5
 SETTLE_S = 8.0

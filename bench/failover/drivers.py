@@ -35,7 +35,7 @@ class Driver:
             start_new_session=True,
         )
         self._lock = threading.Lock()
-        self._asleep: list[str] | None = None  # what it is told while it is stopped: its pipe would fill, and we hang
+        self._asleep: list[str] | None = None  # orders kept while it is stopped: its pipe would fill, and we would hang
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -85,7 +85,7 @@ def poll_blackhole(stage: Stage, argument: str) -> Undo:
 
 
 def longest_life(stage: Stage, argument: str) -> Undo:
-    """Every connection is cut after so many seconds, whatever goes on."""
+    """Every connection is cut after so many seconds, idle or not."""
     stage.proxy.longest_life = float(argument)
     return stage.proxy.heal
 
@@ -97,7 +97,7 @@ def buffering(stage: Stage, argument: str) -> Undo:
 
 
 def caching(stage: Stage, argument: str) -> Undo:
-    """No WebSocket, and a cache that keeps polls, whatever their headers say."""
+    """No WebSocket, and a cache that keeps polls against their headers."""
     stage.proxy.upgrade, stage.proxy.cache_polls = "strip", True
     return stage.proxy.heal
 

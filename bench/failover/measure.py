@@ -133,7 +133,7 @@ def _state_at(trial: Trial, when: float) -> tuple[str, str]:
 
 
 def _noticed(trial: Trial) -> float | None:
-    """The client says that its good state is over, dials or polls beside it, or hangs up on a silent poll."""
+    """The client says that its good state is over, dials or polls in parallel, or hangs up on a silent poll."""
     state, transport = _state_at(trial, trial.t0 - SETTLING_S)
     if state != "up":
         return None

@@ -101,7 +101,7 @@ def main() -> None:
 def _start(subject: Subject) -> None:
     try:
         subject.start()
-    except Exception as problem:  # whatever it is, the rig must see that this client never came
+    except Exception as problem:  # any error: the rig must see that this client never came
         say("failed", client=subject.name, why=repr(problem))
 
 

@@ -22,7 +22,7 @@ SETTLE_S = {"chat": 8.0, "outstanding": 8.0, "awaiting": 12.0, "idle": 14.0, "qu
 QUIET_BEFORE_S = (6.0, 11.0)
 QUIET_AFTER_S = 20.0
 FIRST_MESSAGE_S = 6.0
-"""Where the fault is there first, messages begin so long after the start: none is lost for being too early."""
+"""If the fault comes first, messages begin this time after the start: none is lost for being too early."""
 GRACE_S = 15.0
 LAST_WORDS_S = 4.0
 PATIENCE_S = 60.0

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 RECV_BYTES = 1 << 16
 LINGER_NOTHING = struct.pack("ii", 1, 0)  # close with RST: no TIME_WAIT, whose ports a run would use up
-SOURCES = 8  # loopback addresses to connect from: each has 28,000 ports of its own
+SOURCES = 8  # loopback addresses to connect from: each has 28,000 ports
 
 
 class TimedOut(Exception):
@@ -140,7 +140,7 @@ class Loop:
                     connection.ended()
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Handle events for so long, or until the condition holds (looked at once a turn)."""
+        """Handle events for this time, or until the condition holds (tested once a turn)."""
         end = time.monotonic() + seconds
         while not until() and (left := end - time.monotonic()) > 0:
             self.turn(min(left, 0.05))

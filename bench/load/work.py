@@ -16,7 +16,7 @@ from bench.machine import Server, foreign_cpu
 Numbers = dict[str, float]
 CONNECTING = 100  # connects under way at once while a workload is set up
 SETTLE_S = 0.3
-SLOW_S = 60.0  # whatever takes longer than this has failed
+SLOW_S = 60.0  # an operation that takes longer has failed
 CONNECTS_S = 50.0  # sockets that even a slow server takes in a second: so much longer is waited for many
 FEW_TIMED = 64  # deliveries of each message that are timed at full speed: timing costs the load's core
 LOAD_BOUND = 0.9  # of the load's core: above, the load generator may be what limits

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible model server that says one text, over and over, at a pace of its own. Standard library alone.
+"""An OpenAI-compatible model server that says one text, over and over, at a set pace. Standard library alone.
 
 BENCH_TOKENS_S pieces a second, of BENCH_PIECE characters each, until BENCH_CHARACTERS are said.
 Usage: tokens.py PORT

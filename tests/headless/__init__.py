@@ -1,1 +1,1 @@
-"""The shipped core without a page: what browsers run, in QuickJS, driven by whoever has a clock and a network."""
+"""The shipped core without a page: the code of browsers in QuickJS, with a real or simulated clock and network."""

@@ -156,7 +156,7 @@ class Loop:
         def ask() -> None:
             try:
                 answer.set_result(question())
-            except Exception as error:  # whatever it is, it belongs to who asked
+            except Exception as error:  # any error belongs to the caller
                 answer.set_exception(error)
 
         self.do(ask)

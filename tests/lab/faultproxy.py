@@ -94,7 +94,7 @@ class Ended(Exception):
 
 
 class Swallowed(Exception):
-    """What should have been passed on vanishes: whoever waits for it waits for good."""
+    """Bytes to be passed on vanish: their reader waits for ever."""
 
 
 class FaultProxy:

@@ -87,7 +87,7 @@ class Model:
             connection.close()
 
     def kill9(self) -> None:
-        """KILL: the model is gone in the middle of whatever it said."""
+        """KILL: the model is gone in the middle of its answer."""
         kill_group(self.process.pid)
         self.process.wait(10)
 

@@ -1,4 +1,4 @@
-"""A server that answers whatever it is asked with the same bytes: what no well-meant server would say."""
+"""A server that answers every request with the same bytes, which no proper server would send."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""The client of the protocol for tests and bench, beside the one that ships: nothing of the product is in it.
+"""A second client of the protocol, for tests and bench: it imports nothing of the product.
 
 `Applied` is the reader's side, by the rules of docs/protocol.md; it keeps count of what it had to ignore. A `Peer` is
 one connection that does what a test says, with the same methods over WebSocket and over polling. `Steady` stays in

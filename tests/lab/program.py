@@ -1,4 +1,4 @@
-"""A program from outside on a port of ours, with a directory of its own: started, waited for, ended, swept up."""
+"""An external program on a free port, with a new directory: started, awaited, ended, cleaned up."""
 
 import shutil
 import subprocess

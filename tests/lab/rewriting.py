@@ -1,4 +1,4 @@
-"""What boxes on the way do to HTML, whatever its headers say: each takes and gives the bytes of a body."""
+"""Rewriting of HTML as middleboxes do it, against its headers: each function takes and returns the bytes of a body."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ def obfuscate(body: bytes) -> bytes:
 
 
 def insert_script(body: bytes) -> bytes:
-    """A script at the end of the page, or of whatever came instead."""
+    """A script at the end of the page, or of any other body."""
     return body.replace(b"</body>", SCRIPT + b"</body>") if b"</body>" in body else body + SCRIPT
 
 

@@ -67,7 +67,7 @@ class Server:
         return marked_environment() | own | self.settings
 
     def command(self) -> list[str]:
-        """What is run: the console script beside this interpreter, behind the prefix."""
+        """The console script next to this interpreter, after the prefix."""
         return [*self.prefix, str(chatapp_command()), "serve"]
 
     def start(self, timeout: float = START_SECONDS) -> "Server":
@@ -189,7 +189,7 @@ def furnish(data: Path) -> None:
 
 
 def chatapp_command() -> Path:
-    """The console script beside the interpreter that runs the tests."""
+    """The console script next to the interpreter of the tests."""
     return Path(sys.executable).parent / "chatapp"
 
 

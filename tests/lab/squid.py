@@ -47,7 +47,7 @@ KINDS = {
 
 
 class Squid(Program):
-    """`kind` is one of KINDS. As a forward proxy it goes wherever it is asked to, whatever the target."""
+    """`kind` is one of KINDS. As a forward proxy it connects to every requested host, not only to the target."""
 
     name = "squid"
 

@@ -87,7 +87,7 @@ class Disk:
                 self._seen = self.total_changes
 
             def close(self) -> None:
-                # Whoever used it is gone, and what it had begun is undone; what is in memory stands for the disk.
+                # Its user is gone, and its open transaction is undone; the memory stands for the disk.
                 self.rollback()
 
         return Watched

@@ -44,7 +44,7 @@ def run_many(seeds: range, workers: int = 2) -> Summary:
     """Run these seeds in so many processes."""
     summary, began = Summary(), time.monotonic()
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
-    # Spawned, not forked: whoever calls may have threads.
+    # Spawned, not forked: the caller may have threads.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for outcomes in pool.imap_unordered(_run_chunk, chunks):
             for outcome in outcomes:

@@ -113,7 +113,7 @@ class Schedule:
         while problems and world.now < PATIENCE_MS:
             world.run(world.now + LATEST_MS)
             problems = self._unsettled()
-        world.run(world.now + LATEST_MS)  # whatever is late arrives now, and must change nothing
+        world.run(world.now + LATEST_MS)  # late things arrive now, and must change nothing
         if not problems:
             problems = self._unsettled() and self._settle_again()
         problems += self._check()

@@ -1,4 +1,4 @@
-"""The server: the product's store, rules, renderer and peers; only the doors and the process are simulated."""
+"""The server: the product's store, rules, renderer and subscribers; only transports and process are simulated."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Traits:
 
     conversations: type[Conversations] = Conversations
     schema: Callable[[str], str] = lambda statement: statement
-    commit_lag_ms: int = 0  # acknowledges so long before the commit
+    commit_lag_ms: int = 0  # from the acknowledgement to the commit
 
 
 class Line:
-    """The server's side of one WebSocket: what transports/handshake.py does around a Subscriber."""
+    """The server's side of one WebSocket: a Subscriber with its transport, as in transports/websocket.py."""
 
     def __init__(self, server: Server, socket: Socket, person: Person) -> None:
         self._server, self._socket = server, socket
@@ -202,7 +202,7 @@ class Server:
         """Whether the process that holds this connection lives."""
         return self.is_up and line in self.connections
 
-    # The doors
+    # The transports
 
     def accept(self, socket: Socket) -> None:
         """A WebSocket is open."""
@@ -256,7 +256,7 @@ class Server:
             self._alive(self.world.between(0, 15), lambda: answer(words[0]))
 
     def act(self, verb: Callable[[Chat], object]) -> None:
-        """Something a person does through another door."""
+        """A person's other requests: delete, stop and the like."""
 
         def work() -> None:
             try:
