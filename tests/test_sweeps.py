@@ -128,12 +128,14 @@ class Owns:
 
     def __init__(self) -> None:
         self.written: list[str | None] = []
+        self.wakes = 0
         self.subscriber: Any = None
 
     def wake(self) -> None:
-        pass
+        self.wakes += 1
 
-    recheck_session = wake
+    def recheck_session(self) -> None:
+        pass
 
     def flush(self) -> None:
         while (found := self.subscriber.next_update()) is not None:
@@ -175,6 +177,19 @@ def test_news_on_their_way_reach_only_who_still_follows(then: str) -> None:
     assert other[0].written == ["4 to 5"]
     assert owner.written == {"stays": ["4 to 5"], "starts over": ["0 to 5"]}.get(then, [])
     assert peer.dirty == ()
+
+
+def test_a_reader_that_is_not_idle_is_flushed_once_a_change() -> None:
+    """It is flushed with the others: to wake it as well would flush it a second time, for nothing."""
+    bus, pages = Bus(), Pages()
+    crowds: list[Any] = []
+    bus.on_broadcast = lambda topic, wakes: crowds.append((topic, wakes))
+    (owner, peer), _other = reading(bus, pages), reading(bus, pages)
+    owner.wakes = 0
+    peer.reply("an answer that waits")
+    bus.publish([7])
+    broadcast(*crowds[0])
+    assert (owner.written, owner.wakes) == (["4 to 5"], 0)
 
 
 # Held polls, in this process

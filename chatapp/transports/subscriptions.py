@@ -124,10 +124,17 @@ class Subscription:
         self.generation = -1  # of permissions, at the last check
 
     def __call__(self, _topic: int) -> None:
-        if not self.is_dirty:
-            self.is_dirty = True
-            self.subscriber.dirty += (self,)
+        """Mark the feed as changed, and schedule a flush."""
+        if self.mark():
             self.subscriber.transport.wake()
+
+    def mark(self) -> bool:
+        """Mark the feed as changed. Return False if it was already."""
+        if self.is_dirty:
+            return False
+        self.is_dirty = True
+        self.subscriber.dirty += (self,)
+        return True
 
 
 def broadcast(topic: int, wakes: Iterable[Wake]) -> None:
@@ -149,7 +156,7 @@ def broadcast(topic: int, wakes: Iterable[Wake]) -> None:
         if update is not None and may_push and subscriber.transport.push(update):
             wake.cursor = update.cursor
         else:
-            wake(topic)
+            wake.mark()  # without a wake: one flush is enough
             subscriber.transport.flush()
             cursor = NO_CURSOR  # the flush may have blocked, and the cache have changed
 
