@@ -48,7 +48,7 @@ from chatapp.transports.polling import PollMiddleware
 from chatapp.transports.rendering import Renderer
 from chatapp.transports.subscriptions import Reader
 from chatapp.transports.websocket import Services
-from chatapp.views import auth, changes, connection, connection_test, conversations, errors, knowledge, site
+from chatapp.views import auth, changes, connection, connection_check, conversations, errors, knowledge, site
 
 
 class Json(DefaultJSONProvider):
@@ -85,7 +85,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Babel(app)
     app.before_request(limit_body)  # before anything reads a form
     CSRFProtect(app)
-    for view in (auth, changes, connection, connection_test, conversations, errors, knowledge, site):
+    for view in (auth, changes, connection, connection_check, conversations, errors, knowledge, site):
         app.register_blueprint(view.bp)
     FaultInjection(parts.drills, parts.auth).init_app(app)
     init_headers(app)

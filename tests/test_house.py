@@ -1,6 +1,7 @@
 """The house: where things may lie, what may know what, and what may not be written at all (docs/architecture.md)."""
 
 import ast
+import graphlib
 import hashlib
 import html
 import re
@@ -56,7 +57,7 @@ def tracked() -> list[Path]:
 
 
 def module_name(path: Path) -> str:
-    """`chatapp/transports/protocol.py` is `transports.frames`; the package itself is the empty name."""
+    """`chatapp/transports/protocol.py` is `transports.protocol`; the package itself is the empty name."""
     parts = list(path.relative_to(ROOT / "chatapp").with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -76,17 +77,8 @@ def tree(path: Path) -> ast.Module:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules of this house that a module imports, when it runs (not those for type checkers only)."""
-    parsed = tree(path)
-    typing_only = {
-        id(inner)
-        for node in ast.walk(parsed)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(parsed):
-        if id(node) in typing_only:
-            continue
+    """The modules of this package that a module imports; imports for type checkers count."""
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "chatapp")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "chatapp":
@@ -134,6 +126,27 @@ def test_imports_point_one_way() -> None:
             if own == "connection_states" and row(other):
                 wrong.append(f"the state machine imports {other}")
     assert not wrong, listed(wrong)
+
+
+def test_no_circles() -> None:
+    """No module imports itself by way of others, within a room either. The package itself loads the factory late."""
+    graph = {module_name(path): {name.removeprefix("chatapp.") for name in imported(path)} for path in PYTHON}
+    del graph[""]
+    order = graphlib.TopologicalSorter({name: others & graph.keys() for name, others in graph.items()})
+    order.prepare()
+
+
+def test_docstrings_have_no_clause_for_a_noun() -> None:
+    """At most three in a hundred begin with, or stand on, a "what", "who", "where" or "so long" (CONTRIBUTING.md)."""
+    clause = re.compile(r"\b(what|who|whom|whose|whoever|whatever|where|so long)\b", re.I)
+    first = []
+    for path in PYTHON:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                first += [(f"{path.name}: {text}", clause.search(text.split("\n\n")[0]))] if text else []
+    wrong = [words for words, found in first if found]
+    assert len(wrong) <= 0.03 * len(first), listed(wrong)
 
 
 def test_no_import_inside_functions() -> None:

@@ -46,7 +46,7 @@ def connection_context() -> dict[str, Any]:
         "messages_url": url_for("conversations.post", uuid=any_id).replace(str(any_id), "{id}"),
         "sign_in_url": url_for("auth.sign_in"),
         "worker_url": url_for("site.worker"),
-        "mark_url": url_for("connection_test.mark"),
+        "mark_url": url_for("connection_check.mark"),
     }
     return {
         "epoch": parts.epoch,

@@ -30,7 +30,7 @@ IDLE_S, LONG_IDLE_S = 20, 75  # of silence; many proxies cut after 60
 PART = "." * 63 + "\n"  # as short as an echo: some proxies buffer up to 1.4 kB
 LINE = "." * 1023 + "\n"
 
-bp = Blueprint("connection_test", __name__, url_prefix="/connection/test")
+bp = Blueprint("connection_check", __name__, url_prefix="/connection/test")
 _running: Counter[int] = Counter()
 
 
