@@ -125,7 +125,7 @@ class Auth:
         is_right = self._hashing.check(address, found[1] if found else None, password, lambda: has_left(environ))
         # The password may have been replaced while this waited.
         if found is None or not is_right or self._people.password_hash(email.strip()) != found:
-            raise Refused("password", "The e-mail address or the password is wrong.")
+            raise Refused("password", _("The e-mail address or the password is wrong."))
         return found[0]
 
     def first_run(self, name: str, email: str, password: str, address: str = "") -> Person:
@@ -303,11 +303,11 @@ def checked_person(name: str, email: str, password: str) -> tuple[str, str]:
     """Return name and address, normalised. Raises Refused."""
     name, email = " ".join(name.split())[:200], email.strip()
     if is_blank(name):
-        raise Refused("name", "Say how you want to be called.")
+        raise Refused("name", _("Say how you want to be called."))
     if not re.fullmatch(r"[^@\s]+@[^@\s]+", email) or len(email) > 320:
-        raise Refused("email", "This does not look like an e-mail address.")
+        raise Refused("email", _("This does not look like an e-mail address."))
     if len(password) < SHORTEST_PASSWORD:
-        raise Refused("password", f"The password needs at least {SHORTEST_PASSWORD} characters.")
+        raise Refused("password", _("The password needs at least %(least)s characters.", least=SHORTEST_PASSWORD))
     return name, email
 
 

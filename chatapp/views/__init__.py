@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from flask import abort, jsonify, make_response, redirect, render_template, request, url_for
+from flask_babel import gettext as _
 
 from chatapp.accounts.auth import expected_origins, origin_is_allowed
 from chatapp.chat import ChatError, Conflict, Gone
@@ -49,8 +50,13 @@ def has_allowed_origin() -> bool:
 def _wrong_origin_message() -> str:
     expected = expected_origins(current_parts().settings, request.host_url)[1:]
     origin = request.headers.get("Origin", "")[:200]
-    cause = f"This page was opened at {origin}, but the server is set up for {' and '.join(expected)}."
-    return f"{cause} Open it there; if that is wrong, CHATAPP_PUBLIC_URL is, which its operator can correct."
+    words = _(
+        "This page was opened at %(origin)s, but the server is set up for %(expected)s. Open it there; if that is "
+        "wrong, CHATAPP_PUBLIC_URL is, which its operator can correct.",
+        origin=origin,
+        expected=" and ".join(expected),
+    )
+    return str(words)
 
 
 def check_origin() -> Any:
@@ -65,7 +71,7 @@ def require_session() -> Any:
     if current_parts().auth.current() is not None:
         return None
     if wants_json() or request.method == "POST":
-        return refuse("signed-out", "You are signed out. Sign in again; what you wrote is kept.", 401)
+        return refuse("signed-out", _("You are signed out. Sign in again; what you wrote is kept."), 401)
     if current_parts().store.people.is_empty():
         return redirect(url_for("auth.first_run"))
     target = None if request.path == "/" else request.full_path.rstrip("?")

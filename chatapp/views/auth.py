@@ -43,7 +43,7 @@ def first_run_post() -> Any:
     except Busy as busy:
         return _first_run_page({"form": busy_message(busy)}, form), 503, {"Retry-After": str(busy.retry_s)}
     except AlreadySetUp:
-        return refuse("set-up", "Somebody has already set this up. Sign in instead.", 409)
+        return refuse("set-up", _("Somebody has already set this up. Sign in instead."), 409)
     (current_parts().settings.data_dir / CODE_FILE).unlink(missing_ok=True)
     auth.start_session(person.id)
     return redirect(url_for("conversations.home"), 303)

@@ -63,7 +63,7 @@ def events() -> Any:
     try:
         reported = json.loads(request.form.get("events", "[]"))
         if len(reported) > MOST_EVENTS:
-            return refuse("too-many", f"Report at most {MOST_EVENTS} events at once.", 413)
+            return refuse("too-many", _("Report at most %(most)s events at once.", most=MOST_EVENTS), 413)
         rows = [_event(item, sign_in.person.uuid if sign_in else "") for item in reported]
         experiences = {
             (row.client, row.number): experience(item["data"], row.happened_at)
@@ -71,7 +71,7 @@ def events() -> Any:
             if row.type == "network"
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return refuse("bad-events", "events must be a JSON list as docs/protocol.md describes it.", 400)
+        return refuse("bad-events", _("events must be a JSON list as docs/protocol.md describes it."), 400)
     if any(row.type.strip().lower().startswith(SERVER_PREFIX) for row in rows):
         return refuse("bad-events", _("Events named server-… are the server's own: no client can report them."), 400)
     message = _("These are more reports than one person's pages may send. Keep them and send them again later.")

@@ -89,7 +89,7 @@ def older_list() -> Any:
     """List the conversations after a place: `?before=MILLISECONDS.UUID`."""
     match = re.fullmatch(r"(\d{1,15})\.([0-9a-f-]{36})", request.args.get("before", ""), re.ASCII)
     if match is None:
-        return refuse("bad-position", "Say before which conversation: follow the link below the list.", 400)
+        return refuse("bad-position", _("Say before which conversation: follow the link below the list."), 400)
     entries = current_parts().chat.older_entries(person_id(), EntryPlace(int(match[1]), match[2]))[0]
     next_url = _next_page_url(person_id(), entries)
     return render_template("conversation/older.html", conversations=entries, older_conversations=next_url)
@@ -106,7 +106,7 @@ def _position() -> int | None:
 
 
 def _bad_position() -> Any:
-    return refuse("bad-position", "Say before which position: ?before=41.", 400)
+    return refuse("bad-position", _("Say before which position: ?before=41."), 400)
 
 
 @bp.post("/c")
@@ -133,7 +133,7 @@ def post(uuid: UUID) -> Any:
     """Append a message."""
     form = request.form if not request.is_json else request.get_json()
     if not isinstance(form, dict):
-        return refuse("bad-body", "Send fields client_id and body.", 400)
+        return refuse("bad-body", _("Send fields client_id and body."), 400)
     client_id = form.get("client_id") or str(uuid4())
     return _posted(current_parts().chat.post(person_id(), str(uuid), client_id, form.get("body", "")))
 
