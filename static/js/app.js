@@ -1,4 +1,4 @@
-// Starts the page's parts and joins them; each also works where another is missing.
+// Starts the parts of the page and connects them. Each also works without the others.
 
 import { states } from "./brought.js"
 import { isWhole, opened } from "./browser/integrity.js"
@@ -8,7 +8,7 @@ import { pageWorld } from "./browser/world.js"
 import { copy } from "./chat/clipboard.js"
 import { Composer, focusComposer } from "./chat/composer.js"
 import { Outbox } from "./connection/outbox.js"
-import { Posts, advice } from "./connection/posts.js"
+import { HTTP, Posts, advice } from "./connection/posts.js"
 import { isConnected } from "./connection/states.js"
 import { ConversationView } from "./chat/conversation.js"
 import { readOffline } from "./browser/offline.js"
@@ -22,14 +22,16 @@ import { forgetOlder, movedEntries } from "./browser/older.js"
 import { Storage } from "./browser/storage.js"
 import { noteUnkept } from "./chat/unkept.js"
 
-const OLDER_WAIT = 300 // ms between pages of older messages; longer and longer where none comes
-const LONGEST_OLDER_WAIT = 60000
+const PAUSE = 300 // ms between pages of older messages, tripled after each failure
+const LONGEST_PAUSE = 60000
 
 const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? ""
+const byId = (id) => document.getElementById(id)
 const body = document.body
+const isUnsaved = () => "unsaved" in body.dataset
 
-// made: gets the composer, which has to stand aside where the rest fails
-async function start(made) {
+// parts: receives the composer, which must stand aside if the rest fails
+async function start(parts) {
   const config = JSON.parse(meta("chat-config"))
   const { instance, person } = body.dataset
   const prefix = `${instance}:${person}`
@@ -40,9 +42,9 @@ async function start(made) {
   const older = { take: () => movedEntries(storage, prefix), forget: (id) => forgetOlder(prefix, id) }
   const outbox = new Outbox(world, storage, older, (entry) => connection.deliver(entry))
   outbox.onUnkept = noteUnkept
-  const composer = made.composer = guard(() => new Composer(new Drafts(storage, prefix), (text, beside) => send(outbox, text, beside)))
+  const composer = parts.composer = guard(() => new Composer(new Drafts(storage, prefix), (text, beside) => send(outbox, text, beside)))
   await outbox.load()
-  if ("unsaved" in body.dataset) body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
+  if (isUnsaved()) body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
   const { conversation } = body.dataset
   await openDraft(composer, outbox, conversation)
   const view = new ConversationView(conversation, `${prefix}:place:${conversation}`)
@@ -51,29 +53,29 @@ async function start(made) {
   connection.outbox = outbox
   guard(() => new StatusView(connection, config))
 
-  outbox.onChange = (entry, what, why) => {
-    const isMade = what === "sent" && entry.create && entry.conversation === conversation
-    const moved = isMade ? composer?.moveTo(conversation) : null
+  outbox.onChange = (entry, change, reason) => {
+    const isMade = change === "sent" && entry.create && entry.conversation === conversation
+    const moving = isMade ? composer?.moveTo(conversation) : null
     if (isMade) adopt(connection, conversation, config)
-    if (["stored", "sent"].includes(what) && entry.conversation === conversation) composer?.confirm(entry)
-    view.onOutbox(entry, what, why)
-    const isLost = entry.failed?.code === "gone" && entry.conversation !== conversation // its page opens no more
-    if (isLost && ["added", "failed"].includes(what)) outbox.moveToDrafts(entry, NEW)
-    if (what === "added" && ["reconnecting", "error"].includes(connection.record.status)) connection.retry()
+    if (["stored", "sent"].includes(change) && entry.conversation === conversation) composer?.confirm(entry)
+    view.onOutbox(entry, change, reason)
+    const isLost = entry.failed?.code === "gone" && entry.conversation !== conversation // its page no longer exists
+    if (isLost && ["added", "failed"].includes(change)) outbox.moveToDrafts(entry, NEW)
+    if (change === "added" && ["reconnecting", "error"].includes(connection.record.status)) connection.retry()
     connection.dispatch({ type: "queue", queued: outbox.size })
-    return moved
+    return moving
   }
   document.addEventListener("connection:changed", ({ detail }) => {
     outbox.setOpen(isConnected(detail.status))
-    composer?.setEnabled(!["disconnected"].includes(detail.status) && detail.reason !== "refused")
+    composer?.setEnabled(detail.status !== "disconnected" && detail.reason !== "refused")
   })
   const posts = new Posts(config, world, (event) => connection.dispatch(event))
   const act = actor(posts, config)
   view.onGone = (feed) => onGone(feed, outbox, composer, posts, config)
 
-  connection.follow("list", Number(document.getElementById("conversations")?.dataset.cursor) || 0)
-  if (conversation && !("unsaved" in body.dataset)) {
-    connection.follow(conversation, Number(document.getElementById("messages")?.dataset.cursor) || 0)
+  connection.follow("list", Number(byId("conversations")?.dataset.cursor) || 0)
+  if (conversation && !isUnsaved()) {
+    connection.follow(conversation, Number(byId("messages")?.dataset.cursor) || 0)
   }
   guard(() => outbox.show())
   guard(() => listenToButtons(outbox, act, composer))
@@ -82,51 +84,52 @@ async function start(made) {
   guard(() => listenToDialogs(act))
   guard(() => readOffline(config, () => view.isAwaiting(), connection.rewriters))
   connection.start()
-  // A new conversation is for writing: the click that made it took the keyboard away.
+  // The click that created a new conversation took the focus.
   if (document.activeElement === body && isEmpty()) focusComposer()
 }
 
-// A conversation in which nothing was said yet. (Not by :has(), which older browsers do not know.)
+// No message yet. (Older browsers do not know :has().)
 function isEmpty() {
-  const messages = document.getElementById("messages")
+  const messages = byId("messages")
   return messages !== null && !messages.querySelector("article")
 }
 
-// A page that has no conversation of its own yet has another id each time: its draft must not go by that. It is still
-// there where the page was reloaded before it heard that its conversation is made.
+// An unsaved page gets a new conversation id at each load, so its draft is stored under NEW. The draft also remains if
+// the page was reloaded before the acknowledgement of its first message.
 async function openDraft(composer, outbox, conversation) {
-  const isUnheard = () => outbox.unmade === conversation
-  const isUnsaved = "unsaved" in body.dataset
-  await composer?.open(isUnsaved ? NEW : conversation, () => isUnheard() || isEmpty())
-  if (!isUnsaved && isUnheard() && composer?.text) composer.put(composer.text)
+  const isUnmade = () => outbox.unmade === conversation
+  const isNew = isUnsaved()
+  await composer?.open(isNew ? NEW : conversation, () => isUnmade() || isEmpty())
+  if (!isNew && isUnmade() && composer?.text) composer.put(composer.text)
 }
 
 function send(outbox, text, beside) {
   const { conversation, gone } = body.dataset
   if (gone !== undefined) return document.querySelector("#gone [data-action=go-on]")?.click()
-  return outbox.add(uuid(), conversation, text, { create: "unsaved" in body.dataset, beside })
+  return outbox.add(uuid(), conversation, text, { create: isUnsaved(), beside })
 }
 
-// The first message made the conversation: from now on this page is its page.
+// The first message created the conversation: this is its page from now on.
 function adopt(connection, conversation, config) {
-  if (!("unsaved" in body.dataset)) return
+  if (!isUnsaved()) return
   delete body.dataset.unsaved
-  const base = config.messages_url.replace("{id}", conversation).replace(/\/messages$/, "")
-  history.replaceState(history.state, "", base)
+  history.replaceState(history.state, "", pageUrl(config, conversation))
   connection.follow(conversation, 0)
 }
 
-// The conversation was deleted. Only where that was asked for here, and nothing is written, is there nothing to stay for.
+const pageUrl = (config, id) => config.messages_url.replace("{id}", id).replace(/\/messages$/, "")
+
+// The conversation was deleted. Leaves the page only if it was deleted here and no text would be lost.
 function onGone(feed, outbox, composer, posts, config) {
   outbox.failAll(feed, "gone")
   const texts = () => [...outbox.of(feed).map((entry) => entry.body), composer?.text].filter((text) => text?.trim())
   if ("deleting" in body.dataset && texts().length === 0) return location.assign(body.dataset.base ?? "/")
   body.dataset.gone = ""
-  composer?.moveTo(NEW).catch((error) => console.error(error)) // where the next new conversation finds it
-  const note = document.getElementById("gone")
+  composer?.moveTo(NEW).catch((error) => console.error(error)) // the next new conversation shows it
+  const note = byId("gone")
   if (!note) return
   note.hidden = false
-  const id = uuid() // the same at each press: what was made is not made again
+  const id = uuid() // the same at each press, so only one conversation is created
   note.querySelector("[data-action=go-on]").addEventListener("click", async ({ target }) => {
     target.disabled = true
     const problem = note.querySelector("[data-slot=problem]")
@@ -135,7 +138,7 @@ function onGone(feed, outbox, composer, posts, config) {
   })
 }
 
-// With all that was written, in a new conversation; this page goes only once it is stored for that one. → what went wrong
+// Moves all unsent text to a new conversation, and leaves the page once it is stored there. → an error message or ""
 async function goOn(id, feed, texts, { outbox, composer, posts, config }) {
   const outcome = await posts.act(config.create_url, { id })
   if (!outcome.ok) return outcome.words || words("not-done")
@@ -146,16 +149,16 @@ async function goOn(id, feed, texts, { outbox, composer, posts, config }) {
     console.error("not moved", error)
     return words("not-moved")
   }
-  location.assign(config.messages_url.replace("{id}", id).replace(/\/messages$/, ""))
+  location.assign(pageUrl(config, id))
   return ""
 }
 
-// act(button, what, fields) → what went wrong, in words, or "". What it changes comes by the feed.
+// act(button, action, fields) → an error message or "". The change itself arrives by the feed.
 function actor(posts, config) {
-  return async (button, what, fields = {}) => {
+  return async (button, action, fields = {}) => {
     const hadFocus = document.activeElement === button
     button.disabled = true
-    const url = config.messages_url.replace("{id}", body.dataset.conversation).replace(/messages$/, what)
+    const url = config.messages_url.replace("{id}", body.dataset.conversation).replace(/messages$/, action)
     const outcome = await posts.act(url, fields)
     button.disabled = false
     if (hadFocus) button.isConnected ? button.focus() : focusComposer()
@@ -165,33 +168,33 @@ function actor(posts, config) {
 }
 
 function listenToButtons(outbox, act, composer) {
-  const ask = async (button, what, fields) => {
-    const problem = await act(button, what, fields)
+  const ask = async (button, action, fields) => {
+    const problem = await act(button, action, fields)
     const state = button.parentElement?.querySelector(".state")
     if (!problem || !state) return
     state.textContent = problem
     announce(problem)
   }
-  const ownEntry = (button) => outbox.get(button.closest("article")?.dataset.clientId)
+  const entryOf = (button) => outbox.get(button.closest("article")?.dataset.clientId)
   const actions = {
-    // Which one: by the time it arrives, the next answer may be the one that is being written.
+    // Names the answer: when the request arrives, the next answer may be running.
     stop: (button) => ask(button, "stop", { answer: button.closest("article").dataset.clientId }),
     again: (button) => ask(button, "again"),
     "copy-code": (button) => copy(button, button.closest("figure")?.querySelector("code")?.textContent ?? "", words("copied")),
-    "retry-message": (button) => outbox.retry(ownEntry(button)?.id),
-    "copy-message": (button) => copy(button, ownEntry(button)?.body ?? "", words("copied")),
-    "discard-message": (button) => outbox.discard(ownEntry(button)?.id),
-    "edit-message": (button) => edit(ownEntry(button), outbox, composer),
+    "retry-message": (button) => outbox.retry(entryOf(button)?.id),
+    "copy-message": (button) => copy(button, entryOf(button)?.body ?? "", words("copied")),
+    "discard-message": (button) => outbox.discard(entryOf(button)?.id),
+    "edit-message": (button) => edit(entryOf(button), outbox, composer),
   }
-  document.getElementById("messages")?.addEventListener("click", (event) => {
+  byId("messages")?.addEventListener("click", (event) => {
     const button = event.target.closest?.("[data-action]")
     if (!button) return
     guard(() => actions[button.dataset.action]?.(button))
-    if (!button.isConnected) focusComposer() // it went with what it was about
+    if (!button.isConnected) focusComposer() // removed with its message
   })
 }
 
-// Back into the field, after what is being written there.
+// Puts the text back into the composer, after the draft.
 function edit(entry, outbox, composer) {
   if (!entry || !composer) return
   composer.put([composer.text, entry.body].filter((text) => text.trim()).join("\n\n"))
@@ -199,20 +202,20 @@ function edit(entry, outbox, composer) {
   focusComposer()
 }
 
-// Older messages when the top comes into view, by htmx into a holder of their own; only an answer of ours is swapped.
+// Loads older messages by htmx when the top comes into view. Only answers with our mark are swapped in.
 function loadOlder(view, config, rewriters) {
-  const older = document.getElementById("older")
+  const older = byId("older")
   if (!older || !window.IntersectionObserver) return
   const holder = Object.assign(document.createElement("div"), { hidden: true })
   older.append(holder)
   let isBusy = false
   let isArmoured = false
-  let wait = OLDER_WAIT
+  let wait = PAUSE
   let timer = null
   const load = async () => {
     if (isBusy || older.hidden || !view.oldest) return
     isBusy = true
-    wait = Math.min(LONGEST_OLDER_WAIT, wait * 3)
+    wait = Math.min(LONGEST_PAUSE, wait * 3)
     isArmoured = rewriters.isHere
     const armour = isArmoured ? "&armour=1" : ""
     const url = `${config.messages_url.replace("{id}", body.dataset.conversation)}?before=${view.oldest}${armour}`
@@ -222,37 +225,37 @@ function loadOlder(view, config, rewriters) {
     isBusy = false
     clearTimeout(timer)
     timer = setTimeout(() => {
-      observer.unobserve(older) // observing again tells whether the top is still in view
+      observer.unobserve(older) // observing again calls back if the top is still in view
       observer.observe(older)
     }, wait)
   }
-  const distrust = () => { // it comes again, in an armour
+  const refetch = () => { // in an armour
     rewriters.note()
     holder.replaceChildren()
-    wait = OLDER_WAIT
+    wait = PAUSE
   }
   holder.addEventListener("htmx:after:request", (event) => {
     const { ctx } = event.detail
     const { status, headers } = ctx.response
     const text = ctx.text = opened(ctx.text)
-    const whole = text.trim()
-    if (status === 200 && whole.startsWith("<chat-older") && whole.endsWith("</chat-older>")) return
+    const answer = text.trim()
+    if (status === HTTP.OK && answer.startsWith("<chat-older") && answer.endsWith("</chat-older>")) return
     event.preventDefault()
-    if (status === 200 && !isArmoured && /<chat-older.*<\/chat-older>/s.test(text)) return distrust()
+    if (status === HTTP.OK && !isArmoured && /<chat-older.*<\/chat-older>/s.test(text)) return refetch()
     wait = Math.max(wait, advice({ header: (name) => headers.get(name), text }, Date.now()))
   })
   holder.addEventListener("htmx:after:swap", () => {
     const answer = holder.querySelector("chat-older")
     if (!answer) return
     const articles = [...answer.querySelectorAll("article.message")]
-    if (!isArmoured && !articles.every(isWhole)) return distrust()
-    wait = OLDER_WAIT
+    if (!isArmoured && !articles.every(isWhole)) return refetch()
+    wait = PAUSE
     older.hidden = !answer.hasAttribute("more")
     view.prepend(articles.reverse())
     holder.replaceChildren()
   })
-  const seen = (entries) => { if (entries.some((entry) => entry.isIntersecting)) load() }
-  const observer = new IntersectionObserver(seen, { root: document.getElementById("log"), rootMargin: "300px 0px 0px 0px" })
+  const onSeen = (entries) => { if (entries.some((entry) => entry.isIntersecting)) load() }
+  const observer = new IntersectionObserver(onSeen, { root: byId("log"), rootMargin: "300px 0px 0px 0px" })
   observer.observe(older)
   older.querySelector("a")?.addEventListener("click", (event) => {
     event.preventDefault()
@@ -260,7 +263,7 @@ function loadOlder(view, config, rewriters) {
   })
 }
 
-// A dialog closes only once our server has done what it asks for.
+// A dialog closes only after the server has done its action.
 function listenToDialogs(act) {
   document.addEventListener("submit", async (event) => {
     const form = event.target.closest?.("form[data-act]")
@@ -277,31 +280,31 @@ function listenToDialogs(act) {
   for (const dialog of document.querySelectorAll("dialog[popover]")) makeModal(dialog)
 }
 
-// Without JavaScript a dialog is a popover. A modal one keeps focus and clicks, and gives the focus back when it closes.
+// Without JavaScript a dialog is a popover. A modal one keeps focus and clicks, and restores the focus when it closes.
 function makeModal(dialog) {
   dialog.removeAttribute("popover")
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(`[popovertarget="${dialog.id}"]`)
     if (!button) return
     if (button.getAttribute("popovertargetaction") === "hide") return dialog.close()
-    document.getElementById("menu")?.hidePopover() // the focus goes back to what opened it
+    byId("menu")?.hidePopover() // the dialog restores the focus to its opener
     document.querySelector(".open-menu")?.focus()
     dialog.showModal()
   })
 }
 
-// Once a page: where a file was late, the watchdog may have loaded all of them a second time.
-async function comeAlive() {
+// Once a page: after a late file, the watchdog may have loaded every script a second time.
+async function startOnce() {
   if ("started" in body.dataset) return
   body.dataset.started = ""
-  const made = {}
+  const parts = {}
   try {
-    await start(made)
+    await start(parts)
     body.dataset.alive = ""
-    for (const late of document.querySelectorAll(".late")) late.hidden = true // also where the styles are missing
+    for (const late of document.querySelectorAll(".late")) late.hidden = true // even if the styles are missing
   } catch (error) {
     console.error(error)
-    made.composer?.standAside()
+    parts.composer?.standAside()
   }
 }
 
@@ -312,4 +315,4 @@ function guard(part) {
   }
 }
 
-comeAlive()
+startOnce()

@@ -1,6 +1,6 @@
-// The start prints /first-run#code=…: the code goes into its field and out of the address, where others might read it.
+// The start prints /first-run#code=…: moves the code into its field, and out of the visible address.
 
-function take() {
+function move() {
   const code = new URLSearchParams(location.hash.slice(1)).get("code")
   if (!code) return
   document.querySelector("input[name=code]").value = code
@@ -8,6 +8,6 @@ function take() {
   document.querySelector("input[name=name]").focus()
 }
 
-addEventListener("hashchange", take) // the printed address, opened where the page is open already
-take()
+addEventListener("hashchange", move) // the printed address, opened while the page is open
+move()
 document.body.dataset.alive = ""

@@ -1,7 +1,7 @@
-// HTTP by the page: one request within a time, and the session's token.
+// HTTP requests of the page, with a timeout, and the session's CSRF token.
 
-// fields: [name, value] pairs, as the query of a GET or the form of a POST. → {status, text, header(name), isRedirect};
-// rejects where nothing came within so many ms. Redirects are not followed: ours are none.
+// fields: [name, value] pairs, the query of a GET or the form of a POST; within: timeout in ms, after which it rejects.
+// → {status, text, header(name), isRedirect}. Redirects are not followed: our server sends none here.
 export async function ask(method, url, fields, { within }) {
   const form = new URLSearchParams(fields)
   const options = method === "GET" ? {} : { body: form, headers: { Accept: "application/json" } }
@@ -25,16 +25,16 @@ async function fetchWithin(ms, url, options = {}) {
 export const session = (signIn) => ({
   get token() { return document.querySelector('meta[name="csrf-token"]')?.content ?? "" },
 
-  // → "renewed", "signed-out" (also where somebody else is signed in now), "foreign-page"
+  // → "renewed", "signed-out" (also if another person is signed in now), "foreign-page"
   async renew() {
     const { response, text } = await fetchWithin(10000, location.href) // the one request that follows a redirect
     const isSignIn = response.redirected && new URL(response.url).pathname === signIn
     const page = new DOMParser().parseFromString(text, "text/html")
-    const fresh = page.querySelector('meta[name="csrf-token"]')?.content
-    if (isSignIn || (fresh && page.body.dataset.person !== document.body.dataset.person)) return "signed-out"
-    if (!fresh) return "foreign-page"
-    document.querySelector('meta[name="csrf-token"]').content = fresh
-    for (const field of document.querySelectorAll("input[name=csrf_token]")) field.value = fresh
+    const token = page.querySelector('meta[name="csrf-token"]')?.content
+    if (isSignIn || (token && page.body.dataset.person !== document.body.dataset.person)) return "signed-out"
+    if (!token) return "foreign-page"
+    document.querySelector('meta[name="csrf-token"]').content = token
+    for (const field of document.querySelectorAll("input[name=csrf_token]")) field.value = token
     return "renewed"
   },
 })

@@ -1,3 +1,3 @@
-// Since 1970 as the browser's clock said when the page began, and what has passed since: nobody can set it. What is
-// compared within a page is read here; Date.now() is for what people are shown, and for what outlives the page.
+// A monotonic clock (ms since 1970, by the system clock at the page's load). For comparisons within a page; Date.now()
+// is for times that are shown, or that outlive the page.
 export const steadyClock = () => Math.round(performance.timeOrigin + performance.now())

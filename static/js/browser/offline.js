@@ -1,11 +1,11 @@
-// Reading offline, the page's side: installs the service worker, has it keep this conversation as it is now, says what a
-// kept page is, and empties the store when nobody is signed in any more.
+// Offline reading, the page's side: installs the service worker, asks it to keep this conversation, marks a kept page
+// as such, and deletes all kept pages on sign-out.
 
 import { isConnected } from "../connection/states.js"
 import { words } from "../chat/words.js"
 
-const INSTALL_AFTER = 2000 // once connected: what the page needs itself comes first
-const KEEP_AFTER = 3000 // without another change
+const INSTALL_AFTER = 2000 // ms after connecting: the page's own requests come first
+const KEEP_AFTER = 3000 // ms without another change
 
 export function readOffline(config, isAwaiting, rewriters) {
   const { instance, keptAt } = document.body.dataset
@@ -13,7 +13,7 @@ export function readOffline(config, isAwaiting, rewriters) {
   let isOnline = false
   let timer = null
 
-  // Checked once a page: the browser itself would do so only now and then.
+  // Update once a page: the browser itself checks only now and then.
   const install = async () => {
     await (await navigator.serviceWorker.register(config.worker_url)).update()
     return navigator.serviceWorker.ready
@@ -24,26 +24,26 @@ export function readOffline(config, isAwaiting, rewriters) {
     if (!isOnline || "unsaved" in document.body.dataset) return
     if (isAwaiting()) return keepSoon(KEEP_AFTER)
     try {
-      if (!navigator.serviceWorker) return // plain http hosts have none
+      if (!navigator.serviceWorker) return // missing on plain http hosts
       installed ??= install()
       const { active } = await installed
       active.postMessage({ type: "keep", url: location.origin + location.pathname, armour: rewriters.isHere })
     } catch (error) {
-      installed = null // tried again with the next change
+      installed = null // retried with the next change
       console.warn("nothing is kept for reading offline:", error.message)
     }
   }
-  const keepSoon = (after) => {
+  const keepSoon = (delay) => {
     clearTimeout(timer)
-    timer = setTimeout(keep, after)
+    timer = setTimeout(keep, delay)
   }
 
-  tell(keptAt)
+  show(keptAt)
   document.addEventListener("connection:changed", ({ detail: { status, reason } }) => {
-    const was = isOnline
+    const wasOnline = isOnline
     isOnline = isConnected(status)
-    if (isOnline) tell(null)
-    if (isOnline && !was) keepSoon(INSTALL_AFTER)
+    if (isOnline) show(null)
+    if (isOnline && !wasOnline) keepSoon(INSTALL_AFTER)
     if (status === "disconnected" && reason === "signed-out") forget(instance)
   })
   if (messages) {
@@ -53,7 +53,7 @@ export function readOffline(config, isAwaiting, rewriters) {
   document.querySelector("form.person")?.addEventListener("submit", () => forget(instance))
 }
 
-function tell(keptAt) {
+function show(keptAt) {
   const note = document.getElementById("kept")
   if (!note) return
   note.hidden = !keptAt
@@ -61,7 +61,7 @@ function tell(keptAt) {
   if (keptAt) note.textContent = words("kept", format.format(new Date(keptAt)))
 }
 
-// Both: the worker may be keeping a page this very moment, and it may not be there at all.
+// Both ways: the worker may be storing a page right now, or may not exist.
 async function forget(instance) {
   try {
     navigator.serviceWorker?.controller?.postMessage({ type: "empty" })

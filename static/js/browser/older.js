@@ -1,4 +1,4 @@
-// What an older version of the product kept in localStorage: moved into the storage, in its order.
+// Moves entries and drafts of an older version from localStorage into the storage, in their order.
 
 import { tooLate } from "./storage.js"
 
@@ -11,11 +11,11 @@ export function storedKeys(prefix) {
   }
 }
 
-// → {entries, moved: a promise}. What could not be moved stays where it was.
+// → {entries, moved: a promise}. Entries that could not be moved stay in localStorage.
 export function movedEntries(storage, prefix) {
   const keys = storedKeys(`${prefix}:outbox:`)
   const entries = keys.map(read).filter((one) => one?.id && one.conversation && typeof one.body === "string")
-  entries.sort((one, other) => one.at - other.at || one.order - other.order) // there was nothing better then
+  entries.sort((one, other) => one.at - other.at || one.order - other.order) // entries had no seq then
   return { entries, moved: move(storage, entries.map((entry) => ["outbox", "put", entry]), keys) }
 }
 
@@ -28,7 +28,7 @@ export function movedDrafts(storage, prefix) {
   return move(storage, rows.map((row) => ["drafts", "put", row]), keys)
 }
 
-// The page waits for it to come alive, so not for ever.
+// With a timeout: the page waits for it at its start.
 function move(storage, operations, keys) {
   const moved = storage.write(operations).then(() => keys.forEach(remove))
   return Promise.race([moved, tooLate("IndexedDB does not write")])

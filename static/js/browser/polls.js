@@ -1,24 +1,24 @@
-// One poll at a time: htmx sends the hidden form #poll and swaps what is let through into #inbox, from where it is taken.
+// One poll at a time: htmx sends the hidden form #poll and swaps accepted answers into #inbox.
 
 export class Polls {
   #form = document.getElementById("poll"); #inbox = document.getElementById("inbox"); #request = null
 
   constructor() {
-    const listen = (name, take) => this.#form?.addEventListener(name, (event) => {
-      if (name === "htmx:config:request" ? this.#request : event.detail.ctx === this.#request?.ctx) take(event)
+    const listen = (name, act) => this.#form?.addEventListener(name, (event) => {
+      if (name === "htmx:config:request" ? this.#request : event.detail.ctx === this.#request?.ctx) act(event)
     })
     listen("htmx:config:request", ({ detail }) => {
       this.#request.ctx = detail.ctx
       detail.ctx.request.timeout = this.#request.within
-      detail.ctx.request.redirect = "manual" // ours are none; a sign-in page elsewhere must be told from a dead server
+      detail.ctx.request.redirect = "manual" // followed, a foreign sign-in page would look like a dead server
     })
-    listen("htmx:after:request", (event) => this.#gate(event))
-    listen("htmx:after:swap", () => this.#takeIn())
+    listen("htmx:after:request", (event) => this.#accept(event))
+    listen("htmx:after:swap", () => this.#deliver())
     listen("htmx:finally:request", () => this.#end())
   }
 
-  // accept(answer, as of asking.js) → the text to swap in, or null; take(its elements); over(), and end() when the next
-  // may be asked. → what gives it up, or null where it cannot be asked
+  // accept(answer, see asking.js) → the text to swap in, or null; take(its elements); over(): ended; end(): the next
+  // poll may start. → a function that aborts the poll, or null if it cannot be sent
   ask(fields, within, { accept, take, over, end }) {
     const { htmx } = window
     if (!this.#form || !htmx) return null
@@ -31,22 +31,22 @@ export class Polls {
     return () => { if (request === this.#request) htmx.trigger(this.#form, "htmx:abort") }
   }
 
-  #gate(event) {
+  #accept(event) {
     const { ctx } = event.detail
     const { status, headers, raw } = ctx.response
     const header = (name) => headers.get(name)
     const text = this.#request.accept({ status, text: ctx.text, header, isRedirect: raw.type === "opaqueredirect" })
     if (text !== null) return ctx.text = text
     event.preventDefault()
-    ctx.hx = {} // a foreign answer's HX-* headers are not obeyed either
+    ctx.hx = {} // ignore HX-* headers of a foreign answer
   }
 
-  #takeIn() {
+  #deliver() {
     this.#request.take([...this.#inbox.querySelector("chat-answer")?.children ?? []])
     this.#inbox.replaceChildren()
   }
 
-  // htmx is still busy with the form while it reports the end: that is said in a task of its own.
+  // In a later task: htmx is still busy with the form during this event.
   #end() {
     const request = this.#request
     this.#request = null

@@ -1,14 +1,15 @@
-// Reports of what the page's connection went through: numbered by the page, kept until the server has them, so that
-// none is lost and a repeated one changes nothing. Those of closed pages go along with the next page's.
+// Reports of connection events to the server: numbered by the page and kept until acknowledged, so none is lost and
+// repeats are harmless. The next page sends those that a closed page left behind.
 
+import { HTTP } from "../connection/posts.js"
 import { storedKeys } from "./older.js"
 
-const MOST_REPORTS = 200 // of one page, kept while the server is out of reach
+const MOST_REPORTS = 200 // of one page, while the server is unreachable
 const MOST_AT_ONCE = 50
-const LONGEST_PAUSE = 600000 // asked for by the server
+const LONGEST_PAUSE = 600000 // ms; limit of a Retry-After
 
 export class Reports {
-  #key; #prefix; #client; #url; #canSend; #kept = []; #number = 0; #timer = null; #until = 0
+  #key; #prefix; #client; #url; #canSend; #kept = []; #number = 0; #timer = null; #notBefore = 0
 
   constructor(prefix, client, url, canSend) {
     this.#prefix = `${prefix}:reports:`
@@ -24,34 +25,37 @@ export class Reports {
     this.#kept.push({ client: this.#client, number: this.#number, at: Date.now(), ...report })
     this.#kept.splice(0, this.#kept.length - MOST_REPORTS)
     this.#store(this.#key, this.#kept)
-    this.#timer ??= setTimeout(() => this.#send(), 2000)
+    this.#schedule(2000)
   }
+
+  #schedule(ms) { this.#timer ??= setTimeout(() => this.#send(), ms) }
 
   async #send() {
     this.#timer = null
-    const pause = this.#until - Date.now()
-    if (pause > 0) this.#timer = setTimeout(() => this.#send(), Math.min(pause, LONGEST_PAUSE))
-    if (pause > 0 || !this.#canSend()) return // the next transition brings them along
+    const pause = this.#notBefore - Date.now()
+    if (pause > 0) this.#schedule(Math.min(pause, LONGEST_PAUSE))
+    if (pause > 0 || !this.#canSend()) return // the next report sends them
     for (const key of storedKeys(this.#prefix)) {
-      const kept = key === this.#key ? this.#kept : this.#read(key)
+      const isOwn = key === this.#key
+      const kept = isOwn ? this.#kept : this.#read(key)
       const batch = kept.slice(0, MOST_AT_ONCE)
       if (!await this.#post(batch)) return
-      const left = (key === this.#key ? this.#kept : kept).filter((report) => !batch.includes(report))
-      if (key === this.#key) this.#kept = left
-      this.#store(key, left)
+      const rest = (isOwn ? this.#kept : kept).filter((report) => !batch.includes(report))
+      if (isOwn) this.#kept = rest
+      this.#store(key, rest)
     }
-    if (this.#kept.length) this.#timer ??= setTimeout(() => this.#send(), 2000)
+    if (this.#kept.length) this.#schedule(2000)
   }
 
-  // True where the server has them, or will never want them.
+  // True if the server has stored them, or will never accept them.
   async #post(batch) {
     if (!batch.length) return true
     try {
       const headers = { Accept: "application/json" }
       const response = await fetch(this.#url, { method: "POST", body: this.#body(batch), headers })
-      if (response.ok || response.status === 413) return true
-      if (response.status === 429) this.#until = Date.now() + 1000 * (Number(response.headers.get("Retry-After")) || 60)
-      return response.status === 400 && (await response.json()).error?.code === "bad-events"
+      if (response.ok || response.status === HTTP.TOO_LARGE) return true
+      if (response.status === HTTP.TOO_MANY) this.#notBefore = Date.now() + 1000 * (Number(response.headers.get("Retry-After")) || 60)
+      return response.status === HTTP.BAD_REQUEST && (await response.json()).error?.code === "bad-events"
     } catch { return false }
   }
 
@@ -68,6 +72,6 @@ export class Reports {
     try {
       if (reports.length) localStorage.setItem(key, JSON.stringify(reports))
       else localStorage.removeItem(key)
-    } catch { /* full: they are kept in memory only */ }
+    } catch { /* full: kept in memory only */ }
   }
 }

@@ -1,33 +1,32 @@
-// What this browser keeps for one person: rows in IndexedDB, because Chromium writes localStorage up to 30 s late. A
-// write that has resolved survives a killed browser. Where there is no IndexedDB, or it fails, each call rejects, and
-// the caller goes on in memory and says so.
+// One person's rows in IndexedDB, because Chromium writes localStorage up to 30 s late: a resolved write survives a
+// killed browser. Without IndexedDB, or if it fails, each call rejects; the caller continues in memory and warns.
 
 const VERSION = 1
-const LIMIT = 2000 // ms for opening and reading: a browser that hangs here must not hold up the page
+const TIMEOUT = 2000 // ms for opening and reading: some browsers hang here, and the page waits
 const STORES = {
-  outbox: { keyPath: "seq", autoIncrement: true }, // seq: the order in which messages were written
+  outbox: { keyPath: "seq", autoIncrement: true }, // seq: the order of writing
   drafts: { keyPath: ["conversation", "owner"] },
 }
 
 export class Storage {
   #name; #opening = null; #channel = null; #listeners = []
 
-  // name: of the database and of the channel on which this person's tabs speak of it
+  // name: of the database, and of the BroadcastChannel of this person's tabs
   constructor(name) {
     this.#name = name
     this.#join()
-    addEventListener("pagehide", () => this.#leave()) // an open channel keeps pages out of the browser's cache
+    addEventListener("pagehide", () => this.#leave()) // an open channel keeps the page out of the back/forward cache
     addEventListener("pageshow", (event) => { if (event.persisted) this.#rejoin() })
   }
 
-  // → the rows of a store, in the order of their keys. range: an IDBKeyRange
+  // → the rows of a store, in key order. range: an IDBKeyRange
   async rows(store, range) {
     const reading = this.#transact([store], "readonly", (stores) => [stores(store).getAll(range)])
     const [request] = await Promise.race([reading, tooLate("IndexedDB does not answer")])
     return request.result
   }
 
-  // operations: [store, "put" | "delete", row | key], all or none of them. → the keys
+  // operations: [store, "put" | "delete", row | key], in one transaction. → the keys
   async write(operations, durability = "strict") {
     const names = [...new Set(operations.map(([store]) => store))]
     if (!names.length) return []
@@ -37,9 +36,9 @@ export class Storage {
     return requests.map((request) => request.result)
   }
 
-  // --- what this person's tabs tell each other of it ---
+  // --- messages between this person's tabs ---
 
-  // act(message); {type: "missed"} where messages may have passed unheard.
+  // act(message). {type: "missed"}: messages may have been missed.
   listen(act) { this.#listeners.push(act) }
 
   tell(message) { this.#channel?.postMessage(message) }
@@ -47,7 +46,7 @@ export class Storage {
   #join() {
     if (!window.BroadcastChannel || this.#channel) return
     this.#channel = new BroadcastChannel(`${this.#name}:storage`)
-    this.#channel.onmessage = ({ data }) => this.#pass(data)
+    this.#channel.onmessage = ({ data }) => this.#emit(data)
   }
 
   #leave() {
@@ -57,10 +56,10 @@ export class Storage {
 
   #rejoin() {
     this.#join()
-    this.#pass({ type: "missed" })
+    this.#emit({ type: "missed" })
   }
 
-  #pass(message) {
+  #emit(message) {
     for (const act of this.#listeners) {
       try { act(message) } catch (error) { console.error(error) }
     }
@@ -74,21 +73,21 @@ export class Storage {
       return await this.#attempt(opening, names, mode, work, durability)
     } catch (error) {
       if (["QuotaExceededError", "TimeoutError"].includes(error.name)) throw error
-      this.#drop(opening) // each browser has an error of its own for a connection that it has lost
+      this.#drop(opening) // a lost connection: browsers differ in the error
       return this.#attempt(this.#open(), names, mode, work, durability)
     }
   }
 
   #drop(opening) {
     if (this.#opening === opening) this.#opening = null
-    opening.then((database) => database.close()).catch(() => {}) // it may be open no more, or never have been
+    opening.then((database) => database.close()).catch(() => {}) // it may be closed, or never have opened
   }
 
   async #attempt(opening, names, mode, work, durability) {
     const database = await opening
     const transaction = database.transaction(names, mode, { durability })
-    const requests = attempted(transaction, work)
-    if (mode === "readwrite") transaction.commit?.() // goes through even if the page closes now
+    const requests = requestsOf(transaction, work)
+    if (mode === "readwrite") transaction.commit?.() // completes even if the page closes now
     return new Promise((resolve, reject) => {
       transaction.oncomplete = () => resolve(requests)
       transaction.onabort = () => reject(transaction.error ?? new DOMException("aborted", "AbortError"))
@@ -96,14 +95,14 @@ export class Storage {
   }
 
   #open() {
-    this.#opening ??= Promise.race([this.#opened(), tooLate("IndexedDB does not open")]).catch((error) => {
-      this.#opening = null // tried again with the next call
+    this.#opening ??= Promise.race([this.#connect(), tooLate("IndexedDB does not open")]).catch((error) => {
+      this.#opening = null // retried with the next call
       throw error
     })
     return this.#opening
   }
 
-  #opened() {
+  #connect() {
     return new Promise((resolve, reject) => {
       const request = indexedDB.open(this.#name, VERSION)
       request.onupgradeneeded = () => {
@@ -122,8 +121,8 @@ export class Storage {
   }
 }
 
-// What one of them refuses at once must not leave those before it done.
-function attempted(transaction, work) {
+// If one operation throws at once, those before it must not be committed.
+function requestsOf(transaction, work) {
   try {
     return work((name) => transaction.objectStore(name))
   } catch (error) {
@@ -132,6 +131,6 @@ function attempted(transaction, work) {
   }
 }
 
-export const tooLate = (words) => new Promise((_, reject) => {
-  setTimeout(() => reject(new DOMException(words, "TimeoutError")), LIMIT)
+export const tooLate = (text) => new Promise((_, reject) => {
+  setTimeout(() => reject(new DOMException(text, "TimeoutError")), TIMEOUT)
 })

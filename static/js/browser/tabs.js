@@ -1,61 +1,63 @@
-// The tabs of one person in one browser: which of them holds (a Web Lock says), and what they tell each other (over a
-// BroadcastChannel). Knows nothing of connections.
+// The tabs of one person in one browser: leader election by a Web Lock (its owner is the holder), and messages over a
+// BroadcastChannel. Knows nothing of connections.
 
 import { uuid } from "./uuid.js"
 
-const PATIENCE = 1000 // between looks at the holder
-const SILENCE = 900 // one that answers nothing for so long is robbed; twice as long after each robbery of a minute
-const LONGEST_PATIENCE = 8000
-const LATE = 500 // a timer so late says that this tab stood still, not that the holder is silent
-const IDLE = 3000 // how long a visible tab that waits for nothing leaves a silent holder alone
+const PERIOD = 1000 // ms between checks of the holder
+const TIMEOUT = 900 // of a question to the holder, then its lock is stolen; doubled for each theft of the last minute
+const LONGEST_TIMEOUT = 8000
+const LATE = 500 // a timer that is later was throttled, and proves nothing about the holder
+const IDLE = 3000 // silence of the holder before a visible tab with nothing to wait for asks it
+
+const now = () => performance.now()
 
 export class Tabs {
   id = ""
   isHolder = false
-  #prefix; #world; #channel = null
-  #letGo = null; #release = null; #queue = null; #robbing = false
-  #heardAt = 0; #silence = null; #robberies = []
+  #prefix; #owner; #channel = null
+  #unlock = null; #release = null; #queue = null; #robbing = false
+  #heardAt = 0; #timer = null; #robberies = []
 
-  // world: {onJoin, onMessage(message), onQuestion(message), onHold, onLost, isWaiting() → whether an answer is due}
-  constructor(prefix, world) {
+  // owner: {onJoin, onMessage(message), onQuestion(message), onHold, onLost, isWaiting() → true if an answer is due}
+  constructor(prefix, owner) {
     this.#prefix = prefix
-    this.#world = world
+    this.#owner = owner
     document.addEventListener("freeze", () => this.#leave())
     document.addEventListener("resume", () => this.join())
     addEventListener("pagehide", () => this.#leave())
     addEventListener("pageshow", (event) => { if (event.persisted) this.join() })
-    setInterval(() => this.#beat(), PATIENCE)
+    setInterval(() => this.#check(), PERIOD)
   }
 
   get isThere() { return this.#channel !== null }
 
-  // A new name each time: the holder may still be about to forget the old one.
+  // A new id each time: the holder may not have forgotten the old one yet.
   join() {
     if (this.#channel) return
     this.id = uuid()
     const channel = this.#channel = new BroadcastChannel(`${this.#prefix}:tabs`)
-    channel.onmessage = ({ data }) => { if (!data.to || data.to === this.id) this.#on(data) }
+    channel.onmessage = ({ data }) => { if (!data.to || data.to === this.id) this.#onMessage(data) }
     this.#queueUp()
-    const here = new Promise((resolve) => { this.#letGo = resolve })
+    const here = new Promise((resolve) => { this.#unlock = resolve })
     const greet = () => {
-      if (channel === this.#channel && !this.isHolder) this.#world.onJoin()
+      if (channel === this.#channel && !this.isHolder) this.#owner.onJoin()
       return here
     }
     navigator.locks.request(`${this.#prefix}:tab:${this.id}`, greet).catch((error) => console.error(error))
   }
 
-  // Closed, frozen or cached by the browser: whoever waits takes over at once.
+  // Closed, frozen or in the back/forward cache: releases the lock, so that another tab takes over at once.
   #leave() {
     if (!this.#channel) return
     this.#lose()
     this.#queue.abort()
     this.#release?.()
-    this.#letGo()
+    this.#unlock()
     this.#channel.close()
     this.#channel = this.#release = null
   }
 
-  // Calls back once a tab has left, in whatever way. signal: of an AbortController.
+  // Calls back once a tab has left or crashed. signal: of an AbortController.
   whenGone(tab, signal, then) {
     navigator.locks.request(`${this.#prefix}:tab:${tab}`, { signal }, then).catch(() => {})
   }
@@ -79,7 +81,7 @@ export class Tabs {
       return new Promise((release) => this.#hold(release))
     }).catch((error) => {
       if (held) this.#onRobbed()
-      else if (error.name !== "AbortError") this.#hold(() => {}) // locks are forbidden here: alone, then
+      else if (error.name !== "AbortError") this.#hold(() => {}) // locks are forbidden here: hold alone
     })
   }
 
@@ -89,7 +91,7 @@ export class Tabs {
     this.#release = release
     this.isHolder = true
     this.#heard()
-    this.#world.onHold()
+    this.#owner.onHold()
   }
 
   #onRobbed() {
@@ -97,54 +99,54 @@ export class Tabs {
     this.#release = null
     this.#lose()
     this.#queueUp()
-    this.#world.onJoin()
+    this.#owner.onJoin()
   }
 
   #lose() {
     this.#heard()
     this.isHolder = false
-    this.#world.onLost()
+    this.#owner.onLost()
   }
 
-  // --- what they say ---
+  // --- messages ---
 
   tell(message) { this.#channel?.postMessage({ ...message, from: this.id }) }
 
-  // The holder answers at once, and be it that it got it. Timers that are late say nothing about it.
+  // The holder answers at once, at least with "got"; if it does not, its lock is stolen.
   ask(message) {
     this.tell({ ...message, isQuestion: true })
-    if (this.#silence !== null || !this.#channel) return
-    const lately = this.#robberies.filter((at) => at > performance.now() - 60000).length
-    const patience = Math.min(LONGEST_PATIENCE, SILENCE * 2 ** lately)
-    const due = performance.now() + patience
-    this.#silence = setTimeout(() => {
-      this.#silence = null
-      if (performance.now() - due > LATE) return this.#world.onJoin()
-      this.#robberies.push(performance.now())
+    if (this.#timer !== null || !this.#channel) return
+    const recent = this.#robberies.filter((at) => at > now() - 60000).length
+    const timeout = Math.min(LONGEST_TIMEOUT, TIMEOUT * 2 ** recent)
+    const due = now() + timeout
+    this.#timer = setTimeout(() => {
+      this.#timer = null
+      if (now() - due > LATE) return this.#owner.onJoin()
+      this.#robberies.push(now())
       this.rob()
-    }, patience)
+    }, timeout)
   }
 
-  #on(message) {
+  #onMessage(message) {
     if (!message.isQuestion) {
       if (!this.isHolder) this.#heard()
-      return this.#world.onMessage(message)
+      return this.#owner.onMessage(message)
     }
     if (!this.isHolder) return
     this.tell({ type: "got", to: message.from })
-    this.#world.onQuestion(message)
+    this.#owner.onQuestion(message)
   }
 
   #heard() {
-    this.#heardAt = performance.now()
-    clearTimeout(this.#silence)
-    this.#silence = null
+    this.#heardAt = now()
+    clearTimeout(this.#timer)
+    this.#timer = null
   }
 
-  // Only a visible tab looks after a holder that says nothing, and sooner while it waits for something.
-  #beat() {
+  // Only a visible tab checks a silent holder, sooner while it waits for an answer.
+  #check() {
     if (this.isHolder || !this.#channel || document.hidden) return
-    const limit = this.#world.isWaiting() ? PATIENCE : IDLE
-    if (performance.now() - this.#heardAt > limit) this.#world.onJoin()
+    const limit = this.#owner.isWaiting() ? PERIOD : IDLE
+    if (now() - this.#heardAt > limit) this.#owner.onJoin()
   }
 }

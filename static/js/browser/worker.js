@@ -1,29 +1,30 @@
-// The service worker: keeps the product's files and the last conversations on this device, so that they open without a
-// network. The server puts `const SETTINGS = {…}` before it (chatapp/offline.py). Nothing but GETs of pages and files is
-// answered here; /ws, /changes and whatever is sent pass by untouched.
+// The service worker: caches the static files and the last conversations, so that they open offline. The server
+// prepends `const SETTINGS = {…}` (chatapp/staticfiles.py). It answers only GETs of pages and files; /ws, /changes and
+// every POST pass untouched.
 
 const { instance, version, base, files, fallback } = SETTINGS
 const PREFIX = `chatapp:${instance}:`
 const FILES = `${PREFIX}files:${version}`
 const PAGES = `${PREFIX}pages:`
-const MARK = `<meta name="chat-instance" content="${instance}">` // in every page of ours, and in no portal's
+const MARK = `<meta name="chat-instance" content="${instance}">` // in each of our pages, and in no captive portal's
 const CONVERSATION = /^c\/[0-9a-f-]{36}$/
-const PATIENCE = 3000 // for the network, where there is a copy
+const WAIT = 3000 // ms for the network, if there is a copy
 const MOST_PAGES = 20
-let emptied = 0 // how often: what was asked for before must not be kept after
+const SERVER_ERROR = 500 // and above
+let purges = 0 // one more at each deletion: a page requested before it must not be stored after it
 
 addEventListener("install", (event) => event.waitUntil(install()))
 addEventListener("activate", (event) => event.waitUntil(activate()))
 addEventListener("fetch", onFetch)
 addEventListener("message", (event) => {
   const { type, url, armour } = event.data
-  if (type === "empty") event.waitUntil(empty())
+  if (type === "empty") event.waitUntil(purge())
   else if (type === "keep" && CONVERSATION.test(pathOf(url))) event.waitUntil(keep(url, armour).catch(() => {}))
 })
 
 const pathOf = (url) => url.startsWith(location.origin + base) ? new URL(url).pathname.slice(base.length) : null
 
-// All or nothing. A portal answers everything with its own page: that is no file of ours.
+// All or nothing. A captive portal answers every request with its page: refuse that.
 async function install() {
   const cache = await caches.open(FILES)
   await Promise.all([...files, fallback].map(async (url) => {
@@ -36,10 +37,10 @@ async function install() {
   await skipWaiting()
 }
 
-// Another version of the product: its files and pages take the place of the old ones.
+// A new version: replaces the files and pages of the old one.
 async function activate() {
   const urls = []
-  for (const name of await storesOf(PREFIX)) {
+  for (const name of await cachesOf(PREFIX)) {
     if (name.includes(`:${version}`)) continue
     if (name.startsWith(PAGES)) urls.push(...(await (await caches.open(name)).keys()).map((request) => request.url))
     await caches.delete(name)
@@ -51,41 +52,41 @@ async function activate() {
 function onFetch(event) {
   const { request } = event
   const path = pathOf(request.url)
-  if (path === "sign-out" || path === "sign-in") event.waitUntil(empty()) // seen, not answered: nobody is signed in
+  if (path === "sign-out" || path === "sign-in") event.waitUntil(purge()) // not answered here: only delete
   else if (path === null || request.method !== "GET") return
-  else if (path.startsWith("static/")) event.respondWith(file(request))
-  else if (request.mode === "navigate") event.respondWith(page(request, path))
+  else if (path.startsWith("static/")) event.respondWith(onFile(request))
+  else if (request.mode === "navigate") event.respondWith(onPage(request, path))
 }
 
-async function file(request) {
+async function onFile(request) {
   return await caches.match(request, { cacheName: FILES }) ?? fetch(request)
 }
 
-// The network first; the copy where it fails, is slow, or where something else answers.
-async function page(request, path) {
+// Network first; the copy if that fails, is slow, or answers with a foreign page.
+async function onPage(request, path) {
   const isKept = CONVERSATION.test(path) && !new URL(request.url).search
   const copy = isKept ? await find(request.url) : null
   const last = path === "" ? await newest() : null
   try {
-    const answer = ask(request, isKept, copy ?? last)
+    const answer = load(request, isKept, copy ?? last)
     answer.catch(() => {})
-    return await (copy || last ? Promise.race([answer, tooLate()]) : answer)
+    return await (copy || last ? Promise.race([answer, timeout()]) : answer)
   } catch {
     if (last) return Response.redirect(last)
-    return copy ? marked(copy) : await caches.match(fallback, { cacheName: FILES }) ?? Response.error()
+    return copy ? dated(copy) : await caches.match(fallback, { cacheName: FILES }) ?? Response.error()
   }
 }
 
-async function ask(request, isKept, hasCopy) {
-  const before = emptied
+async function load(request, isKept, hasCopy) {
+  const before = purges
   const response = await fetch(request)
-  // To our sign-in page, or to a portal's? A foreign one cannot be followed from here: that fails.
+  // To our sign-in page or a captive portal's? Following a foreign redirect fails here.
   if (response.type === "opaqueredirect") {
     if (isKept && hasCopy && !(await (await follow(request.url)).text()).includes(MARK)) throw new Error("foreign")
     return response
   }
   const text = await response.clone().text()
-  const isOurs = text.includes(MARK) && response.status < 500
+  const isOurs = text.includes(MARK) && response.status < SERVER_ERROR
   if (!isOurs && hasCopy) throw new Error("foreign")
   if (isOurs && isKept) await store(request.url, response, text, before)
   return response
@@ -93,64 +94,64 @@ async function ask(request, isKept, hasCopy) {
 
 const follow = (url) => fetch(url, { credentials: "same-origin", cache: "no-store", headers: { Accept: "text/html" } })
 
-const tooLate = () => new Promise((_, reject) => setTimeout(() => reject(new Error("too slow")), PATIENCE))
+const timeout = () => new Promise((_, reject) => setTimeout(() => reject(new Error("too slow")), WAIT))
 
-// armour: something on the way rewrites HTML (browser/integrity.js).
+// armour: true on networks that rewrite HTML (browser/integrity.js)
 async function keep(url, armour = false) {
-  const before = emptied
+  const before = purges
   const response = await follow(armour ? `${url}?armour=1` : url)
   const text = opened(await response.clone().text())
   if (text.includes(MARK) && !response.redirected) await store(url, response, text, before)
 }
 
 function opened(text) {
-  const [, letters] = /<chat-armour>([A-Za-z0-9+/=\s]*)<\/chat-armour>/.exec(text) ?? []
-  if (letters === undefined) return text
-  const bytes = Uint8Array.from(atob(letters.replace(/\s/g, "")), (letter) => letter.charCodeAt(0))
+  const [, base64] = /<chat-armour>([A-Za-z0-9+/=\s]*)<\/chat-armour>/.exec(text) ?? []
+  if (base64 === undefined) return text
+  const bytes = Uint8Array.from(atob(base64.replace(/\s/g, "")), (char) => char.charCodeAt(0))
   return new TextDecoder().decode(bytes)
 }
 
-// Under the person's name; another person's pages go.
+// Stores a page under its person, and deletes the pages of others.
 async function store(url, response, text, before) {
   const person = /<body [^>]*data-person="([0-9a-f-]{36})"/.exec(text)?.[1]
   const name = `${PAGES}${version}:${person}`
-  for (const other of await storesOf(PAGES)) if (person && other !== name) await caches.delete(other)
+  for (const other of await cachesOf(PAGES)) if (person && other !== name) await caches.delete(other)
   const cache = await caches.open(name)
   await cache.delete(url)
   if (person && response.ok) {
     const headers = new Headers(response.headers)
-    for (const gone of ["Content-Encoding", "Content-Length", "Vary"]) headers.delete(gone)
+    for (const key of ["Content-Encoding", "Content-Length", "Vary"]) headers.delete(key)
     headers.set("X-Kept-At", new Date().toISOString())
     await cache.put(url, new Response(text, { headers }))
     const kept = await cache.keys()
-    for (const oldest of kept.slice(0, Math.max(0, kept.length - MOST_PAGES))) await cache.delete(oldest)
+    for (const oldest of kept.slice(0, -MOST_PAGES)) await cache.delete(oldest)
   }
-  if (before !== emptied) await empty()
+  if (before !== purges) await purge()
 }
 
-const storesOf = async (prefix) => (await caches.keys()).filter((name) => name.startsWith(prefix))
+const cachesOf = async (prefix) => (await caches.keys()).filter((name) => name.startsWith(prefix))
 
-async function empty() {
-  emptied += 1
-  for (const name of await storesOf(PAGES)) await caches.delete(name)
+async function purge() {
+  purges += 1
+  for (const name of await cachesOf(PAGES)) await caches.delete(name)
 }
 
 async function find(url) {
-  for (const name of await storesOf(PAGES)) {
+  for (const name of await cachesOf(PAGES)) {
     const found = await (await caches.open(name)).match(url)
     if (found) return found
   }
   return null
 }
 
-// The page that was kept last: keys come in the order in which they were put.
+// The page stored last: keys are in insertion order.
 async function newest() {
-  const [name] = await storesOf(PAGES)
+  const [name] = await cachesOf(PAGES)
   return name ? (await (await caches.open(name)).keys()).at(-1)?.url ?? null : null
 }
 
-// The copy says of itself that it is one, and from when.
-async function marked(copy) {
+// Adds to the copy the time when it was stored.
+async function dated(copy) {
   const text = await copy.text()
   const at = copy.headers.get("X-Kept-At")
   return new Response(text.replace("<body ", `<body data-kept-at="${at}" `), { headers: copy.headers })

@@ -1,11 +1,11 @@
-// The ports of a page: time, chance, the network, what is kept between pages, and what the browser tells of itself. The
-// connection's core (static/js/connection/) knows the world through these only.
+// The ports of a page: time, randomness, network, local storage, and browser events. The connection's core
+// (static/js/connection/) reaches the browser only through these.
 
 import { ask, session } from "./asking.js"
 import { isWhole, opened } from "./integrity.js"
 import { Polls } from "./polls.js"
 
-// prefix: of what is kept in localStorage, under this instance's and person's name
+// prefix: of this instance's and person's keys in localStorage
 export function pageWorld(prefix, { ws_url: url, sign_in_url: signIn }) {
   const polls = new Polls()
   return {
@@ -16,7 +16,7 @@ export function pageWorld(prefix, { ws_url: url, sign_in_url: signIn }) {
     cancel: (timer) => clearTimeout(timer),
     latency: latency(),
     origin: location.origin,
-    page: document.body.dataset, // {epoch, mark, person}: of what it shows, and to whom
+    page: document.body.dataset, // {epoch, mark, person}
     notes: notes(prefix),
     session: session(signIn),
     isHidden: () => document.hidden,
@@ -32,7 +32,7 @@ export function pageWorld(prefix, { ws_url: url, sign_in_url: signIn }) {
   }
 }
 
-// → {send(text) → whether it went out, close(code), buffered: bytes that wait}. May throw.
+// → {send(text) → true if it was sent, close(code), buffered: unsent bytes}. May throw.
 function openSocket(url, replaces, { onText, onClose }) {
   const address = new URL(url, location.href)
   address.protocol = address.protocol.replace("http", "ws")
@@ -62,19 +62,19 @@ const notes = (prefix) => ({
   },
 })
 
-// The person does something here.
+// Calls back at each sign of user activity.
 function onUse(act) {
   for (const kind of ["keydown", "pointerdown", "wheel"]) addEventListener(kind, act, { passive: true, capture: true })
 }
 
-// From the page's own load: how long a connection took.
+// The connection time of the page's load, in ms.
 function latency() {
   const [page] = performance.getEntriesByType("navigation")
   const connect = page ? page.connectEnd - page.connectStart : 0
   return Math.max(0, Math.min(500, connect || 0))
 }
 
-// Where the browser tells: another kind of network. It also tells of mere figures, which do not matter here.
+// Calls back on another type of network, if the browser reports it. "change" also fires for mere estimates of speed.
 function onNetworkChange(act) {
   const network = navigator.connection
   let kind = network?.type
@@ -84,12 +84,12 @@ function onNetworkChange(act) {
   })
 }
 
-// What the browser tells of itself: on(event's name), and onReborn() where its cache of pages gave the page back.
-function listen(on, onReborn, watchesNetwork) {
+// Browser events: on(name), and onRestore() when the page returns from the back/forward cache.
+function listen(on, onRestore, watchesNetwork) {
   document.addEventListener("visibilitychange", () => on(document.hidden ? "hidden" : "wake"))
   document.addEventListener("resume", () => on("wake")) // thawed by the browser
   addEventListener("online", () => on("online"))
   addEventListener("offline", () => on("offline"))
-  addEventListener("pageshow", (event) => { if (event.persisted) onReborn() })
+  addEventListener("pageshow", (event) => { if (event.persisted) onRestore() })
   if (watchesNetwork) onNetworkChange(() => on("online"))
 }

@@ -1,4 +1,4 @@
-// What is said to those who cannot see it: by a screen reader, once it has said what it is saying.
+// Announcements to screen readers: a live region, politely.
 
 export function announce(text) {
   const announcer = document.getElementById("announcer")

@@ -1,10 +1,10 @@
-// Copying by a button, which says that it was done.
+// Copy buttons, with confirmation in the label.
 
-const labels = new WeakMap() // button → its own label, also while it says that it was done
+const labels = new WeakMap() // button → its usual label
 
 export async function copy(button, text, copied) {
   try { await navigator.clipboard.writeText(text) } catch { copyBySelection(text) }
-  button.focus({ preventScroll: true }) // a selection takes it away
+  button.focus({ preventScroll: true }) // the fallback moves the focus
   const label = labels.get(button) ?? button.textContent
   labels.set(button, label)
   button.textContent = copied || label

@@ -1,29 +1,30 @@
 // The composer: Enter sends, Shift+Enter breaks the line, drafts are kept per conversation (chat/drafts.js). The text
-// is cleared only once the outbox has it. Nothing here knows how, or whether, a message travels.
+// is cleared only after the outbox has taken it. Knows nothing of the connection.
 
 import { announce } from "./announcer.js"
 
-// White space, and what is drawn as nothing (chatapp/visible.py): such a message would be an empty bubble.
+// White space and invisible characters (chatapp/visible.py): such a message would be an empty bubble.
 const BLANK = /^[\p{White_Space}\p{Default_Ignorable_Code_Point}\p{Cc}\p{Cf}\u2800]*$/u
 
-// Where the keyboard goes when what had it vanishes; not on phones, where it would cover half of the page.
+// For when the focused element has vanished. Not on phones: the on-screen keyboard would cover half of the page.
 export function focusComposer() {
   if (!isTouch()) document.querySelector("#composer textarea[name=body]:enabled")?.focus({ preventScroll: true })
 }
 
-const NEAR = 0.9 // of the longest message: from there on its length is shown
+const NEAR = 0.9 // share of the limit from which the length is shown
+const IME = 229 // keyCode of keys that an input method handles (Safari: isComposing is false for the last one)
 
 export class Composer {
   #form = document.getElementById("composer")
   #count = document.getElementById("count"); #text; #drafts; #hadFocus = false
-  #level = ""; #isAside = false; #isOpen = false; #isSubmitted = false // sent before it was known for which conversation
+  #level = ""; #isAside = false; #isOpen = false; #isSubmitted = false // sent before open()
 
-  // send(body, beside) → true once the outbox has it, which writes `beside` together with it
+  // send(body, beside) → truthy if the outbox has taken it; beside: operations to write in the same transaction
   constructor(drafts, send) {
     this.#text = this.#form?.querySelector("textarea[name=body]")
     this.#drafts = drafts
     if (!this.#text) return
-    this.#text.autocomplete = "off" // else the browser brings back what was sent meanwhile; without scripts it is to
+    this.#text.autocomplete = "off" // else the browser restores sent text; only without scripts it should
     drafts.onChange = (text) => this.#show(text)
     this.#text.addEventListener("input", () => this.#onInput())
     this.#text.addEventListener("keydown", (event) => this.#onKey(event))
@@ -39,7 +40,7 @@ export class Composer {
 
   get text() { return this.#text?.value ?? "" }
 
-  // The conversation is known: its draft comes back. What was typed until now comes after it.
+  // Restores the draft of a conversation, before any text that was typed already.
   async open(conversation, isEmpty) {
     if (!this.#text) return
     const draft = await this.#drafts.open(conversation, isEmpty)
@@ -51,13 +52,13 @@ export class Composer {
     else if (!this.#isSubmitted && typed !== draft) this.put(typed.startsWith(draft) ? typed : `${draft}\n${typed}`)
   }
 
-  // As if it was typed.
+  // As if typed.
   put(text) {
     this.#show(text)
     this.#drafts.edit(text)
   }
 
-  // What stood elsewhere, with the operations that end it there: see Drafts. Meanwhile nothing can be typed.
+  // Takes text from elsewhere with the operations that delete it there (see Drafts). Read-only meanwhile.
   async takeOver(text, beside) {
     this.#text.readOnly = true
     try {
@@ -66,14 +67,14 @@ export class Composer {
     } finally { this.#text.readOnly = false }
   }
 
-  // The page did not come alive: its form is sent as without JavaScript.
+  // The page did not start: the form is sent as without JavaScript.
   standAside() {
     this.#isAside = true
     this.#text?.removeAttribute("autocomplete")
     if (this.#isSubmitted && !this.#isOpen) this.#form.requestSubmit()
   }
 
-  // Only a person who cannot send at all (signed out, refused) finds it disabled.
+  // Disabled only if sending is impossible (signed out, refused).
   setEnabled(isEnabled) {
     if (!this.#text || this.#text.disabled === !isEnabled) return
     if (!isEnabled) this.#hadFocus = document.activeElement === this.#text // a disabled field loses it
@@ -84,10 +85,10 @@ export class Composer {
     if (isEnabled && this.#hadFocus && isFree) this.#text.focus()
   }
 
-  // The page has become another conversation's: so has the draft. Resolves once it is stored there; see Drafts.
+  // The page now belongs to another conversation, and so does the draft. Resolves once it is stored; see Drafts.
   moveTo(conversation) { return this.#drafts.moveTo(conversation) }
 
-  // The outbox has stored or sent something of this conversation. What it could not store has left its draft behind.
+  // The outbox has stored or sent an entry of this conversation. One that it could not store has kept its draft.
   confirm({ storage, ack }) {
     if (storage === "stored") this.#drafts.released()
     else if (ack) this.#drafts.edit(this.text)
@@ -111,7 +112,7 @@ export class Composer {
     this.#text.focus({ preventScroll: true })
   }
 
-  // In the browser's own bubble at the field, until the next key.
+  // In the browser's validation bubble, until the next input.
   #refuse(reason) {
     this.#text.setCustomValidity(reason)
     this.#text.reportValidity()
@@ -119,13 +120,13 @@ export class Composer {
   }
 
   #onKey(event) {
-    if (event.key !== "Enter" || event.shiftKey || event.altKey || event.isComposing || event.keyCode === 229) return
-    if (isTouch() && !event.ctrlKey && !event.metaKey) return // there, Enter breaks the line; the button sends
+    if (event.key !== "Enter" || event.shiftKey || event.altKey || event.isComposing || event.keyCode === IME) return
+    if (isTouch() && !event.ctrlKey && !event.metaKey) return // Enter breaks the line; the button sends
     event.preventDefault()
     this.#form.requestSubmit()
   }
 
-  // As the server counts: characters, not UTF-16 units, without white space at the ends. Said from nine tenths on.
+  // Counts as the server does: characters, not UTF-16 units, without white space at the ends.
   #isTooLong() {
     if (!this.#count) return false
     const most = Number(this.#count.dataset.most)
@@ -137,7 +138,7 @@ export class Composer {
     const words = isOver ? this.#count.dataset.over : this.#count.dataset.near
     if (!this.#count.hidden) this.#count.textContent = words.replace("{n}", (isOver ? length - most : length).toLocaleString("en"))
     const level = this.#count.hidden ? "" : isOver ? "over" : "near"
-    if (level && level !== this.#level) announce(this.#count.textContent) // not at each key
+    if (level && level !== this.#level) announce(this.#count.textContent) // once a level, not at each key
     this.#level = level
     return isOver
   }
@@ -150,7 +151,7 @@ export class Composer {
 
   #show(text) {
     if (!this.#text || this.#text.value === text) return
-    this.#text.setCustomValidity("") // what was refused was the text before
+    this.#text.setCustomValidity("") // the refusal was about the old text
     this.#text.value = text
     this.#grow()
     this.#isTooLong()

@@ -1,5 +1,5 @@
-// The open conversation and the list of conversations in the DOM: does what connection/feeds.js says of what the server
-// sends, shows what waits in the outbox, keeps order, times and scroll. One broken element never stops the others.
+// The open conversation and the list of conversations in the DOM: applies the orders of connection/feeds.js, shows the
+// outbox, and keeps order, times and scroll position. One broken element never stops the others.
 
 import { isWhole } from "../browser/integrity.js"
 import { focusComposer } from "./composer.js"
@@ -17,9 +17,9 @@ export class ConversationView {
   #items = { messages: new Items(() => this.#older?.hidden === false), list: new Items() }
   #scroll
   onGone = () => {}
-  onListCut = () => {} // the list came whole, and what had been loaded beyond it went
+  onListCut = () => {} // the list came whole, and entries loaded beyond it were removed
 
-  // placeKey: where the tab remembers what was read
+  // placeKey: of the reading position in sessionStorage
   constructor(conversation, placeKey) {
     this.conversation = conversation
     this.isAltered = [this.#messages, this.#list].map(forgetAltered).includes(true)
@@ -29,7 +29,7 @@ export class ConversationView {
     this.#scroll = log && new Scroll(log, this.#messages, jump, placeKey)
     jump?.addEventListener("click", () => { this.scrollToEnd(); focusComposer() }) // the button vanishes
     setInterval(() => wordTimes(this.#messages), 60000)
-    this.#tidy()
+    for (const article of this.#messages?.querySelectorAll("article:not(.waiting)") ?? []) this.#format(article)
     this.#scroll?.begin()
   }
 
@@ -38,43 +38,43 @@ export class ConversationView {
     return Boolean(this.#messages?.querySelector(busy))
   }
 
-  // What the page came with, or loaded by itself.
+  // Registers elements that were served with the page, or loaded by htmx.
   know(feed) {
-    const { holder, items } = this.#shownOf(feed)
+    const { holder, items } = this.#partsOf(feed)
     for (const element of holder?.querySelectorAll(":scope > [data-revision]") ?? []) {
       const item = itemOf(element)
       if (!items.has(item.key)) items.know(item)
-      else if (this.#find(item.key, holder) !== element) element.remove() // it was listed further up meanwhile
+      else if (this.#find(item.key, holder) !== element) element.remove() // a duplicate: it moved up meanwhile
     }
   }
 
-  // False: what is shown does not fit; start this feed over.
+  // → false if it does not fit the elements shown: start this feed over
   apply(feed, element) {
-    const { holder, items } = this.#shownOf(feed)
+    const { holder, items } = this.#partsOf(feed)
     if (!holder) return true
     const focused = document.activeElement
     const { orders, fits, isCut } = items.apply(element)
     for (const order of orders) {
-      try { this.#obey(order, holder) } catch (error) { console.error(error) }
+      try { this.#execute(order, holder) } catch (error) { console.error(error) }
     }
-    if (focused !== document.activeElement) giveFocusBack(focused)
+    if (focused !== document.activeElement) restoreFocus(focused)
     if (fits) holder.dataset.cursor = element.getAttribute("to")
     if (isCut && holder === this.#list) this.onListCut()
     if (holder !== this.#messages) return fits
-    if (isCut && this.#older) this.#older.hidden = false // what went can be loaded again
-    this.#afterChange()
+    if (isCut && this.#older) this.#older.hidden = false // removed messages can be loaded again
+    this.#onChange()
     return fits
   }
 
-  #shownOf(feed) {
+  #partsOf(feed) {
     if (feed === "list") return { holder: this.#list, items: this.#items.list }
     return feed === this.conversation ? { holder: this.#messages, items: this.#items.messages } : {}
   }
 
-  #obey(order, holder) {
+  #execute(order, holder) {
     const { verb, key, element, isLast } = order
     const shown = this.#find(key, holder)
-    if (verb === "remove") shown && take(shown)
+    if (verb === "remove") shown && remove(shown)
     else if (verb === "append") this.#append(shown, order)
     else if (holder === this.#list) this.#placeEntry(shown, element)
     else if (isLast) this.#placeLast(shown, element)
@@ -82,14 +82,14 @@ export class ConversationView {
   }
 
   forget(feed) {
-    const { holder, items } = this.#shownOf(feed)
+    const { holder, items } = this.#partsOf(feed)
     if (holder) holder.dataset.cursor = "0"
     items?.forget()
   }
 
   gone(feed) { if (feed === this.conversation) this.onGone(feed) }
 
-  // By their ids: a selector would walk through every element of every message.
+  // By id: a selector would walk through every element of every message.
   #find(key, holder) {
     if (holder === this.#list) return holder.querySelector(`li[data-id="${CSS.escape(key)}"]`)
     const shown = document.getElementById(`m-${key}`)
@@ -99,30 +99,30 @@ export class ConversationView {
   #place(shown, article, isOlder = false) {
     if (!isOlder) this.#announce(shown?.dataset.state, article)
     if (!shown) this.#insert(article)
-    else { // what is equal in both keeps its nodes
+    else { // equal nodes stay
       morph(shown, article)
-      this.#stand(shown)
+      this.#move(shown)
     }
-    this.#dress(shown ?? article)
+    this.#format(shown ?? article)
   }
 
-  // Where its position wants it. It is not moved where it stands there already: it may have the focus, or be pressed.
-  #stand(article) {
-    const [before, after] = [articleBeside(article, "previousElementSibling"), articleBeside(article, "nextElementSibling")]
+  // Moves an article to its position. Not if it is there already: it may have the focus, or a pressed button.
+  #move(article) {
+    const [before, after] = [sibling(article, "previousElementSibling"), sibling(article, "nextElementSibling")]
     const { position } = article.dataset
     const follows = !before || (before.dataset.position && Number(before.dataset.position) < Number(position))
     if (follows && !(after?.dataset.position && Number(after.dataset.position) < Number(position))) return
-    take(article)
+    remove(article)
     this.#insert(article)
   }
 
-  // An answer that has not begun stands last, until the article of its start, or of its end, comes in its place.
+  // An answer that has not begun stays last, until the article of its start or end replaces it.
   #placeLast(shown, article) {
-    if (shown) morph(shown, article) // a press of Stop may be under way
+    if (shown) morph(shown, article) // Stop may be pressed right now
     if (!shown || this.#messages.lastElementChild !== shown) this.#messages.append(shown ?? article)
   }
 
-  // By position; what has none yet (still in the outbox) stays at the end.
+  // By position; articles without one (still in the outbox) stay at the end.
   #insert(article) {
     const position = Number(article.dataset.position)
     let before = null
@@ -167,18 +167,18 @@ export class ConversationView {
     heading.textContent = heading.title = title
   }
 
-  // --- what waits in the outbox ---
+  // --- the outbox ---
 
-  // why: what kept it from being sent, as the transport's outcome names it
-  onOutbox(entry, what, why) {
+  // reason: of a failed delivery, from the transport's outcome
+  onOutbox(entry, change, reason) {
     if (entry.conversation !== this.conversation || !this.#messages) return
     let article = document.getElementById(`m-${entry.id}`)
-    if (what === "removed") {
+    if (change === "removed") {
       if (!article || article.dataset.id) return
       this.#items.messages.drop(entry.id)
-      return take(article)
+      return remove(article)
     }
-    if (what === "sent") return this.#markSent(article, entry.ack)
+    if (change === "sent") return this.#markSent(article, entry.ack)
     if (article?.dataset.id) return
     article ??= this.#addPending(entry)
     if (!article) return
@@ -186,12 +186,12 @@ export class ConversationView {
     article.dataset.state = entry.failed ? "failed" : isKept ? "sending" : "unstored"
     article.querySelector(".failure")?.remove()
     const state = article.querySelector(".state")
-    const word = entry.storage === "storing" ? "" : !isKept ? "unkept" : what === "sending" ? "sending" : why === "server-storage" ? "unwritten" : "queued"
+    const word = entry.storage === "storing" ? "" : !isKept ? "unkept" : change === "sending" ? "sending" : reason === "server-storage" ? "unwritten" : "queued"
     if (state) state.textContent = entry.failed ? "" : words(word)
     if (entry.failed) article.append(failureRow(entry))
-    if (what === "failed") announce(article.querySelector("[data-slot=reason]")?.textContent ?? "")
-    const isWrittenHere = what === "added" && entry.storage === "storing" // else an earlier page or another tab left it
-    isWrittenHere ? this.scrollToEnd() : this.#afterChange()
+    if (change === "failed") announce(article.querySelector("[data-slot=reason]")?.textContent ?? "")
+    const isWrittenHere = change === "added" && entry.storage === "storing" // else from an earlier page or another tab
+    isWrittenHere ? this.scrollToEnd() : this.#onChange()
   }
 
   #addPending(entry) {
@@ -203,11 +203,11 @@ export class ConversationView {
     article.querySelector("time")?.setAttribute("datetime", new Date(entry.at).toISOString())
     this.#items.messages.expect(entry.id)
     this.#messages.insertBefore(article, this.#messages.querySelector(":scope > .waiting"))
-    this.#dress(article)
+    this.#format(article)
     return article
   }
 
-  // The acknowledgement gives it its place; the feed brings the article itself.
+  // The acknowledgement has the position; the feed will bring the article.
   #markSent(article, ack) {
     if (!article || article.dataset.id || !ack) return
     Object.assign(article.dataset, { id: ack.id, position: ack.position, revision: "0", state: "sent" })
@@ -215,28 +215,24 @@ export class ConversationView {
     article.querySelector(".failure")?.remove()
     const state = article.querySelector(".state")
     if (state) state.textContent = words("sent")
-    this.#stand(article)
-    this.#dress(article)
-    this.#afterChange()
+    this.#move(article)
+    this.#format(article)
+    this.#onChange()
   }
 
   // --- times, days, scroll, announcements ---
 
-  #afterChange() { this.#scroll?.onChange() }
+  #onChange() { this.#scroll?.onChange() }
 
-  #tidy() {
-    for (const article of this.#messages?.querySelectorAll("article:not(.waiting)") ?? []) this.#dress(article)
-  }
-
-  // Word its time, and set or take away the day's separator before it and before the next one.
-  #dress(article) {
+  // Formats its time, and adds or removes the day separators before and after it.
+  #format(article) {
     wordTime(article.querySelector("time[datetime]"))
     const after = article.nextElementSibling
     separate(article)
     separate(after?.matches(".day") ? after.nextElementSibling : after)
   }
 
-  // Older messages go in front without moving what is read.
+  // Adds older messages at the top; the reader stays in place.
   prepend(articles) {
     this.#scroll.keeping(() => {
       for (const article of articles) {
@@ -262,11 +258,11 @@ export class ConversationView {
   }
 }
 
-// The block of an answer that has this index, made where there is none.
+// The block of an answer with this index; created if missing.
 function blockOf(body, index) {
   const known = body.querySelector(`:scope > .block[data-index="${index}"]`)
   if (known) {
-    delete known.dataset.source // it is older than what comes now
+    delete known.dataset.source // it is outdated now
     return known
   }
   const block = Object.assign(document.createElement("div"), { className: "block", dir: "auto" })
@@ -276,15 +272,15 @@ function blockOf(body, index) {
   return block
 }
 
-// What was moved or taken away has lost the focus. A button that came in its place does another thing, so it gets none.
-function giveFocusBack(element) {
+// A moved or removed element has lost the focus. A button in its place gets none: its action differs.
+function restoreFocus(element) {
   if (document.activeElement !== document.body) return
   if (element.isConnected) element.focus({ preventScroll: true })
   else focusComposer()
 }
 
-// direction: the name of the property that leads to it
-function articleBeside(article, direction) {
+// direction: "previousElementSibling" or "nextElementSibling"
+function sibling(article, direction) {
   let one = article[direction]
   while (one && !one.matches("article")) one = one[direction]
   return one
@@ -292,19 +288,19 @@ function articleBeside(article, direction) {
 
 const dayOf = (article) => new Date(article.querySelector("time")?.dateTime ?? "").toDateString()
 
-// Out of the log, with the separator that was its own.
-function take(article) {
+// Removes an article, with the separator before it; a new one is added if still needed.
+function remove(article) {
   const next = article.nextElementSibling
   if (article.previousElementSibling?.matches(".day")) article.previousElementSibling.remove()
   article.remove()
   separate(next)
 }
 
-// A page that was rewritten on the way: what is wrong in it comes again. → whether anything is
+// Makes the server resend elements that were rewritten on the way. → true if there are any
 function forgetAltered(container) {
   const altered = [...container?.children ?? []].filter((child) => !isWhole(child))
   for (const { dataset } of altered) {
-    const since = Number(dataset.position ?? 1) - 1 // after which it comes whole: a list from its beginning
+    const since = Number(dataset.position ?? 1) - 1 // resend from there; a list has no positions: from its start
     container.dataset.cursor = Math.min(container.dataset.cursor, since)
     dataset.revision = "-1"
   }

@@ -1,4 +1,4 @@
-// Times and days in the reader's words: the browser has the clock and the language.
+// Times and days in the reader's language and time zone. They are served without text.
 
 import { words } from "./words.js"
 
@@ -8,14 +8,13 @@ export const timeFormat = new Intl.DateTimeFormat(language, { timeStyle: "medium
 const dayFormat = new Intl.DateTimeFormat(language, { weekday: "long", day: "numeric", month: "long", year: "numeric" })
 const fullFormat = new Intl.DateTimeFormat(language, { dateStyle: "full", timeStyle: "medium" })
 
-function clock(at) {
+function timeOf(at) {
   const age = Date.now() - new Date(at)
   return age >= 0 && age < 45000 ? words("just-now") : clockFormat.format(new Date(at))
 }
 
-// A time is served without words: the browser has its own clock and language.
 export function wordTime(time) {
-  const text = time && clock(time.dateTime)
+  const text = time && timeOf(time.dateTime)
   if (!time || time.textContent === text) return
   Object.assign(time, { textContent: text, title: fullFormat.format(new Date(time.dateTime)) })
 }
@@ -38,7 +37,7 @@ function wordDay(separator) {
   if (separator.textContent !== text) separator.textContent = text
 }
 
-// Anew each minute: what was just now, or today, is not for long.
+// Called each minute: "just now" and "today" expire.
 export function wordTimes(holder) {
   holder?.querySelectorAll("time[datetime]").forEach(wordTime)
   holder?.querySelectorAll(".day").forEach(wordDay)

@@ -1,44 +1,46 @@
-// The draft of the open conversation. Each tab writes a row of its own, so none overwrites what another one holds. A tab
-// in which nothing was typed shows what was written last in any of them, and takes that over with its first change.
+// The draft of the open conversation. Each tab writes a separate row, so none overwrites another's. A tab without input
+// shows the newest draft of any tab, and takes it over with its first change.
 
 import { uuid } from "../browser/uuid.js"
 import { problemOf } from "../connection/outbox.js"
 import { movedDrafts } from "../browser/older.js"
 import { noteUnkept } from "./unkept.js"
 
-const PATIENCE = 1000 // ms until a write that does not end is called unkept
-export const NEW = "new" // of no conversation yet, or of none any more
+const SLOW = 1000 // ms after which a pending write is reported as unkept
+export const NEW = "new" // stands for the conversation of drafts that belong to none
+
+const deletion = (key) => ["drafts", "delete", key]
 
 export class Drafts {
   #storage; #prefix; #owner; #conversation = null; #isEmpty = () => false
   #text = ""; #isOwn = false; #isDirty = false
-  #isStored = true; #writing = null; #writes = null // the text, as it is here; the newest write; all until it is as here
-  #shown = null // the row of another tab that is shown here
-  #left = [] // keys of rows that this tab's next write deletes
-  #turn = 0 // the newest that was heard of: rows are ordered by it, not by anybody's clock
-  onChange = () => {} // (text): written in another tab, to be shown here
+  #isStored = true; #writing = null; #writes = null // true for the current text; the running write; the loop of writes
+  #shown = null // the row of another tab, if shown here
+  #stale = [] // keys of rows that the next write deletes
+  #turn = 0 // the highest seen: orders rows, as a logical clock
+  onChange = () => {} // (text): from another tab, to be shown here
 
   constructor(storage, prefix) {
     this.#storage = storage
     this.#prefix = prefix
-    this.#owner = takeName(prefix)
+    this.#owner = claimId(prefix)
     storage.listen((message) => this.#onMessage(message))
-    addEventListener("pagehide", () => putName(prefix, this.#owner))
-    addEventListener("pageshow", (event) => { if (event.persisted) takeName(prefix) })
+    addEventListener("pagehide", () => storeId(prefix, this.#owner))
+    addEventListener("pageshow", (event) => { if (event.persisted) claimId(prefix) })
   }
 
-  // → the text to show. isEmpty() → as long as nothing was said, what belongs to no conversation is shown, too
+  // → the text to show. isEmpty() → true while the conversation has no message: drafts of NEW are shown, too
   async open(conversation, isEmpty) {
     this.#conversation = conversation
     this.#isEmpty = isEmpty
     try {
       await movedDrafts(this.#storage, this.#prefix)
-      this.#take(await this.#newest())
+      this.#adopt(await this.#newest())
     } catch (error) { console.error("no draft can be read", error) }
     return this.#text
   }
 
-  // What the person has typed. Resolves once it was written, or could not be.
+  // Sets and writes the text. Resolves once written, or failed.
   edit(text) {
     this.#text = text
     this.#isOwn = this.#isDirty = true
@@ -46,42 +48,45 @@ export class Drafts {
     return this.#writes ??= this.#write()
   }
 
-  // What stood elsewhere is the draft once it is written, together with the operations that end it there. Else it rejects,
-  // and nothing has changed.
+  // Takes text from elsewhere, in one transaction with the operations that delete it there. Rejects without any change.
   async takeOver(text, beside) {
     const before = this.#text
     this.#text = text
     this.#isOwn = true
     this.#isDirty = this.#isStored = false
     try {
-      await this.#keep(text, beside)
+      await this.#store(text, beside)
     } catch (error) {
       this.edit(before)
       throw error
     }
   }
 
-  // The page closes or is hidden: not behind the write that runs.
+  // When the page closes or is hidden: does not wait for the running write.
   flush() { if (this.#isDirty) this.#writeOnce() }
 
-  // The text is sent: the operations that end its rows, to be written together with the message.
+  // The text is sent. → operations that delete its rows, to be written with the message
   release() {
-    const operations = [...this.#left, this.#key, ...this.#shownKeys].map((key) => ["drafts", "delete", key])
-    this.#tellTaken(true)
-    this.#text = ""
-    this.#isOwn = this.#isDirty = false
+    const operations = [...this.#stale, this.#key, ...this.#shownKeys].map(deletion)
+    this.#notifyTaken(true)
+    this.#clear()
     this.#shown = null
     return operations
   }
 
-  // They are written.
-  released() { this.#tell() }
+  #clear() {
+    this.#text = ""
+    this.#isOwn = this.#isDirty = false
+  }
 
-  // The page has become another conversation's, or no conversation's: so has what is written on it. Rejects where
-  // that could not be stored there: then it is where it was.
+  // The operations of release() are written.
+  released() { this.#notify() }
+
+  // The page now belongs to another conversation, or to none (NEW), and so does the draft. Rejects if that could not be
+  // stored; the old row remains.
   async moveTo(conversation) {
     if (conversation === this.#conversation) return
-    this.#left = [...this.#left, this.#key] // not in place: what is being written goes by the one before
+    this.#stale = [...this.#stale, this.#key] // a new array: the running write still uses the old one
     this.#conversation = conversation
     if (this.#text) await this.edit(this.#text)
     if (this.#text && !this.#isStored) throw new Error("the draft has not moved")
@@ -91,7 +96,7 @@ export class Drafts {
 
   get #shownKeys() { return this.#shown ? [[this.#shown.conversation, this.#shown.owner]] : [] }
 
-  // Own rows first; else the newest, of this conversation before those of none.
+  // This tab's row, else the newest; of this conversation, else of NEW.
   async #newest() {
     const names = this.#isEmpty() ? [this.#conversation, NEW] : [this.#conversation]
     for (const name of names) {
@@ -108,45 +113,45 @@ export class Drafts {
     this.#writes = null
   }
 
-  #writeOnce() { return this.#writing = this.#put() }
+  #writeOnce() { return this.#writing = this.#save() }
 
-  async #put() {
+  async #save() {
     this.#isDirty = false
     const text = this.#text
     try {
-      await this.#keep(text)
+      await this.#store(text)
     } catch (error) {
       console.error("draft not stored", error)
       noteUnkept("draft", text.trim() ? problemOf(error) : null)
     }
   }
 
-  // All or none: as this tab's row, the end of others, the operations beside.
-  async #keep(text, beside = []) {
-    const [left, shown] = [this.#left, this.#shown]
-    const late = setTimeout(() => noteUnkept("draft", text.trim() ? "slow" : null), PATIENCE)
+  // In one transaction: this tab's row, the deletion of others, further operations.
+  async #store(text, beside = []) {
+    const [left, shown] = [this.#stale, this.#shown]
+    const timer = setTimeout(() => noteUnkept("draft", text.trim() ? "slow" : null), SLOW)
     try {
-      const ends = [...left, ...this.#shownKeys].map((key) => ["drafts", "delete", key])
-      await this.#storage.write([...ends, this.#own(text), ...beside])
-    } finally { clearTimeout(late) }
-    this.#left = this.#left.filter((key) => !left.includes(key))
-    if (shown && shown === this.#shown) this.#tellTaken(false)
+      const ends = [...left, ...this.#shownKeys].map(deletion)
+      await this.#storage.write([...ends, this.#operation(text), ...beside])
+    } finally { clearTimeout(timer) }
+    this.#stale = this.#stale.filter((key) => !left.includes(key))
+    if (shown && shown === this.#shown) this.#notifyTaken(false)
     if (shown === this.#shown) this.#shown = null
     if (text === this.#text) this.#isStored = true
     noteUnkept("draft", null)
-    this.#tell()
+    this.#notify()
   }
 
-  #own(text) {
-    if (!text) return ["drafts", "delete", this.#key]
+  #operation(text) {
+    if (!text) return deletion(this.#key)
     return ["drafts", "put", { conversation: this.#conversation, owner: this.#owner, turn: ++this.#turn, text }]
   }
 
   // --- between tabs ---
 
-  #tell() { this.#storage.tell({ type: "draft", conversation: this.#conversation, turn: this.#turn }) }
+  #notify() { this.#storage.tell({ type: "draft", conversation: this.#conversation, turn: this.#turn }) }
 
-  #tellTaken(isSent) {
+  #notifyTaken(isSent) {
     if (this.#shown) this.#storage.tell({ type: "draft-taken", ...this.#shown, isSent })
   }
 
@@ -159,18 +164,17 @@ export class Drafts {
     else if (type === "draft-taken" && owner === this.#owner && this.#isOwn) this.#onTaken(isSent && text === this.#text)
   }
 
-  // Another tab went on with this one's text. If it has sent it as it is, it is done with; else this one keeps its own.
+  // Another tab took this text over. If it sent exactly this text, clear it here; else keep it.
   #onTaken(isDone) {
     if (!isDone) return this.edit(this.#text)
-    this.#text = ""
-    this.#isOwn = this.#isDirty = false
+    this.#clear()
     this.onChange("")
   }
 
-  // Back from the browser's cache: later pages of this tab had its name, and may have written the row on, or ended it.
+  // Back from the back/forward cache: later pages of this tab used its id, and may have changed or deleted the row.
   async #onMissed() {
     await this.#writing
-    if (this.#isOwn && !this.#isStored) return // it is nowhere else
+    if (this.#isOwn && !this.#isStored) return // it exists only here
     this.#isOwn = false
     this.#refresh()
   }
@@ -178,14 +182,14 @@ export class Drafts {
   async #refresh() {
     try {
       const row = await this.#newest()
-      if (this.#isOwn) return // somebody began to type
+      if (this.#isOwn) return // typing began meanwhile
       const before = this.#text
-      this.#take(row)
+      this.#adopt(row)
       if (this.#text !== before) this.onChange(this.#text)
     } catch (error) { console.error(error) }
   }
 
-  #take(row) {
+  #adopt(row) {
     this.#isOwn = row?.owner === this.#owner && row.conversation === this.#conversation
     this.#shown = this.#isOwn ? null : row
     this.#isStored = true
@@ -193,16 +197,16 @@ export class Drafts {
   }
 }
 
-// A tab keeps its name from page to page. It is taken while a page has it: a copy of the tab must not have the same.
-function takeName(prefix) {
+// A tab keeps its id from page to page. A page removes it while in use: a duplicated tab must not get the same id.
+function claimId(prefix) {
   const key = `${prefix}:tab`
   try {
-    const name = sessionStorage.getItem(key)
+    const id = sessionStorage.getItem(key)
     sessionStorage.removeItem(key)
-    return name ?? uuid()
+    return id ?? uuid()
   } catch { return uuid() }
 }
 
-function putName(prefix, name) {
-  try { sessionStorage.setItem(`${prefix}:tab`, name) } catch { /* the next page is another tab to the drafts */ }
+function storeId(prefix, id) {
+  try { sessionStorage.setItem(`${prefix}:tab`, id) } catch { /* the next page counts as another tab */ }
 }

@@ -1,8 +1,6 @@
-// Makes what is shown like what is to be shown, and touches only what differs: equal nodes stay, a text grows at its
-// end. So a selection, a sideways scroll, the keyboard's focus and a pressed button live while an answer is written.
-// htmx's own morph sets whole texts, and a selection within one collapses.
+// Morphing: changes only nodes that differ, and appends to texts that grow. So selection, sideways scroll, focus and a
+// pressed button survive while an answer streams. htmx's morph sets whole texts, and a selection in them collapses.
 
-// A source of HTML into an element.
 export function morphInto(shown, html) {
   const holder = document.createElement("template")
   holder.innerHTML = html
@@ -23,7 +21,7 @@ function morphChildren(shown, fresh) {
     if (!at) shown.append(node)
     else if (!areAlike(at, node)) at.replaceWith(node)
     else if (at.nodeType === Node.TEXT_NODE) setText(at, node.data)
-    else if (at.localName !== "button") morph(at, node) // its label may just say that it was done
+    else if (at.localName !== "button") morph(at, node) // its label may show a confirmation right now
     at = next
   }
   while (at) {
@@ -33,7 +31,7 @@ function morphChildren(shown, fresh) {
   }
 }
 
-// A button that does another thing is another button: a click that was meant for the old one must not reach it.
+// A button with another action is replaced: a click meant for the old one must not reach it.
 function areAlike(one, other) {
   if (one.nodeType !== other.nodeType || one.nodeName !== other.nodeName) return false
   return one.localName !== "button" || one.dataset.action === other.dataset.action

@@ -1,29 +1,29 @@
-// The rest of the list of conversations, by htmx (conversation/_older_conversations.html): only entries of ours are taken
-// over, and where they were rewritten on the way, the same answer comes again in an armour. Where none comes, it is said.
+// Further entries of the list of conversations, by htmx (conversation/_older_conversations.html). Foreign answers are
+// refused with a notice; rewritten ones are requested once more, in an armour.
 
 import { isWhole, opened } from "../browser/integrity.js"
 import { announce } from "./announcer.js"
 import { words } from "./words.js"
 
-const way = () => document.getElementById("older-conversations")
+const more = () => document.getElementById("older-conversations")
 
-// onMore(): there are more entries. → onCut(): the list is its first page again
+// onMore(): entries were added. → onCut(), to call when the list is back to its first page
 export function guardOlderEntries(rewriters, onMore) {
   const list = document.getElementById("conversations")?.parentElement
   if (!list) return () => {}
-  const first = way()?.cloneNode(true)
+  const first = more()?.cloneNode(true)
   let isArmoured = false
-  let last = null // the entry after which the new ones come, where the keyboard was on the link
-  const tell = (text) => {
-    const slot = way()?.querySelector("[data-slot=problem]")
+  let last = null // the last entry, if the link had the focus
+  const show = (text) => {
+    const slot = more()?.querySelector("[data-slot=problem]")
     if (slot) slot.textContent = text
     if (text) announce(text)
   }
   list.addEventListener("htmx:config:request", ({ detail: { ctx } }) => {
     isArmoured = rewriters.isHere
     if (isArmoured) ctx.request.body.set("armour", 1)
-    last = way()?.contains(document.activeElement) ? list.querySelector("li.conversation:last-child") : null
-    tell("")
+    last = more()?.contains(document.activeElement) ? list.querySelector("li.conversation:last-child") : null
+    show("")
   })
   list.addEventListener("htmx:after:request", (event) => {
     const { ctx } = event.detail
@@ -33,21 +33,21 @@ export function guardOlderEntries(rewriters, onMore) {
     const isAltered = !isArmoured && !entries.every(isWhole)
     if (page.getElementById("older-conversations") && !isAltered) return
     event.preventDefault() // the link stays
-    if (!isAltered) return tell(words("not-done"))
+    if (!isAltered) return show(words("not-done"))
     rewriters.note()
-    setTimeout(() => way()?.querySelector("a")?.click())
+    setTimeout(() => more()?.querySelector("a")?.click())
   })
-  list.addEventListener("htmx:error", () => tell(words("not-done")))
+  list.addEventListener("htmx:error", () => show(words("not-done")))
   list.addEventListener("htmx:after:swap", () => {
     onMore()
-    // The link that had the focus is another one.
+    // The focused link was replaced: focus the first new entry.
     if (document.activeElement === document.body) last?.nextElementSibling?.querySelector("a")?.focus()
   })
-  return () => putBack(first, list)
+  return () => restore(first, list)
 }
 
-// The link leads on from the last entry that is left, also where it had led to the end and was gone.
-function putBack(first, list) {
+// Makes the link continue after the last entry, also if it was removed at the end of the list.
+function restore(first, list) {
   const link = first?.querySelector("a")
   const last = list.querySelector("li.conversation:last-child")
   if (!link || !last) return
@@ -57,6 +57,6 @@ function putBack(first, list) {
   link.setAttribute("href", url.pathname + url.search)
   link.setAttribute("hx-get", url.pathname + url.search)
   const fresh = first.cloneNode(true)
-  way()?.replaceWith(fresh)
+  more()?.replaceWith(fresh)
   window.htmx?.process(fresh)
 }

@@ -1,26 +1,26 @@
-// Where the reader is: at the end of the log, which then stays in sight while it grows, or anywhere above, where
-// nothing moves. Any movement up leaves the end, however small; coming back to it follows again. A tab remembers for
-// each conversation what was read, so that whoever comes back, or reloads, is where one was.
+// Scrolling of the log: at the end it follows new text; anywhere above, nothing moves. Any scroll up leaves the end,
+// however small; returning to it follows again. A tab stores the reading position of each conversation, and restores it
+// after a reload.
 
-const NEAR_END = 60 // px: who scrolls down to so near the end means the end
+const NEAR_END = 60 // px: a scroll down that ends this near follows again
 const UP = ["ArrowUp", "PageUp", "Home"]
 const DOWN = ["ArrowDown", "PageDown", " "]
-const MOST_PAGES = 25 // of older messages that are loaded to get back
-const MOST_FRAMES = 30 // what comes into view gets its true height only then: the place is set until it stands …
-const ENOUGH_STILL = 3 // … for so many frames
+const MOST_PAGES = 25 // of older messages to load for the stored position
+const MOST_FRAMES = 30 // elements get their true height only in view: repeat until the position is stable …
+const STABLE_FRAMES = 3 // … in more frames than this
 
 export class Scroll {
   #log; #content; #jump; #key
   #isAtEnd = true
-  #isHeld = false // a button is pressed: what it is pressed on must not move away under it
+  #isDown = false // a mouse button is down: its target must not move away
   #frame = 0
-  #seen = { top: 0, height: 0 }
-  #aim = Infinity // where the end was when the reader last moved down: it may be further by the time one is there
-  #finger = 0
+  #last = { top: 0, height: 0 }
+  #goal = Infinity // the end at the last scroll down: it may move before the reader arrives
+  #touchY = 0
   #pages = 0
-  #wanted = null // { id, block, offset }: where the reader was
+  #wanted = null // { id, block, offset }: the position to restore
 
-  // key: of the place in sessionStorage
+  // key: of the position in sessionStorage
   constructor(log, content, jump, key) {
     this.#log = log
     this.#content = content
@@ -28,26 +28,26 @@ export class Scroll {
     this.#key = key
     const on = (target, type, act) => target.addEventListener(type, act, { passive: true })
     on(log, "scroll", () => this.#onScroll())
-    // Each of these is known before it is seen: a frame of ours in between must not undo it.
+    // Input events come before their scroll: a frame of toEnd() in between must not undo it.
     on(log, "wheel", ({ deltaY, ctrlKey }) => { if (!ctrlKey) this.#move(deltaY) })
     on(log, "keydown", ({ key, shiftKey }) => {
       if (key === "End") this.toEnd()
       else this.#move(UP.includes(key) || (key === " " && shiftKey) ? -1 : DOWN.includes(key) ? 1 : 0)
     })
-    on(log, "touchstart", ({ touches }) => { this.#finger = touches[0].clientY })
+    on(log, "touchstart", ({ touches }) => { this.#touchY = touches[0].clientY })
     on(log, "touchmove", ({ touches }) => {
-      this.#move(this.#finger - touches[0].clientY)
-      this.#finger = touches[0].clientY
+      this.#move(this.#touchY - touches[0].clientY)
+      this.#touchY = touches[0].clientY
     })
     on(log, "pointerdown", ({ button }) => {
-      this.#isHeld = button === 0
-      this.#aim = Infinity
+      this.#isDown = button === 0
+      this.#goal = Infinity
       this.#wanted = null
     })
     for (const type of ["pointerup", "pointercancel", "blur"]) on(window, type, () => this.#release())
     addEventListener("pagehide", () => this.#remember())
     document.addEventListener("visibilitychange", () => { if (document.hidden) this.#remember() })
-    // What grows without our doing (fonts, the composer, a phone's keyboard) must not leave the end either.
+    // Other changes of size (fonts, the composer, an on-screen keyboard) must not leave the end either.
     if (!window.ResizeObserver) return
     const observer = new ResizeObserver(() => { if (this.#isAtEnd) this.toEnd() })
     observer.observe(log)
@@ -57,31 +57,33 @@ export class Scroll {
   toEnd() {
     this.#isAtEnd = true
     this.#wanted = null
-    if (this.#jump) this.#jump.hidden = true
-    // Once a frame: each time makes the browser lay the page out.
+    this.#showJump(false)
+    // Once a frame: it forces a layout.
     this.#frame ||= requestAnimationFrame(() => {
       this.#frame = 0
-      if (!this.#isAtEnd || this.#isHeld) return // meanwhile the reader moved
+      if (!this.#isAtEnd || this.#isDown) return // the reader scrolled meanwhile
       this.#log.scrollTop = this.#log.scrollHeight
-      this.#seen = { top: this.#log.scrollTop, height: this.#log.scrollHeight }
+      this.#last = { top: this.#log.scrollTop, height: this.#log.scrollHeight }
     })
   }
 
-  // Something is new, at the end or elsewhere.
+  #showJump(isShown) { if (this.#jump) this.#jump.hidden = !isShown }
+
+  // New content, at the end or elsewhere.
   onChange() {
     if (this.#isAtEnd) this.toEnd()
-    else if (this.#jump) this.#jump.hidden = false
+    else this.#showJump(true)
   }
 
-  // Changes what stands above the reader without moving what is read.
+  // Runs a change above the reader, who stays in place.
   keeping(change) {
     const { scrollHeight: height, scrollTop: top } = this.#log
     change()
     this.#log.scrollTop = top + this.#log.scrollHeight - height
-    if (this.#wanted) this.#goBack()
+    if (this.#wanted) this.#restore()
   }
 
-  // --- coming back ---
+  // --- the stored position ---
 
   begin() {
     try {
@@ -89,12 +91,12 @@ export class Scroll {
     } catch (error) { console.error(error) }
     if (!this.#wanted) return this.toEnd()
     this.#isAtEnd = false
-    if (this.#jump) this.#jump.hidden = false
-    this.#goBack()
+    this.#showJump(true)
+    this.#restore()
   }
 
-  // Not on the page: its top comes into view, which brings older messages, as far as that is sensible.
-  #goBack(frames = MOST_FRAMES, still = 0) {
+  // If the article is missing, scrolls to the top, which loads older messages, up to MOST_PAGES.
+  #restore(frames = MOST_FRAMES, still = 0) {
     const { id, block, offset } = this.#wanted
     const article = document.getElementById(id)
     if (!article) {
@@ -103,11 +105,11 @@ export class Scroll {
       return
     }
     const part = article.querySelector(`:scope > .body > .block[data-index="${Number(block)}"]`) ?? article
-    const distance = this.#below(part) - offset
+    const distance = this.#topOf(part) - offset
     this.#log.scrollTop += distance
-    const stood = Math.abs(distance) < 1 ? still + 1 : 0
-    if (frames <= 0 || stood > ENOUGH_STILL) return this.#wanted = null
-    requestAnimationFrame(() => { if (this.#wanted) this.#goBack(frames - 1, stood) })
+    const stable = Math.abs(distance) < 1 ? still + 1 : 0
+    if (frames <= 0 || stable > STABLE_FRAMES) return this.#wanted = null
+    requestAnimationFrame(() => { if (this.#wanted) this.#restore(frames - 1, stable) })
   }
 
   #remember() {
@@ -115,13 +117,13 @@ export class Scroll {
     const block = article && this.#firstInSight(article.querySelectorAll(":scope > .body > .block"))
     try {
       if (!article) return sessionStorage.removeItem(this.#key)
-      const place = { id: article.id, block: block?.dataset.index, offset: this.#below(block ?? article) }
+      const place = { id: article.id, block: block?.dataset.index, offset: this.#topOf(block ?? article) }
       sessionStorage.setItem(this.#key, JSON.stringify(this.#wanted ?? place))
     } catch (error) { console.error("place not stored", error) }
   }
 
-  // How far its top is below the log's.
-  #below(element) { return element.getBoundingClientRect().top - this.#log.getBoundingClientRect().top }
+  // From the log's top to the element's, in px.
+  #topOf(element) { return element.getBoundingClientRect().top - this.#log.getBoundingClientRect().top }
 
   #firstInSight(elements) {
     const top = this.#log.getBoundingClientRect().top
@@ -130,27 +132,27 @@ export class Scroll {
 
   #move(distance) {
     if (distance) this.#wanted = null
-    if (distance > 0) this.#aim = this.#log.scrollHeight
+    if (distance > 0) this.#goal = this.#log.scrollHeight
     else if (distance < 0 && this.#log.scrollTop > 0) this.#isAtEnd = false
   }
 
   #release() {
-    if (!this.#isHeld) return
-    this.#isHeld = false
+    if (!this.#isDown) return
+    this.#isDown = false
     if (this.#isAtEnd) this.toEnd()
   }
 
   #onScroll() {
     const { scrollTop: top, scrollHeight: height, clientHeight } = this.#log
-    const seen = this.#seen
-    this.#seen = { top, height }
-    // What shrank above moved the reader, not the other way round.
+    const seen = this.#last
+    this.#last = { top, height }
+    // Content that shrank above moves scrollTop without a scroll by the reader.
     const isUp = top < seen.top - Math.max(0, seen.height - height)
-    const isNear = Math.min(height, this.#aim) - clientHeight - top < NEAR_END
-    if (this.#wanted) return // not the reader's movement
+    const isNear = Math.min(height, this.#goal) - clientHeight - top < NEAR_END
+    if (this.#wanted) return // our scroll, not the reader's
     if (height - clientHeight - top < 1 || (top > seen.top && isNear)) {
       this.#isAtEnd = true
-      if (this.#jump) this.#jump.hidden = true
+      this.#showJump(false)
     } else if (isUp) this.#isAtEnd = false
   }
 }

@@ -1,5 +1,5 @@
 // The status in the header, the banner and the page /connection: clones the state's template and fills its slots. The
-// templates came with the page, so that every state shows with the server out of reach.
+// page's script contains the templates, so that every state can be shown while the server is unreachable.
 
 import { steadyClock } from "../browser/clock.js"
 import { focusComposer } from "./composer.js"
@@ -8,18 +8,18 @@ import { announce } from "./announcer.js"
 import { timeFormat } from "./dates.js"
 import { words } from "./words.js"
 
-const GRACE = 2500 // a trouble shorter than this needs no banner
-const GRACE_AFTER_WAKE = 8000
-const TRYING = 700 // a press is seen for so long, also where the answer is there at once
-const TRIED = 4000 // and what became of it
+const GRACE = 2500 // ms; a shorter outage needs no banner
+const WAKE_GRACE = 8000
+const TRYING = 700 // ms; the least time that "trying" is shown after a press
+const TRIED = 4000 // ms that the outcome is shown
 const MOST_DISMISSED = 20
-// Not to be told again of what has only got another name.
+// Reasons that count as the same notice.
 const SAME = { "upgrade-failed": "blocked", "upgrade-refused": "blocked", "upgrade-hung": "blocked", mute: "blocked" }
-// A wait that reads "5" or more: the ceiling of 5 s is jittered downwards, so it is the rounded second that counts.
+// ms. For waits that show "5" or more: the 5 s ceiling is jittered downwards, and shown seconds are rounded up.
 const COUNTDOWN_FROM = 4000
 
-// The record's clock stands still while some machines sleep, and nobody can set it. What people are shown is what the
-// wall's said at that moment, noted once.
+// The record's monotonic clock may stop while the machine sleeps. So lastConnected is converted to wall time once, when
+// it changes.
 const noted = { lastConnected: null, at: null }
 
 function wallTime(lastConnected) {
@@ -30,13 +30,17 @@ function wallTime(lastConnected) {
   return noted.at
 }
 
+const byId = (id) => document.getElementById(id)
+
+const timeLeft = ({ nextRetryAt }) => nextRetryAt ? nextRetryAt - steadyClock() : 0
+
 const seconds = (ms) => String(Math.round(ms / 100) / 10)
 
-// The one place where the record becomes visible: an event for scripts, attributes for styles and tests.
+// Publishes the record: an event for scripts, attributes for styles and tests.
 export function publish(record) {
   const { status, connectionType, reason, reconnectAttempts, lastConnected, qualityLevel } = record
   document.body.dataset.connection = status
-  const element = document.getElementById("connection-status")
+  const element = byId("connection-status")
   if (element) {
     Object.assign(element.dataset, {
       state: status, transport: isConnected(status) ? connectionType : "none", reason: reason ?? "",
@@ -67,23 +71,23 @@ export class StatusView {
 
   #onChange(record) {
     if (record.status !== this.#record?.status) this.#since = performance.now()
-    if (record.nextRetryAt !== this.#record?.nextRetryAt) this.#wait = record.nextRetryAt ? record.nextRetryAt - steadyClock() : 0
+    if (record.nextRetryAt !== this.#record?.nextRetryAt) this.#wait = timeLeft(record)
     this.#record = record
     this.#draw()
   }
 
-  // One timer draws what changes by itself: the countdown, and the banner once its grace is over.
+  // A timer redraws for the countdown, for the banner after its grace, and after a press.
   #draw() {
     clearTimeout(this.#timer)
     const record = this.#record
     const pressed = this.#watchPress(record)
     this.#slots = this.#values(record)
-    this.#show(document.getElementById("connection-status"), "status", record.status)
+    this.#show(byId("connection-status"), "status", record.status)
     const grace = this.#graceLeft(record)
     const isKnown = record.status === "polling" && this.#dismissed.has(record.reason)
-    this.#show(document.getElementById("banner"), "banner", grace <= 0 && !isKnown ? record.status : null)
+    this.#show(byId("banner"), "banner", grace <= 0 && !isKnown ? record.status : null)
     for (const button of document.querySelectorAll("[data-action=retry]")) button.setAttribute("aria-busy", Boolean(this.#press?.isTrying))
-    fill(document.getElementById("connection-record"), this.#facts(record))
+    fill(byId("connection-record"), this.#rows(record))
     const next = Math.min(grace > 0 ? grace + 10 : Infinity, this.#slots.countdown ? 1000 : Infinity, pressed)
     if (Number.isFinite(next)) this.#timer = setTimeout(() => this.#draw(), next)
   }
@@ -94,20 +98,20 @@ export class StatusView {
     this.#draw()
   }
 
-  // A press is answered, whatever comes of it: trying, then what came, then the button is itself again. → ms until the next look
+  // After a press of Try now: "trying", then the outcome, then the usual label. → ms until the next redraw
   #watchPress(record) {
     const press = this.#press
     if (!press) return Infinity
     const now = performance.now()
-    const isUnderWay = record.ws === "opening" || record.poll === "trying" || "attempt" in record.timers
+    const isBusy = record.ws === "opening" || record.poll === "trying" || "attempt" in record.timers
     const isPaused = record.notBefore > steadyClock()
     if (record.status === "connected") this.#press = null
     else if (!press.isTrying) {
       if (now - press.at < TRIED) return TRIED
       this.#press = null
-    } else if (!isPaused && (isUnderWay || now - press.at < TRYING)) return TRYING
+    } else if (!isPaused && (isBusy || now - press.at < TRYING)) return TRYING
     else {
-      this.#press = { isTrying: false, at: now, said: wordTried(record) }
+      this.#press = { isTrying: false, at: now, said: triedText(record) }
       announce(this.#press.said)
       return TRIED
     }
@@ -115,23 +119,22 @@ export class StatusView {
   }
 
   #graceLeft(record) {
-    if (["connected", "connecting"].includes(record.status)) return 0
-    if (["error", "disconnected"].includes(record.status)) return 0
+    if (["connected", "connecting", "error", "disconnected"].includes(record.status)) return 0
     const now = performance.now()
-    const grace = now - this.#wokeAt < GRACE_AFTER_WAKE ? GRACE_AFTER_WAKE : GRACE
+    const grace = now - this.#wokeAt < WAKE_GRACE ? WAKE_GRACE : GRACE
     return this.#since + grace - now
   }
 
   #show(holder, kind, state) {
     if (!holder) return
-    const template = state && document.getElementById(`${kind}-${state}`)
+    const template = state && byId(`${kind}-${state}`)
     if (kind === "banner") holder.hidden = !template
     if (this.#shown[kind] !== state) {
       this.#shown[kind] = state
       const hadFocus = holder.contains(document.activeElement) && document.activeElement.dataset.action
       holder.replaceChildren(...(template ? [template.content.cloneNode(true)] : []))
-      const door = holder.querySelector('a[data-action="sign-in"]')
-      if (door) door.search = new URLSearchParams({ next: this.#path })
+      const link = holder.querySelector('a[data-action="sign-in"]')
+      if (link) link.search = new URLSearchParams({ next: this.#path })
       if (hadFocus) holder.querySelector(`[data-action="${hadFocus}"]`)?.focus()
       if (hadFocus && !holder.contains(document.activeElement)) focusComposer()
     }
@@ -139,10 +142,10 @@ export class StatusView {
   }
 
   #values(record) {
-    const left = record.nextRetryAt ? record.nextRetryAt - steadyClock() : 0
+    const left = timeLeft(record)
     const pace = this.#connection.pace
     const note = this.#press ? this.#press.said || words("trying") : ""
-    const quality = note ? "" : wordTrouble(record)
+    const quality = note ? "" : troubleText(record)
     return {
       note, quality,
       pressed: note || words(record.status === "error" ? "retry" : "try-now"),
@@ -158,15 +161,14 @@ export class StatusView {
     }
   }
 
-  // The page /connection shows the record itself.
-  #facts(record) {
-    const left = record.nextRetryAt ? Math.max(0, record.nextRetryAt - steadyClock()) : 0
-    const carries = isConnected(record.status)
+  // The rows of the record on the page /connection.
+  #rows(record) {
+    const left = Math.max(0, timeLeft(record))
     return {
       state: words(`state-${record.status}`),
-      transport: words(`transport-${carries ? record.connectionType : "none"}`),
+      transport: words(`transport-${isConnected(record.status) ? record.connectionType : "none"}`),
       rtt: record.rtt === null ? words("none") : words("rtt", record.rtt),
-      quality: wordQuality(record),
+      quality: qualityText(record),
       attempts: record.reconnectAttempts,
       "last-connected": record.lastConnected ? timeFormat.format(wallTime(record.lastConnected)) : words("never"),
       "next-retry": left ? words("in-seconds", Math.ceil(left / 1000)) : words("none"),
@@ -177,7 +179,7 @@ export class StatusView {
     }
   }
 
-  // Where to come back to after signing in, without the URL prefix.
+  // The path to return to after sign-in, without the URL prefix.
   get #path() { return location.pathname.slice(this.#prefix.length) }
 
   #dismiss() {
@@ -187,8 +189,8 @@ export class StatusView {
   }
 }
 
-// Notices that were hidden by hand, by network and reason, so that they do not come back on the next page. Where
-// polling is how the server is set up, that is so on every network.
+// Dismissed notices, by network and reason, so that they stay hidden on the next page. "websocket-off" is a setting of
+// the server: the same on every network.
 class Dismissed {
   #network; #key; #names
 
@@ -210,8 +212,8 @@ class Dismissed {
   }
 }
 
-// What became of Try now, where it did not make the connection live.
-function wordTried(record) {
+// The outcome of Try now, if it did not lead to "connected".
+function triedText(record) {
   const left = record.notBefore - steadyClock()
   if (left > 0) return words("tried-paused", Math.ceil(left / 1000))
   if (record.status === "disconnected") return words("tried-disconnected")
@@ -219,14 +221,14 @@ function wordTried(record) {
   return words(record.reason === "websocket-off" ? "tried-up-to-date" : "tried-polling")
 }
 
-// "poor: long round trips"; nothing where all is well.
-function wordTrouble({ qualityLevel: level, qualityLimit: limit }) {
+// "poor: long round trips"; "" if the quality is good.
+function troubleText({ qualityLevel: level, qualityLimit: limit }) {
   if (!["fair", "poor"].includes(level)) return ""
   return words(`quality-${level}`) + (limit ? words("because", words(`limit-${limit}`)) : "")
 }
 
 // "78 of 100, good: long round trips"
-function wordQuality({ quality, qualityLevel, qualityLimit }) {
+function qualityText({ quality, qualityLevel, qualityLimit }) {
   if (quality === null) return words("quality-unknown")
   const limit = qualityLimit && qualityLevel !== "excellent" ? `: ${words(`limit-${qualityLimit}`)}` : ""
   return `${words("quality-score", quality)}, ${words(`quality-${qualityLevel}`)}${limit}`

@@ -1,17 +1,17 @@
-// What this browser could not keep: the page says so, and asks before it closes.
+// Warns of text that this browser could not store, and asks before the page closes.
 
 import { words } from "./words.js"
 
-const unkept = new Map() // what → why: "full", "refused", "slow"
+const unkept = new Map() // name → problem: "full", "refused", "slow"
 
 const ask = (event) => event.preventDefault()
 
-// what: a name; problem: why it is not kept, or null once it is, or is no longer needed
-export function noteUnkept(what, problem) {
-  if (problem ? unkept.get(what) === problem : !unkept.has(what)) return
-  if (problem) unkept.set(what, problem)
-  else unkept.delete(what)
-  // Only while there is something to ask for: such a listener may keep the page out of the browser's cache.
+// problem: null once it is stored, or no longer needed
+export function noteUnkept(name, problem) {
+  if (problem ? unkept.get(name) === problem : !unkept.has(name)) return
+  if (problem) unkept.set(name, problem)
+  else unkept.delete(name)
+  // Only while needed: this listener may keep the page out of the back/forward cache.
   if (unkept.size) addEventListener("beforeunload", ask)
   else removeEventListener("beforeunload", ask)
   const note = document.getElementById("unkept")

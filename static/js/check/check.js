@@ -1,12 +1,12 @@
-// Run test on the page /connection: makes the probes in turn, shows each as it ends, judges them by the page's rules
-// (verdicts.js) and words the rest for the network's admin. Needs nothing of the chat's own connection.
+// "Run test" on the page /connection: runs the probes in turn, shows each result, judges them by the page's rules
+// (verdicts.js) and writes a letter to the network's admin. Independent of the chat's connection.
 
 import { copy } from "../chat/clipboard.js"
 import { ask, Line } from "./probes.js"
 import { words as commonWords } from "../chat/words.js"
 import { level, outcome, proxyOf, verdict } from "./verdicts.js"
 
-const ANSWER = 10000 // ms for an answer that should come at once
+const ANSWER = 10000 // ms for an answer without a delay
 const LARGE = 60000
 const LARGE_BYTES = 512 * 1024
 const HOLD_GRACE = 6000
@@ -19,15 +19,18 @@ function word(key, n = "") {
   return holder.querySelector(`[data-word="${CSS.escape(key)}"]`)?.textContent.replace("{n}", () => n) ?? ""
 }
 
+const rowOf = (probe) => section.querySelector(`[data-probe="${probe}"]`)
+const setSlot = (row, name, text) => { row.querySelector(`[data-slot=${name}]`).textContent = text }
+
 class Check {
   #table = JSON.parse(section.dataset.rules)
   #outcomes = {}; #figures = {}; #headers = ""; #known = {}; #reached = false
 
   async run(idleMs) {
     const data = section.dataset
-    this.#note("http", await this.#ask(data.health))
+    this.#record("http", await this.#ask(data.health))
     this.#reached = ["ok", "slow"].includes(this.#outcomes.http)
-    if (this.#reached) this.#note("mark", await this.#mark())
+    if (this.#reached) this.#record("mark", await this.#mark())
     if (level(this.#table, this.#outcomes.mark ?? "skipped") === "ok") await this.#test(idleMs)
     for (const probe of this.#table.probes) if (!this.#outcomes[probe]) this.#show(probe, "skipped")
     return this.#conclude()
@@ -38,30 +41,31 @@ class Check {
     const nonce = String(Math.random()).slice(2)
     const query = new URLSearchParams({ nonce, origin: location.origin })
     const facts = await this.#ask(`${section.dataset.test}/mark?${query}`)
-    const said = new DOMParser().parseFromString(facts.marked ? facts.text : "", "text/html").querySelector("chat-test")
-    const is = (name) => said?.getAttribute(name) === "yes"
+    const mark = new DOMParser().parseFromString(facts.marked ? facts.text : "", "text/html").querySelector("chat-test")
+    const says = (name) => mark?.getAttribute(name)
+    const is = (name) => says(name) === "yes"
     this.#known = {
-      drill: said?.getAttribute("drill") || null, protocol: said?.getAttribute("protocol") ?? null,
-      origin: is("origin"), offered: is("offered"), expected: said?.getAttribute("expected") ?? "",
+      drill: says("drill") || null, protocol: says("protocol") ?? null,
+      origin: is("origin"), offered: is("offered"), expected: says("expected") ?? "",
     }
-    return { ...facts, fresh: said?.getAttribute("nonce") === nonce, header: is("header") }
+    return { ...facts, fresh: says("nonce") === nonce, header: is("header") }
   }
 
   async #test(idleMs) {
     const { dataset } = section
     const line = this.#known.offered ? new Line(new URL(dataset.ws, location.href.replace(/^http/, "ws"))) : null
     this.#start("upgrade")
-    this.#note("upgrade", { ...await line?.open(), ...this.#known })
+    this.#record("upgrade", { ...await line?.open(), ...this.#known })
     let silence = null
     if (this.#outcomes.upgrade === "ok") {
       await this.#echo(line)
       silence = this.#idle(line, idleMs)
     }
     await this.#poll()
-    await this.#parts("stream", `${dataset.test}/stream`, ANSWER, (got) => ({
+    await this.#fetch("stream", `${dataset.test}/stream`, ANSWER, (got) => ({
       ...got, spread_ms: got.at.length ? got.at.at(-1) - got.at[0] : 0,
     }))
-    await this.#parts("large", `${dataset.test}/large`, LARGE, (got) => ({
+    await this.#fetch("large", `${dataset.test}/large`, LARGE, (got) => ({
       ...got, complete: got.complete && got.text.length > LARGE_BYTES,
     }))
     await this.#hold()
@@ -77,25 +81,25 @@ class Check {
       if (ms !== null) times.push(ms)
     }
     const ms = times.length ? [...times].sort((a, b) => a - b)[times.length >> 1] : null
-    this.#note("echo", { missing: times.length < ECHOES ? 1 : 0, ms, closed: line.closed, ...this.#known })
+    this.#record("echo", { missing: times.length < ECHOES ? 1 : 0, ms, closed: line.closed, ...this.#known })
   }
 
   async #idle(line, idleMs) {
     if (line.closed) return
     this.#start("idle", idleMs)
     const facts = await line.idle(idleMs)
-    this.#note("idle", { ...facts, ms: facts.silent_ms, ...this.#known })
+    this.#record("idle", { ...facts, ms: facts.silent_ms, ...this.#known })
   }
 
   async #poll() {
     this.#start("poll")
     const facts = await this.#ask(`${section.dataset.changes}?epoch=test&c=list%3A0`, ANSWER, "<chat-answer")
-    this.#note("poll", { ...facts, ...this.#known })
+    this.#record("poll", { ...facts, ...this.#known })
   }
 
-  async #parts(probe, url, within, judge) {
+  async #fetch(probe, url, within, judge) {
     this.#start(probe)
-    this.#note(probe, judge(await this.#ask(url, within)))
+    this.#record(probe, judge(await this.#ask(url, within)))
   }
 
   async #hold() {
@@ -103,7 +107,7 @@ class Check {
     this.#start("hold", wanted)
     const url = `${section.dataset.test}/hold?seconds=${wanted / 1000}`
     const facts = wanted ? await this.#ask(url, wanted + HOLD_GRACE) : { ms: 0 }
-    this.#note("hold", { ...facts, wanted_ms: wanted, short_ms: wanted - facts.ms })
+    this.#record("hold", { ...facts, wanted_ms: wanted, short_ms: wanted - facts.ms })
   }
 
   async #ask(url, within = ANSWER, mark = MARK) {
@@ -113,12 +117,12 @@ class Check {
   }
 
   #start(probe, ms) {
-    const row = section.querySelector(`[data-probe="${probe}"]`)
+    const row = rowOf(probe)
     row.dataset.level = "running"
-    row.querySelector("[data-slot=answer]").textContent = ms ? word("running-for", Math.round(ms / 1000)) : word("running")
+    setSlot(row, "answer", ms ? word("running-for", Math.round(ms / 1000)) : word("running"))
   }
 
-  #note(probe, facts) {
+  #record(probe, facts) {
     const found = outcome(this.#table, probe, facts)
     const { ms } = facts
     if (found === "ok" && Number.isFinite(ms)) this.#figures[probe] = ms < 10000 ? word("ms", ms) : word("seconds", Math.round(ms / 1000))
@@ -127,18 +131,18 @@ class Check {
 
   #show(probe, found) {
     this.#outcomes[probe] = found
-    const row = section.querySelector(`[data-probe="${probe}"]`)
+    const row = rowOf(probe)
     row.dataset.level = level(this.#table, found)
     row.dataset.outcome = found
-    row.querySelector("[data-slot=answer]").textContent = this.answer(probe)
-    row.querySelector("[data-slot=figure]").textContent = this.#figures[probe] ?? ""
+    setSlot(row, "answer", this.answer(probe))
+    setSlot(row, "figure", this.#figures[probe] ?? "")
   }
 
   answer(probe) {
     const found = this.#outcomes[probe]
-    const said = word(`outcomes-${probe}-${found}`) || word(`outcomes-${found}`)
-    if (found !== "origin" || !this.#known.expected) return said
-    return `${said}. ${word("came", location.origin)} ${word("expected", this.#known.expected)}`
+    const text = word(`outcomes-${probe}-${found}`) || word(`outcomes-${found}`)
+    if (found !== "origin" || !this.#known.expected) return text
+    return `${text}. ${word("came", location.origin)} ${word("expected", this.#known.expected)}`
   }
 
   #conclude() {
@@ -158,7 +162,7 @@ class Check {
     return { ...found, settings: [...settings.values()], outcomes: this.#outcomes, figures: this.#figures }
   }
 
-  // What whoever runs the network can use.
+  // The text for the network's admin.
   letter(found) {
     const rows = [...section.querySelectorAll("[data-probe]")].map((row) => {
       const { probe } = row.dataset
@@ -207,11 +211,11 @@ class CheckView {
     section.querySelector("[data-check=run]").textContent = word("again")
   }
 
-  #setRunning(is) {
-    this.#isRunning = is
-    section.setAttribute("aria-busy", is)
-    // Not disabled: that would take the keyboard's focus away.
-    for (const button of section.querySelectorAll("[data-check=run], [data-check=long]")) button.setAttribute("aria-disabled", is)
+  #setRunning(isRunning) {
+    this.#isRunning = isRunning
+    section.setAttribute("aria-busy", isRunning)
+    // Not disabled: that would lose the focus.
+    for (const button of section.querySelectorAll("[data-check=run], [data-check=long]")) button.setAttribute("aria-disabled", isRunning)
   }
 
   #draw(found) {
@@ -227,15 +231,15 @@ class CheckView {
   }
 }
 
-// What happened lately came with the page; what happens now is put before it.
+// The history of the connection: served with the page; new states are prepended.
 class History {
   #list = document.getElementById("connection-history")
   #format = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "medium" })
   #state = null
 
   constructor() {
-    for (const time of document.querySelectorAll("#connection-history time, .drill time")) this.#word(time)
-    for (const row of this.#list.querySelectorAll("[data-reason]")) this.#why(row)
+    for (const time of document.querySelectorAll("#connection-history time, .drill time")) this.#print(time)
+    for (const row of this.#list.querySelectorAll("[data-reason]")) this.#explain(row)
     document.addEventListener("connection:changed", ({ detail }) => this.#onChange(detail))
   }
 
@@ -245,7 +249,7 @@ class History {
     const chip = document.getElementById(`status-${status}`)?.content.querySelector(".chip")?.cloneNode(true)
     if (!chip) return
     chip.querySelector(".figure")?.remove()
-    chip.removeAttribute("href") // it leads here
+    chip.removeAttribute("href") // it links to this page
     chip.removeAttribute("title")
     const row = document.createElement("li")
     row.dataset.reason = reason ?? ""
@@ -253,15 +257,15 @@ class History {
     const why = Object.assign(document.createElement("span"), { className: "why" })
     why.dataset.slot = "why"
     row.append(time, chip, why)
-    this.#word(time)
-    this.#why(row)
+    this.#print(time)
+    this.#explain(row)
     this.#list.querySelector(".quiet")?.remove()
     this.#list.prepend(row)
   }
 
-  #word(time) { time.textContent = this.#format.format(new Date(time.dateTime)) }
+  #print(time) { time.textContent = this.#format.format(new Date(time.dateTime)) }
 
-  #why(row) { row.querySelector("[data-slot=why]").textContent = commonWords(`reason-${row.dataset.reason}`) }
+  #explain(row) { setSlot(row, "why", commonWords(`reason-${row.dataset.reason}`)) }
 }
 
 if (section) {

@@ -1,25 +1,27 @@
-// What a test of the connection does on the network: one GET, read as it comes, and one WebSocket. No judgement, no DOM.
+// The network I/O of a connection test: a GET, read as it streams, and a WebSocket. No judgement, no DOM.
 
-const OPEN = 8000
-const HELLO = 4000 // from the 101 to the first frame, and for an echo
-const CUT_AFTER = 900 // a request that fails later than that had reached something
+const OPEN = 8000 // ms
+const HELLO = 4000 // ms from the 101 to the first frame, and for an echo
+const CUT_AFTER = 900 // ms; a request that fails later had reached something
 const END = "</chat-test>"
+const SWITCHING = 101 // Switching Protocols: the answer to an upgrade
+const NORMAL = 1000 // close code
 
+const now = () => performance.now()
 const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms) })
 
 async function until(condition, ms) {
-  const end = performance.now() + ms
-  while (!condition() && performance.now() < end) await pause(15)
+  const end = now() + ms
+  while (!condition() && now() < end) await pause(15)
   return condition()
 }
 
-// One GET, read as it comes. A browser says little of why a request failed: by the time it took, and whether the
-// server was ever reached, a cut is told from a server that is not there.
-// Facts as verdicts.js judges them; `isReached`: whether the server answered before.
+// One GET, read as it streams. → facts for verdicts.js. A browser hides why a request failed: the time it took, and
+// isReached (the server answered before), distinguish a cut from an unreachable server.
 export async function ask(url, within, mark, isReached) {
   const facts = { error: null, status: 0, redirected: false, text: "", at: [], headers: "" }
-  const started = performance.now()
-  const since = () => Math.round(performance.now() - started)
+  const started = now()
+  const elapsed = () => Math.round(now() - started)
   const abort = new AbortController()
   const timer = setTimeout(() => abort.abort(), within)
   try {
@@ -30,29 +32,29 @@ export async function ask(url, within, mark, isReached) {
     facts.redirected = response.type === "opaqueredirect"
     const reader = response.body?.getReader()
     const decoder = new TextDecoder()
-    for (let part; reader && !(part = await reader.read()).done;) {
-      facts.at.push(since())
-      facts.text += decoder.decode(part.value, { stream: true })
+    for (let chunk; reader && !(chunk = await reader.read()).done;) {
+      facts.at.push(elapsed())
+      facts.text += decoder.decode(chunk.value, { stream: true })
     }
   } catch {
-    const wasReached = isReached || facts.status || since() > CUT_AFTER
+    const wasReached = isReached || facts.status || elapsed() > CUT_AFTER
     facts.error = abort.signal.aborted ? "hung" : wasReached ? "cut" : "unreachable"
   }
   clearTimeout(timer)
   facts.marked = facts.text.trimStart().startsWith(mark)
   facts.complete = facts.text.trimEnd().endsWith(END)
-  return { ...facts, ms: since() }
+  return { ...facts, ms: elapsed() }
 }
 
-// One WebSocket; `frames` keeps what came, times are performance.now().
+// One WebSocket. `frames`: received so far; times by performance.now().
 export class Line {
   #socket; opened = false; closed = false; closedAt = 0; frames = []
 
   constructor(url) {
     try { this.#socket = new WebSocket(url) } catch { this.closed = true; return }
     this.#socket.onopen = () => { this.opened = true }
-    this.#socket.onmessage = ({ data }) => this.frames.push({ text: String(data), at: performance.now() })
-    this.#socket.onclose = () => { this.closed = true; this.closedAt = performance.now() }
+    this.#socket.onmessage = ({ data }) => this.frames.push({ text: String(data), at: now() })
+    this.#socket.onclose = () => { this.closed = true; this.closedAt = now() }
   }
 
   get hello() { return this.frames.some(({ text }) => text.startsWith("<chat-hello")) }
@@ -64,25 +66,25 @@ export class Line {
     return this.#facts(this.hello ? null : this.closed ? "cut" : "hung")
   }
 
-  // The round trip in ms, or null where no answer came.
+  // → the round trip in ms, or null without an answer
   async echo(n) {
-    const started = performance.now()
+    const started = now()
     const answer = () => this.frames.find(({ text }) => text.includes(`<chat-echo n="${n}"`))
     if (!this.closed) this.#socket.send(JSON.stringify({ type: "echo", n }))
     await until(() => answer() || this.closed, HELLO)
     return answer() ? Math.round(answer().at - started) : null
   }
 
-  // Says nothing for so long (the browser answers the server's pings), then one echo.
+  // Sends nothing for this time (the browser answers the server's pings), then one echo.
   async idle(ms) {
-    const started = performance.now()
+    const started = now()
     await until(() => this.closed, ms)
-    const silent = Math.max(0, Math.round((this.closed ? this.closedAt : performance.now()) - started))
+    const silent = Math.max(0, Math.round((this.closed ? this.closedAt : now()) - started))
     return { answered: await this.echo(1000) !== null, closed: this.closed, silent_ms: silent }
   }
 
-  close() { this.#socket?.close(1000) }
+  close() { this.#socket?.close(NORMAL) }
 
-  // A browser does not tell with which status an upgrade was refused.
-  #facts(error) { return { error, status: this.opened ? 101 : 0, opened: this.opened, hello: this.hello } }
+  // A browser hides the status of a refused upgrade.
+  #facts(error) { return { error, status: this.opened ? SWITCHING : 0, opened: this.opened, hello: this.hello } }
 }

@@ -1,5 +1,5 @@
-// Judges a test of the connection by the rules that the page carries: the same as chatapp/diagnostics/verdicts.py, and the
-// same vectors run against both. Nothing here does I/O.
+// Judges a connection test by the rules in the page: as chatapp/diagnostics/verdicts.py does; tests/vectors/probes.json
+// runs in both. No I/O.
 
 const fits = (fact, wanted) => Array.isArray(wanted)
   ? wanted.includes(fact)
@@ -13,7 +13,7 @@ export const outcome = (table, probe, facts) => first(table.rules[probe], facts)
 
 export const level = (table, found) => table.levels[found] ?? "failed"
 
-// A probe that was not made counts as skipped.
+// A missing outcome counts as skipped.
 export function verdict(table, outcomes) {
   const full = Object.fromEntries(table.probes.map((probe) => [probe, outcomes[probe] ?? "skipped"]))
   const name = first(table.verdicts, full)
@@ -22,7 +22,7 @@ export function verdict(table, outcomes) {
   return { name, worth: table.worth[name] ?? "degraded", fixes: [...fixes] }
 }
 
-// Which proxy an answer names in its Server and Via headers, or nothing.
+// The proxy named by an answer's Server and Via headers, or "".
 export function proxyOf(table, headers) {
   const text = headers.toLowerCase()
   return table.proxies.find(([sign]) => text.includes(sign))?.[1] ?? ""

@@ -1,18 +1,18 @@
-// Why WebSocket does not open. A browser does not tell with which status an upgrade was refused, so the server is asked
-// over HTTP: does it answer itself, did it refuse, and what did it expect? Only then is the network blamed.
+// Finds out why WebSocket does not open. A browser hides the status of a refused upgrade, so the server is asked over
+// HTTP: does it answer itself, and would it have accepted? Only then is the network blamed.
 
-const WITHIN = 5000
-const VALID = 60000 // an explanation is believed so long, then the server is asked again
-const PAUSE = 10000 // where none could be had it is asked so much later, then twice as much, up to VALID
-const DRILL_ENDS = 3000 // sockets are cut until so much later
+const WITHIN = 5000 // ms
+const VALID = 60000 // ms until the server is asked again
+const PAUSE = 10000 // ms to the next question after a failed one, doubled each time, up to VALID
+const DRILL_ENDS = 3000 // ms after the end of a drill during which sockets may still be cut
 
-// What one failed attempt cannot tell from a refusal by the server.
+// Reasons of a failed attempt that may also be a refusal by the server.
 const UNEXPLAINED = ["upgrade-failed", "upgrade-hung", "mute"]
 
 export class Cause {
   #url; #world; #on; #found = null; #foundAt = 0; #isAsking = false; #notBefore = 0; #pause = PAUSE; #drillUntil = 0
 
-  // url: of the server's mark; on(event): {type: "cause", of: the reason so far, reason}
+  // mark_url: of the test page of the server; on(event): {type: "cause", of: the previous reason, reason}
   constructor({ mark_url: url, drill_ms: drill }, world, on) {
     this.#url = url
     this.#world = world
@@ -20,10 +20,10 @@ export class Cause {
     this.noteDrill(drill)
   }
 
-  // The server fails on purpose for so long (ms): nothing is learned from it.
-  noteDrill(ms) { if (ms > 0) this.#drillUntil = this.#world.now() + Number(ms) + DRILL_ENDS }
+  // A drill: the server injects faults for this time (ms). Learn nothing from them.
+  noteDrill(ms) { if (ms > 0) this.#drillUntil = this.#now + Number(ms) + DRILL_ENDS }
 
-  get isDrill() { return this.#world.now() < this.#drillUntil }
+  get isDrill() { return this.#now < this.#drillUntil }
 
   forget() {
     this.#found = null
@@ -31,7 +31,7 @@ export class Cause {
     this.#pause = PAUSE
   }
 
-  // What the transport reports, as far as it is not WebSocket's fault: `advice_ms` says so to the state machine.
+  // The transport's event, with a known reason; `advice_ms` means to the state machine: not WebSocket's fault.
   excuse(event) {
     if (event.type !== "ws_closed") return event
     if (this.isDrill) return { advice_ms: 0, ...event, reason: "drill" }
@@ -39,37 +39,39 @@ export class Cause {
     return isKnown ? { ...event, reason: this.#found } : event
   }
 
-  // Whether this reason may be learned from: it has been found, not guessed.
+  // True if the reason was found out, not guessed: it may be remembered.
   isSure(reason) { return !this.isDrill && (!UNEXPLAINED.includes(reason) || this.#isFresh) }
 
-  // Every change of the record.
+  // Called at each change of the record.
   async explain({ status, ws, wsReason }) {
     const isOpen = UNEXPLAINED.includes(wsReason)
-    if (status !== "polling" || ws !== "none" || !wsReason) return // what was not tried has not failed
+    if (status !== "polling" || ws !== "none" || !wsReason) return // not tried: not failed
     if (!isOpen && wsReason !== this.#found) return
-    const tell = (reason) => this.#on({ type: "cause", of: wsReason, reason })
-    if (this.isDrill) return isOpen && tell("drill")
-    if (this.#isAsking || this.#isFresh || this.#world.now() < this.#notBefore) return
+    const emit = (reason) => this.#on({ type: "cause", of: wsReason, reason })
+    if (this.isDrill) return isOpen && emit("drill")
+    if (this.#isAsking || this.#isFresh || this.#now < this.#notBefore) return
     this.#isAsking = true
     const found = await this.#ask()
     this.#isAsking = false
-    if (found === "drill") return tell(found)
+    if (found === "drill") return emit(found)
     if (!found) return this.#askLater()
     this.#pause = PAUSE
     this.#found = found
-    this.#foundAt = this.#world.now()
-    // That it hung, or was mute, says more than that it was not the server who refused.
-    tell(found === "upgrade-refused" && isOpen && wsReason !== "upgrade-failed" ? wsReason : found)
+    this.#foundAt = this.#now
+    // "upgrade-hung" and "mute" are more precise than "upgrade-refused".
+    emit(found === "upgrade-refused" && isOpen && wsReason !== "upgrade-failed" ? wsReason : found)
   }
 
   #askLater() {
-    this.#notBefore = this.#world.now() + this.#pause
+    this.#notBefore = this.#now + this.#pause
     this.#pause = Math.min(VALID, 2 * this.#pause)
   }
 
-  get #isFresh() { return this.#found !== null && this.#world.now() - this.#foundAt < VALID }
+  get #now() { return this.#world.now() }
 
-  // "upgrade-refused", by the network, where the server would have taken it; null where it could not be asked.
+  get #isFresh() { return this.#found !== null && this.#now - this.#foundAt < VALID }
+
+  // → "upgrade-refused" (by the network) if the server would have accepted; null if it could not be asked
   async #ask() {
     const nonce = String(this.#world.random()).slice(2)
     try {
@@ -88,7 +90,7 @@ export class Cause {
   }
 }
 
-// Something on the way may have put its own around it.
+// Searches descendants, too: a middlebox may have wrapped the element.
 function find(elements, name) {
   for (const element of elements) {
     const found = element.localName === name ? element : find(element.children, name)

@@ -1,6 +1,6 @@
-// The connection: holds the record, feeds events to the state machine, and does what it answers. It knows both
-// transports; whoever is above it sees one connection. Its cursors make overlapping transports harmless. It knows the
-// world through ports only (docs/architecture.md lists them; browser/world.js has those of a page).
+// The connection: holds the record, passes events to the state machine, and performs its actions. It drives both
+// transports, which may overlap: cursors make duplicates harmless. All I/O goes through ports (docs/architecture.md
+// lists them; browser/world.js has those of a page).
 
 import { Cause } from "./cause.js"
 import { proof } from "./delays.js"
@@ -13,17 +13,17 @@ import { QualityWatch } from "./quality.js"
 import { isConnected, newRecord, step } from "./states.js"
 import { WebSocketTransport } from "./websocket.js"
 
-const SLEPT = 3000
+const SLEPT = 3000 // ms; a timer that is later means that the machine slept or was throttled
 
 export class Connection {
   #config; #states; #world; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
   #feeds; #flights = new Map(); #presence; #memory; #quality; #cause
   reports = null // {add(report)}
-  outbox = null // {settled(id, outcome)}: what is acknowledged late, after its flight had ended
+  outbox = null // {settled(id, outcome)}: for acknowledgements after the end of a delivery
   onChange = () => {} // (record)
-  rewriters = null // which networks rewrite HTML
-  replaces = "" // the name of the socket that the next one takes the place of: the server closes it
+  rewriters = null // the networks that rewrite HTML
+  replaces = "" // the id of the socket that the next one replaces: the server closes it
 
   constructor(config, states, world) {
     this.#world = world
@@ -67,20 +67,20 @@ export class Connection {
 
   get record() { return { ...this.#record } }
 
-  // From where each feed is followed.
+  // {feed: cursor}
   get cursors() { return this.#feeds.cursors }
 
-  // Messages flow, and the server has asked for no pause.
+  // Connected, and no pause is asked for by the server.
   get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= this.#now }
 
   get #now() { return Math.round(this.#world.now()) }
 
-  // To show only: how polls are paced now.
+  // How polls are paced now; for display only.
   get pace() { return this.#polling.pace }
 
   start() {
     const watchesNetwork = this.#config.predict.includes("network")
-    this.#world.listen((type) => this.dispatch({ type }), () => this.#reborn(), watchesNetwork)
+    this.#world.listen((type) => this.dispatch({ type }), () => this.#onRestore(), watchesNetwork)
     if (!this.#world.isOnline()) this.dispatch({ type: "offline" })
     this.dispatch({ type: this.#world.isHidden() ? "hidden" : "wake" })
     this.dispatch({ type: "start" })
@@ -99,13 +99,13 @@ export class Connection {
     this.#polling.subscribe()
   }
 
-  // Another tab's connection carries on: this one ends without a word. What is in flight goes by POST.
+  // Another tab's connection takes over: this one closes. Deliveries in flight are repeated by POST.
   pause() {
     this.dispatch({ type: "stop" })
     this.#feeds.clear()
   }
 
-  // → {ok, ack} | {refused: code, words} | {retry: reason, advice_ms}, by whatever transport carries.
+  // → {ok, ack} | {refused: code, words} | {retry: reason, advice_ms}
   deliver(entry) {
     return new Promise((resolve) => {
       const flight = { entry, resolve, byWebSocket: false }
@@ -119,32 +119,33 @@ export class Connection {
     })
   }
 
-  // The one function that changes the record. Events that come up meanwhile wait their turn.
+  // The only function that changes the record. Events raised meanwhile are queued.
   dispatch(event) {
     this.#inbox.push(event)
     if (this.#busy) return
     this.#busy = true
     try {
-      while (this.#inbox.length) this.#take(this.#inbox.shift())
+      while (this.#inbox.length) this.#handle(this.#inbox.shift())
     } finally {
       this.#busy = false
     }
     this.#schedule()
   }
 
-  #take(event) {
+  #handle(event) {
+    const { type } = event
     const before = this.#record
     const [after, actions] = step(this.#states, before, event, this.#now, this.#config, this.#world.random)
     this.#record = after
     this.#quality.note(event, before, after)
-    if (event.type === "ws_ready" || event.type === "online" || event.type === "retry") this.#cause.forget()
+    if (type === "ws_ready" || type === "online" || type === "retry") this.#cause.forget()
     this.#memory.note(before, after, this.#cause.isSure(after.wsReason))
     for (const action of actions) {
-      try { this.#do(action) } catch (error) { console.error(error) }
+      try { this.#perform(action) } catch (error) { console.error(error) }
     }
-    if (event.type === "stop") return this.#publish()
+    if (type === "stop") return this.#publish()
     if (after.status !== before.status) this.#report("state", { from: before.status, to: after.status })
-    else if (event.type === "ws_suspect") this.#report("suspect", { reason: event.trigger })
+    else if (type === "ws_suspect") this.#report("suspect", { reason: event.trigger })
     const { foretold, killGap } = after
     if (foretold !== before.foretold) this.#report("predict", { reason: foretold.trigger, data: foretold })
     if (killGap !== before.killGap) this.#report("idle-kill", { data: { killGap } })
@@ -153,7 +154,7 @@ export class Connection {
     this.#cause.explain(after)
   }
 
-  #do(action) {
+  #perform(action) {
     if (action === "open_websocket") this.#websocket.open(proof(this.#record, this.#now), this.#record.killGap)
     else if (action === "close_websocket") {
       this.#websocket.close()
@@ -167,17 +168,17 @@ export class Connection {
 
   #repost() { for (const flight of [...this.#flights.values()]) if (flight.byWebSocket) this.#post(flight) }
 
-  // By HTTP, but not before the moment that the server asked for.
+  // By HTTP, but not during a pause that the server asked for.
   #post(flight) {
     flight.byWebSocket = false
     const { entry } = flight
     const left = this.#record.notBefore - this.#now
-    if (left > 0) return this.#land(entry.id, { retry: "rate-limited", advice_ms: left })
+    if (left > 0) return this.#settle(entry.id, { retry: "rate-limited", advice_ms: left })
     const sent = this.#polling.send(entry).catch((error) => console.error(error) ?? { retry: "error" })
-    sent.then((outcome) => this.#land(entry.id, outcome))
+    sent.then((outcome) => this.#settle(entry.id, outcome))
   }
 
-  #land(id, outcome) {
+  #settle(id, outcome) {
     const flight = this.#flights.get(id)
     this.#flights.delete(id)
     this.#websocket.settled(id)
@@ -185,32 +186,33 @@ export class Connection {
     else if (!outcome.retry) this.outbox?.settled(id, outcome)
   }
 
-  // An element from the server, by whatever way and however late. True if it moved a cursor.
+  // Handles an element from the server, by any transport and however late. → true if it moved a cursor
   receive(element, transport, isArmoured = false) {
-    const feed = element.getAttribute("feed")
+    const get = (name) => element.getAttribute(name)
+    const feed = get("feed")
     switch (element.localName) {
       case "chat-hello":
-        // Somebody else may have signed in from another tab.
-        if ((element.getAttribute("person") ?? "") !== (this.#world.page.person ?? "")) return this.dispatch({ type: "signed_out", reason: "signed-out" })
+        // Another person may have signed in from another tab.
+        if ((get("person") ?? "") !== (this.#world.page.person ?? "")) return this.dispatch({ type: "signed_out", reason: "signed-out" })
         this.onHello(element)
-        return this.#feeds.adoptEpoch(element.getAttribute("epoch"))
-      case "chat-feed": return this.#takeFeed(feed, element, transport, isArmoured)
-      case "chat-ack": return this.#land(element.getAttribute("client-id"), { ok: true, ack: ackOf(element) })
-      case "chat-refused": return this.#land(element.getAttribute("client-id"), refusalOf(element))
+        return this.#feeds.adoptEpoch(get("epoch"))
+      case "chat-feed": return this.#applyFeed(feed, element, transport, isArmoured)
+      case "chat-ack": return this.#settle(get("client-id"), { ok: true, ack: ackOf(element) })
+      case "chat-refused": return this.#settle(get("client-id"), refusalOf(element))
       case "chat-reload":
-        this.#feeds.adoptEpoch(element.getAttribute("epoch"))
+        this.#feeds.adoptEpoch(get("epoch"))
         this.#feeds.adoptHistory(element)
         this.#feeds.forget(feed)
         return this.#feeds.resync(feed)
-      case "chat-drill": return this.#cause.noteDrill(element.getAttribute("ms"))
+      case "chat-drill": return this.#cause.noteDrill(get("ms"))
       case "chat-gone":
         this.#feeds.gone(feed)
         return true
-      default: console.error(element.localName, element.getAttribute("code"), element.textContent)
+      default: console.error(element.localName, get("code"), element.textContent)
     }
   }
 
-  #takeFeed(feed, element, transport, isArmoured) {
+  #applyFeed(feed, element, transport, isArmoured) {
     const isWhole = () => isArmoured || [...element.children].every((child) => this.#world.isWhole(child))
     const taken = this.#feeds.take(feed, element, { isWhole })
     if (taken === "altered") {
@@ -226,7 +228,7 @@ export class Connection {
     this.#polling.subscribe(feeds)
   }
 
-  // How closely to watch: an answer is awaited, or how long ago the person did something.
+  // The level of activity, for the pace of echoes and polls (see detector.js).
   #activity(awaiting) {
     const { level } = this.#presence
     if (level === "hidden") return level
@@ -241,7 +243,7 @@ export class Connection {
     if (activity !== level && activity !== "hidden") this.dispatch({ type: "activity", level })
   }
 
-  // The person did something: whatever was slowed down comes sooner.
+  // User activity: speed up echoes and polls.
   #hasten() {
     if (["active", "hidden"].includes(this.#record.activity)) return
     this.#noteLevel("active")
@@ -249,10 +251,10 @@ export class Connection {
     this.#polling.hasten()
   }
 
-  // Back from the browser's cache of pages: whatever the old socket seems to be, it is of another time.
-  #reborn() {
+  // Back from the back/forward cache: the old socket cannot be trusted, even if it seems open.
+  #onRestore() {
     this.#websocket.close()
-    this.dispatch({ type: "ws_closed", reason: "socket-closed", advice_ms: 0 }) // our own doing: no blame
+    this.dispatch({ type: "ws_closed", reason: "socket-closed", advice_ms: 0 }) // closed by us: no blame
     this.dispatch({ type: "wake" })
   }
 
@@ -261,9 +263,9 @@ export class Connection {
     const due = Math.min(...Object.values(this.#record.timers))
     if (!Number.isFinite(due)) return
     const delay = Math.max(0, due - this.#now)
-    const wanted = this.#world.wall() + delay // only this clock goes on while a machine sleeps
+    const wanted = this.#world.wall() + delay // only this clock runs while the machine sleeps
     this.#timer = this.#world.later(() => {
-      // Far too late: this machine slept or was throttled. Nothing that "timed out" meanwhile says anything.
+      // After sleep, elapsed timeouts prove nothing.
       const slept = this.#world.wall() - wanted > SLEPT && !isConnected(this.#record.status)
       if (!slept) return this.dispatch({ type: "tick" })
       this.dispatch({ type: "wake" })
@@ -272,7 +274,7 @@ export class Connection {
     }, delay)
   }
 
-  // What the quality is judged by: does anything get through, and how much later than the round trip says?
+  // Input of the quality; extra: the delay of news beyond the round trip, in ms.
   #delivery() {
     const { status } = this.#record
     const { held, every } = this.pace
@@ -282,7 +284,7 @@ export class Connection {
 
   #publish() { this.onChange(this.record) }
 
-  // What the server's statistics learn of this.
+  // Reports to the server's statistics.
   #report(type, { data, ...facts }) {
     const { connectionType, reason, wsReason, rtt, reconnectAttempts } = this.#record
     this.reports?.add({

@@ -1,7 +1,6 @@
-// The connection's delays, time-outs and penalties. Pure functions of their numbers. Milliseconds; `random` returns a
-// value in [0, 1).
+// The connection's delays, timeouts and penalties: pure functions. Milliseconds; `random` returns a value in [0, 1).
 
-// How long a WebSocket runs alone before a poll joins the race.
+// From the start of a WebSocket attempt until a poll joins the race.
 export const headStart = (latency) => Math.floor(Math.min(700, Math.max(300, 2 * latency + 250)))
 
 // Before attempt `attempts + 1`: 0-0.3 s, then 0.5, 1, 2, 4 … up to `reconnect_ms`, less a quarter at random.
@@ -11,13 +10,13 @@ export function retryDelay(attempts, config, random) {
   return Math.floor(ceiling * (1 - 0.25 * random()))
 }
 
-// In `error`: twice `reconnect_ms`; where hidden six times, growing to twelve times; less a quarter at random.
+// In `error`: twice `reconnect_ms`; if hidden six times, growing to twelve times; less a quarter at random.
 export function slowRetryDelay(times, activity, config, random) {
   const ceiling = config.reconnect_ms * (activity === "hidden" ? Math.min(12, 6 * 1.5 ** Math.min(times, 20)) : 2)
   return Math.floor(ceiling * (1 - 0.25 * random()))
 }
 
-// From the beginning of one WebSocket probe to that of the next, while polling: at most, by what the person does.
+// While polling: the longest time from the start of one WebSocket probe to the next, by activity.
 export const PROBE_CAP = { active: 10000, visible: 60000, idle: 300000, hidden: 900000 }
 
 // Before the next WebSocket probe while polling: 1-3 s first, then decorrelated jitter under a cap.
@@ -39,7 +38,7 @@ const SUPPRESS = 2500
 const REUSE = 750
 const CEILING = 6000
 
-// What an unclean end costs a socket that lived so long; a proxy's known idle cut is hardly instability.
+// The penalty for an unclean end after `lived`. A proxy's known idle timeout is hardly instability.
 export function penaltyOf(lived, isPattern) {
   if (isPattern || lived >= 300000) return 250
   return lived < 10000 ? 1500 : 1000
@@ -47,13 +46,13 @@ export function penaltyOf(lived, isPattern) {
 
 export const decayed = (penalty, age) => penalty * 2 ** (-Math.max(0, age) / HALF_LIFE)
 
-// How long WebSocket is left alone: until the penalty has decayed to REUSE.
+// How long WebSocket is suppressed: until the penalty has decayed to REUSE.
 export const dampedFor = (penalty) => penalty < SUPPRESS ? 0 : Math.floor(HALF_LIFE * Math.log2(penalty / REUSE))
 
-// How long a socket must live beyond its echoes before it carries: longer where sockets keep dying.
+// How long a socket must live after its echoes before it counts as connected: longer if sockets keep dying.
 export const proofMs = (penalty) => penalty < REUSE ? 0 : Math.floor(Math.min(4000, penalty))
 
-// RFC 6298: smoothed round trip, deviation, and the time-out of it, clamped to 1-6 s.
+// RFC 6298: smoothed round trip, its deviation and the timeout, clamped to 1-6 s.
 export function rttEstimate(previous, sample) {
   let srtt = sample
   let rttvar = sample / 2
@@ -64,17 +63,17 @@ export function rttEstimate(previous, sample) {
   return { srtt, rttvar, rto: Math.min(6000, Math.max(1000, srtt + Math.max(100, 4 * rttvar))) }
 }
 
-// --- what the record keeps of sockets that end ---
+// --- ended sockets, in the record ---
 
-const BLAME = 5000 // a cut counts against WebSocket only where the server answers again within this
-const SIMILAR = 0.05 // three silent gaps that differ by no more are a proxy's idle time-out
+const BLAME = 5000 // a cut counts against WebSocket only if the server answers again within this time
+const SIMILAR = 0.05 // three silent gaps that differ by no more than this share are a proxy's idle timeout
 const PATTERN = 3
 const SHORTEST_GAP = 1500
 
-// How long a socket opened now must live beyond its echoes before it carries.
+// proofMs of a socket that is opened now.
 export const proof = (record, now) => proofMs(decayed(record.penalty, now - record.penaltyAt) + record.blame)
 
-// A socket that worked has ended. A restart of the server, a hidden page, no network: not WebSocket's fault.
+// A working socket has ended. Not WebSocket's fault: a restart of the server, a hidden page, no network.
 export function noteEnd(record, event, now) {
   if ("advice_ms" in event || event.reason === "server-restart" || record.offline) return
   const isPattern = noteGap(record, event.silent_ms ?? 0)
@@ -84,18 +83,18 @@ export function noteEnd(record, event, now) {
   if (record.poll === "up") charge(record, now)
 }
 
-// Sockets cut again and again after the same silence: a proxy's idle time-out. True from the second one on.
+// Sockets cut repeatedly after the same silence: a proxy's idle timeout. → true from the second one on
 function noteGap(record, gap) {
   if (gap < SHORTEST_GAP) return false
   const alike = record.gaps.filter((one) => Math.abs(one - gap) <= SIMILAR * gap)
   record.gaps = [...alike, gap].slice(-PATTERN)
-  if (record.gaps.length === PATTERN) { // the next socket asks faster, so it deserves a new beginning
+  if (record.gaps.length === PATTERN) { // the next socket sends echoes more often: forget the penalty
     Object.assign(record, { killGap: Math.min(...record.gaps), penalty: 0, dampedUntil: 0 })
   }
   return alike.length > 0
 }
 
-// Add the blame to the penalty; beyond a limit WebSocket is left alone for minutes.
+// Adds the blame to the penalty; beyond a limit WebSocket is suppressed for minutes.
 export function charge(record, now) {
   const { blame } = record
   record.blame = 0

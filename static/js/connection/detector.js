@@ -1,23 +1,23 @@
-// The failure detector of one WebSocket: pure, without a clock; tests/vectors/detector.json says what it does. Any byte
-// is life; echoes only give something to wait for. Milliseconds.
+// The failure detector of one WebSocket: pure, without a clock; tests/vectors/detector.json has examples. Any byte is a
+// sign of life; echoes only elicit one. Milliseconds.
 
 import { rttEstimate } from "./delays.js"
 
-// How often to ask, by what the person does; hidden: the heartbeat setting; proving: a socket that does not carry yet.
+// Interval of echoes, by activity; proving: a socket before its proof; hidden: the heartbeat setting.
 const ECHO = { proving: 500, awaiting: 2000, active: 5000, visible: 5000, offline: 5000, idle: 15000 }
-const VERDICT = 2000 // after a hint (wake, online, resume) the old socket has so long to say something
+const VERDICT = 2000 // after a hint (wake, online, resume), for any byte from the old socket
 const DEAD_RTOS = 3
-// A line that was only late gets that long and a quarter more before it is suspected again; half an hour of echoes that
-// are in time halves it. Of the suspicions on a mobile line that stalls, three quarters prove true instead of a quarter.
+// After a false suspicion the allowance becomes the delay plus a quarter; half an hour of timely echoes halves it. On a
+// mobile line that stalls, three quarters of the suspicions are then right instead of a quarter.
 const PATIENCE = { factor: 1.25, most: 3000, fade: 0.998 }
-// Bytes come, but an echo is not answered for so long: nothing of ours may get through (suspect), or does (dead).
+// Bytes arrive, but an echo stays unanswered this long: our frames may not get through (suspect), or do not (dead).
 const UPSTREAM = { suspect: 2500, dead: 6000 }
 
 export class Detector {
   suspicion = ""; lastEcho = 0; verdictAt = null; pending = []; probes = new Map(); sends = new Map()
   #count = 0; #base = 0; #isUpstream = false; #buffered = 0; #bufferedAt = null; #pace = { fast: 0, slow: 0, above: 0 }
 
-  // facts: {heartbeat, triggers, before: the detector of the socket before, killGap: of a proxy, or 0}
+  // before: the detector of the previous socket; killGap: the idle timeout of a proxy, or 0
   constructor(now, { heartbeat, triggers, before = null, killGap = 0 }) {
     const { estimate = null, patience = 0 } = before ?? {}
     Object.assign(this, { lastIn: now, heartbeat, triggers, estimate, patience, killGap })
@@ -25,7 +25,7 @@ export class Detector {
 
   get rto() { return this.estimate?.rto ?? 1000 }
 
-  // How long an answer may take before it is missed.
+  // How long an answer may take before the socket is suspected.
   get allowance() { return Math.max(this.rto, this.patience) }
 
   ask(now) {
@@ -40,7 +40,7 @@ export class Detector {
 
   settled(id) { this.sends.delete(id) }
 
-  // True where that ends a suspicion. Where the doubt is whether anything of ours gets through, only an echo does.
+  // → true if it ends a suspicion. A suspicion that our frames do not get through ends only by an echo.
   heard(now, isEcho = false) {
     const recovered = this.suspicion !== "" && (isEcho || !this.#isUpstream)
     const late = recovered ? PATIENCE.factor * (now - this.#base) : 0
@@ -50,7 +50,7 @@ export class Detector {
     return recovered
   }
 
-  // The smoothed round trip, or null where this one says nothing (Karn's rule).
+  // → the smoothed round trip, or null if this sample is ambiguous (Karn's rule)
   echoed(n, now, isClean) {
     const asked = this.probes.get(n)
     for (const older of [...this.probes.keys()]) if (older <= n) this.probes.delete(older)
@@ -61,7 +61,7 @@ export class Detector {
     return this.estimate.srtt
   }
 
-  // When the oldest echo was asked for that was not answered.
+  // When the oldest unanswered echo was sent.
   get #unanswered() { return Math.min(...this.probes.values()) }
 
   #takePace(sample) {
@@ -72,7 +72,7 @@ export class Detector {
     return pace.slow += (sample - pace.slow) / 16
   }
 
-  // After sleep or on a hint: what was outstanding says nothing. Ask again (the caller does), judge soon.
+  // After sleep or a hint: outstanding echoes prove nothing. The caller sends a new one; the verdict is due soon.
   verify(now) {
     this.pending = []
     this.probes.clear()
@@ -82,7 +82,7 @@ export class Detector {
     this.verdictAt = now + VERDICT
   }
 
-  // A poll brought what this silent socket should have: it has two time-outs left to say anything.
+  // A poll brought news that this silent socket should have: it has two timeouts left.
   expect(now) { this.verdictAt ??= now + 2 * this.rto }
 
   buffer(amount, now) {
@@ -100,7 +100,7 @@ export class Detector {
     return Math.min(this.#echoAt(activity), ...this.#verdicts(activity), ...this.#suspicions(activity).values())
   }
 
-  // What is due: "dead", "suspect" (see `suspicion`), "echo" (call ask() and send it).
+  // → actions: "dead", "suspect" (see `suspicion`), "echo" (call ask() and send it)
   tick(now, activity) {
     if (this.#verdicts(activity).some((at) => at <= now)) return ["dead"]
     for (const [name, at] of this.#suspicions(activity)) {
@@ -119,12 +119,12 @@ export class Detector {
 
   #echoAt(activity) {
     if (this.suspicion && activity !== "hidden") return this.lastEcho + this.rto
-    // Also while bytes come: they do not tell whether ours get through. (Nobody judges a hidden page.)
+    // Also while bytes arrive: they do not prove that ours get through. (Unless hidden: no verdicts then.)
     const since = activity === "hidden" ? Math.max(this.lastEcho, this.lastIn) : this.lastEcho
     return since + this.interval(activity)
   }
 
-  // When it is dead; a hidden page judges nothing, for its timers are throttled.
+  // When it counts as dead. Never on a hidden page: its timers are throttled.
   #verdicts(activity) {
     if (activity === "hidden") return []
     const times = this.verdictAt === null ? [] : [this.verdictAt]

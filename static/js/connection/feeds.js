@@ -1,17 +1,17 @@
-// What is followed, from where, and what is shown of it, as data: it decides what is newer, where a patch fits and when
-// the whole is needed, and tells the view what to do. Elements are read through localName, getAttribute, hasAttribute,
-// children and textContent: what a page's DOM and any parser can give.
+// Subscribed feeds with their cursors, and the items shown, as data: decides which changes are newer, if a patch fits
+// and when a full resend is needed, and gives orders to the view. Elements are read only through localName,
+// getAttribute, hasAttribute, children and textContent, which a DOM and any parser can provide.
 
-const RESYNC = 1000 // what does not fit is asked for again at once; more of it together, so much later
+const RESYNC = 1000 // ms between resyncs; the first is immediate
 
 const number = (element, name) => Number(element.getAttribute(name))
 
-// The feeds that somebody follows, each with its cursor.
+// The subscribed feeds, each with its cursor.
 export class Feeds {
   #world; #ask; #cursors = new Map(); #resyncs = new Set(); #resyncedAt = -Infinity
   view = null // {apply(feed, element) → false to start that feed over, forget(feed), gone(feed), isAwaiting()}
 
-  // ask(feed, cursor): what came after that is wanted
+  // ask(feed, cursor): subscribe to the changes after the cursor
   constructor(world, ask) {
     this.#world = world
     this.#ask = ask
@@ -27,9 +27,9 @@ export class Feeds {
 
   clear() { this.#cursors.clear() }
 
-  // A "chat-feed". isWhole(element) → false where it was altered on the way; isOthers: another tab asked for it, so a
-  // reset is a gap to one that has something.
-  // → "applied", "known" (also a late reset: it knows less than what is shown), "altered", "again" (it was asked for)
+  // element: a "chat-feed". isWhole(element) → false if it was altered on the way; isOthers: another tab requested it,
+  // so a reset is a gap here if the cursor is above 0.
+  // → "applied", "known" (also a late reset, older than the items shown), "altered", "again" (a resync is under way)
   take(feed, element, { isWhole = () => true, isOthers = false } = {}) {
     const cursor = this.#cursors.get(feed)
     const to = number(element, "to")
@@ -47,7 +47,7 @@ export class Feeds {
     return "applied"
   }
 
-  // Ask again from the cursor.
+  // Subscribes again from the cursor.
   resync(feed) {
     if (this.#resyncs.has(feed)) return
     const wait = this.#world.now() - this.#resyncedAt > RESYNC ? 0 : RESYNC
@@ -59,7 +59,7 @@ export class Feeds {
     }, wait)
   }
 
-  // What is shown is of no use as a starting point.
+  // Starts over: the items shown are no longer a valid base.
   forget(feed) {
     if (!this.has(feed)) return
     this.#cursors.set(feed, 0)
@@ -76,7 +76,7 @@ export class Feeds {
     for (const feed of this.#cursors.keys()) this.forget(feed)
   }
 
-  // What is shown has a future that the server lost: an older copy of its database was put back.
+  // The server restored an older copy of its database: items shown may be newer than its history.
   adoptHistory(element) {
     if (!element.hasAttribute("mark")) return
     this.#world.page.mark = element.getAttribute("mark")
@@ -84,7 +84,7 @@ export class Feeds {
   }
 }
 
-// Up to which change everything here is shown: the page's mark, which only grows within one history.
+// The mark (history.change) up to which this page is complete. It only grows within one history.
 function noteMark(page, element) {
   const [history, change] = (element.getAttribute("mark") ?? "").split(".")
   if (!history) return
@@ -92,18 +92,18 @@ function noteMark(page, element) {
   if (history !== own || Number(change) > Number(shown)) page.mark = `${history}.${change}`
 }
 
-// What is shown of one feed. `apply` and `take` give orders to the view: {verb, key, …}, to be done one after the other.
-//   insert, replace: element (an article, an entry of the list); `isLast`: of an answer that has not begun
+// The items shown of one feed. `apply` and `take` return orders to the view, {verb, key, …}, to be executed in turn:
+//   insert, replace: element (an article, an entry of the list); isLast: an answer that has not begun
 //   append: pieces [{index, source: of the whole block}], patch (its element)
 //   remove
 export class Items {
   #known = new Map(); #keys = new Map() // key → item; position → key
   #hasOlder
 
-  // hasOlder() → whether there are older ones still to be loaded
+  // hasOlder() → true if older items are not loaded yet
   constructor(hasOlder = () => false) { this.#hasOlder = hasOlder }
 
-  // What the page came with, or what is known of a message that the server acknowledged.
+  // Registers an item served with the page, or an acknowledged message.
   know(item) {
     this.#known.set(item.key, item)
     if (item.position) this.#keys.set(item.position, item.key)
@@ -111,17 +111,17 @@ export class Items {
 
   has(key) { return this.#known.has(key) }
 
-  // A message that is still to be sent: shown, but not known to the server.
+  // Registers an unsent message.
   expect(key) { this.know({ key, id: null, position: 0, revision: -1, sources: new Map() }) }
 
   drop(key) { if (this.has(key)) this.#remove(key) }
 
   forget() { for (const item of this.#known.values()) item.revision = -1 }
 
-  // A "chat-feed". → {orders, fits: false where it is to be asked for from the beginning, isCut: whether a reset removed any}
+  // element: a "chat-feed". → {orders, fits: false if the feed must start over, isCut: true if a reset removed items}
   apply(element) {
     const children = [...element.children]
-    const isReset = element.hasAttribute("reset") // then it is all that is to be shown
+    const isReset = element.hasAttribute("reset") // then it replaces all items
     const orders = isReset ? this.#keepOnly(children) : []
     const isCut = orders.length > 0
     let fits = true
@@ -133,14 +133,14 @@ export class Items {
     return { orders, fits, isCut }
   }
 
-  // One article, entry or patch. → an order, undefined (known already), or null (it does not fit). isOlder: it was
-  // loaded by scrolling up.
+  // child: an article, entry or patch; isOlder: loaded by scrolling up.
+  // → an order, undefined (known already), or null (does not fit)
   take(child, isOlder = false) {
     if (child.localName === "chat-patch") return this.#patch(child)
     const item = itemOf(child)
-    if (!item.key || !["article", "li"].includes(child.localName)) return undefined // something on the way put it there
+    if (!item.key || !["article", "li"].includes(child.localName)) return undefined // inserted by a middlebox
     const known = this.#known.get(item.key)
-    // A change of a message that is still to be loaded by scrolling up comes with its page.
+    // A message that is not loaded yet: scrolling up will load it with this change.
     if (!known && !isOlder && this.#isOlder(item.position)) return undefined
     if (known && known.revision >= item.revision) return undefined
     if (item.isGone) return known && this.#remove(item.key)
@@ -148,7 +148,7 @@ export class Items {
     return { verb: known ? "replace" : "insert", key: item.key, element: child, isLast: item.isLast }
   }
 
-  // Before all that is loaded, while there are more to be loaded there.
+  // True if the position is above all loaded items, and older ones are not loaded yet.
   #isOlder(position) {
     if (!position || !this.#keys.size || !this.#hasOlder()) return false
     for (const shown of this.#keys.keys()) if (shown < position) return false
@@ -190,8 +190,8 @@ const classed = (element, name) => [...element.children].filter((one) => (
   (one.getAttribute("class") ?? "").split(" ").includes(name)
 ))
 
-// Of an article or an entry of the list, as the server renders it. key: what a person's message is called before it has
-// an id; sources: of the blocks that patches may append to.
+// The item of an article or list entry, as the server renders it. key: the client id of a person's message, else the
+// id; sources: of the blocks that patches may append to.
 export function itemOf(element) {
   const id = element.getAttribute("data-id")
   const isAnswerToCome = element.localName === "article" && !element.hasAttribute("data-position")

@@ -1,10 +1,10 @@
-// What is remembered of networks between pages: whether WebSocket worked there, and which rewrite HTML. The server
-// keeps the first for a person's other browsers: chatapp/network_memory.py, and tests/vectors/memory.json runs in both.
+// Remembers networks between pages: if WebSocket worked, and if HTML was rewritten. The server keeps the former for a
+// person's other browsers (chatapp/network_memory.py; tests/vectors/memory.json runs in both).
 
 const HALF_LIFE = 72 * 3600000
 const MOST_FAILURES = 8
 const MOST_NETWORKS = 20
-const REWRITERS = 7 * 24 * 3600000 // ms; afterwards the network is given another chance
+const REWRITERS = 7 * 24 * 3600000 // ms; afterwards the network gets another chance
 
 export function trust(network, now) {
   if (!network) return 0.8
@@ -12,7 +12,7 @@ export function trust(network, now) {
   return (network.worked * share + 2) / ((network.worked + network.failed) * share + 2.5)
 }
 
-// hasWorked: true, false, or null where only the idle time-out was learned.
+// hasWorked: true, false, or null if only the idle timeout was learned.
 export function noteNetwork(networks, key, now, hasWorked, killGap = 0) {
   const before = networks[key] ?? { worked: 0, failed: 0, at: now, killGap: 0 }
   const share = 2 ** (-Math.max(0, now - before.at) / HALF_LIFE)
@@ -27,8 +27,8 @@ export function noteNetwork(networks, key, now, hasWorked, killGap = 0) {
   for (const name of names.slice(0, -MOST_NETWORKS)) delete networks[name]
 }
 
-// A browser that knows nothing of a network begins with what the server remembers. Each page counts one failure and one
-// success at most.
+// If this browser does not know a network, it starts from the server's memory. Each page counts at most one failure and
+// one success.
 export class NetworkMemory {
   #world; #network; #report; #noted = new Set()
 
@@ -40,13 +40,13 @@ export class NetworkMemory {
     if (remembered && !this.#read()[network]) this.#change((networks) => { networks[network] = remembered })
   }
 
-  // → {is_doubtful, killGap}: WebSocket failed here before; a proxy cuts sockets that are silent for so long.
+  // → {is_doubtful: WebSocket failed here before, killGap: ms of silence after which a proxy cuts sockets, or 0}
   get lesson() {
     const network = this.#network ? this.#read()[this.#network] : null
     return { is_doubtful: trust(network, this.#world.wall()) < 0.5, killGap: network?.killGap ?? 0 }
   }
 
-  // Every change of the connection's record. isSure: its reason was found out, not guessed.
+  // Called at each change of the record. isSure: its reason was found out, not guessed.
   note(before, after, isSure) {
     const blamed = isSure && ["upgrade-refused", "upgrade-hung", "mute", "unstable"].includes(after.wsReason)
     if (after.status === "connected" && before.status !== "connected") this.#add("worked", true)
@@ -66,13 +66,13 @@ export class NetworkMemory {
       const networks = this.#read()
       change(networks)
       this.#world.notes.write("networks", networks)
-    } catch (error) { console.error("networks: not remembered", error) } // what was kept is something else
+    } catch (error) { console.error("networks: not remembered", error) } // the stored value has another form
   }
 
   #read() { return this.#world.notes.read("networks") ?? {} }
 }
 
-// Which networks rewrite what we get.
+// The networks that rewrite HTML.
 export class Rewriters {
   #world; #network; #isHere = false
 

@@ -1,26 +1,26 @@
-// The outbox: what was written waits here until the server acknowledges it. Each entry is a row of the browser's storage;
-// where that fails it is kept in memory, and the page says so. One entry of a conversation is in flight at a time, so order
-// is kept; the server knows each by its id, so sending one twice is harmless.
+// The outbox: messages wait here until the server acknowledges them. Each entry is a row of the browser's storage; if
+// that fails, it is kept in memory, and the page warns. One entry of a conversation is in flight at a time, which keeps
+// the order; the server recognizes each by its id, so sending one twice is harmless.
 
 const RETRIES = [500, 1000, 2000, 4000, 5000]
-const PATIENCE = 1000 // ms for the storage: a message does not wait longer for it
+const PATIENCE = 1000 // ms; a message does not wait longer for the storage
 
-// Why a write failed, as the page words it.
+// The key of the page's warning about a failed write.
 export const problemOf = (error) => error?.name === "QuotaExceededError" ? "full" : "refused"
 
-// An entry: {id, conversation, body, create, at, seq, failed, storage}. seq is given by the storage and says the order;
-// storage says whether it is kept: "storing", "stored", or why it is not ("full", "refused", "slow").
+// An entry: {id, conversation, body, create, at, seq, failed, storage}. seq: the order, assigned by the storage;
+// storage: "storing", "stored", or a problem ("full", "refused", "slow").
 export class Outbox {
   #world; #storage; #older; #deliver; #entries = new Map(); #writes = new Map(); #settled = new Set()
   #busy = new Set(); #waits = new Map(); #isOpen = false; #isLoaded = false; #isShown = false
-  // (entry, what): added, stored (or why not), sending, waiting, sent (with entry.ack), failed, removed. → a promise:
-  // what is to be done before the entry's row goes; where it rejects the row stays
+  // (entry, change, reason): added, stored (or not: see entry.storage), sending, waiting, sent (with entry.ack),
+  // failed, removed. → a promise or undefined: the entry's row is deleted after it; if it rejects, the row stays
   onChange = () => {}
 
-  onUnkept = () => {} // (what, why): cannot be stored ("full", "refused", "slow"), or is stored or needed no more (null)
+  onUnkept = () => {} // (id, problem): "full", "refused", "slow", or null once stored or no longer needed
 
-  // storage: {rows, write, tell, listen} (browser/storage.js); older: {take() → {entries, moved}, forget(id)}, what
-  // older versions kept elsewhere; deliver(entry) → outcome (see connection.js)
+  // storage: {rows, write, tell, listen} (browser/storage.js); older: {take() → {entries, moved}, forget(id)}, the
+  // entries of older versions (browser/older.js); deliver(entry) → outcome (see connection.js)
   constructor(world, storage, older, deliver) {
     this.#world = world
     this.#storage = storage
@@ -29,7 +29,7 @@ export class Outbox {
     storage.listen((message) => this.#onMessage(message))
   }
 
-  // Take up what this person's earlier pages left behind, whatever conversation it is for.
+  // Loads the entries that this person's earlier pages left, of all conversations.
   async load() {
     await this.#read()
     this.#isLoaded = true
@@ -38,29 +38,31 @@ export class Outbox {
 
   show() {
     this.#isShown = true
-    for (const entry of this.#entries.values()) this.#tell(entry, "added")
+    for (const entry of this.#entries.values()) this.#emit(entry, "added")
   }
 
-  // The conversation that waits to be made with its first message: what an unsaved page was before it was reloaded.
-  get unmade() { return [...this.#entries.values()].findLast((entry) => entry.create)?.conversation }
+  get #all() { return [...this.#entries.values()] }
 
-  get size() { return [...this.#entries.values()].filter((entry) => !entry.failed).length }
+  // The conversation that is created with its first message; an unsaved page finds it again after a reload.
+  get unmade() { return this.#all.findLast((entry) => entry.create)?.conversation }
 
-  of(conversation) { return [...this.#entries.values()].filter((entry) => entry.conversation === conversation) }
+  get size() { return this.#all.filter((entry) => !entry.failed).length }
+
+  of(conversation) { return this.#all.filter((entry) => entry.conversation === conversation) }
 
   get(id) { return this.#entries.get(id) }
 
-  // beside: operations that are written with it, all or none (the draft goes as the message comes)
+  // beside: operations in the same transaction (the draft is deleted as the message is added)
   add(id, conversation, body, { create = false, beside = [] } = {}) {
     const entry = { id, conversation, body, create, at: this.#world.wall(), tries: 0, storage: "storing" }
     this.#entries.set(entry.id, entry)
-    this.#tell(entry, "added")
+    this.#emit(entry, "added")
     this.#store(entry, beside)
     return entry
   }
 
-  // Opened while messages flow; closing lets what is in flight land. Another tab may have left something meanwhile, or an
-  // earlier page something that could not be read until now: that goes first.
+  // Open while connected; deliveries in flight end in any case. On opening, loads entries first: another tab may have
+  // left some, or an earlier load may have failed.
   setOpen(isOpen) {
     const opened = isOpen && !this.#isOpen
     this.#isOpen = isOpen
@@ -80,7 +82,7 @@ export class Outbox {
     if (!entry) return
     entry.failed = null
     this.#store(entry)
-    this.#tell(entry, "waiting")
+    this.#emit(entry, "waiting")
     this.pump(entry.conversation)
   }
 
@@ -89,13 +91,13 @@ export class Outbox {
     if (entry) this.#remove(entry, "removed")
   }
 
-  // A conversation is gone: what waits for it fails, in plain words, and stays to be copied.
+  // A conversation was deleted: its entries fail with a message, and stay to be copied.
   failAll(conversation, code) {
     for (const entry of this.of(conversation)) if (!entry.failed) this.#fail(entry, { refused: code })
   }
 
-  // No page shows it where it failed: its text becomes a draft, in the same write. Drafts come up the newest first, by
-  // `turn`: these in their own order, after those that somebody is writing.
+  // No page would show the failed entry: its text becomes a draft, in one transaction. Drafts show up newest first, by
+  // `turn`: negative, so these come in their order after typed ones.
   async moveToDrafts(entry, conversation) {
     try {
       await this.#writes.get(entry.id)
@@ -108,8 +110,8 @@ export class Outbox {
     } catch (error) { console.error("it stays in the outbox", error) }
   }
 
-  // What a conversation's entries say goes on elsewhere: take(operations) writes it there together with those that end
-  // their rows. Where it rejects they stay.
+  // Moves the texts of a conversation's entries: take(operations) writes them elsewhere, in one transaction with the
+  // operations that delete their rows. If it rejects, the entries stay.
   async handOver(conversation, take) {
     const entries = this.of(conversation)
     await Promise.all(entries.map(({ id }) => this.#writes.get(id)))
@@ -117,7 +119,7 @@ export class Outbox {
     for (const { id } of entries) this.discard(id)
   }
 
-  // An acknowledgement or refusal, also one that comes after its flight had ended.
+  // Handles an acknowledgement or refusal, also after the end of the delivery.
   settled(id, outcome) {
     const entry = this.#entries.get(id)
     if (!entry) return
@@ -127,16 +129,16 @@ export class Outbox {
       for (const one of all) if (one.create && one !== entry) this.#store(Object.assign(one, { create: false }))
       this.#remove(entry, "sent")
     } else if (outcome.refused) this.#fail(entry, outcome)
-    else for (const one of all) if (!one.failed) this.#tell(one, "waiting", outcome.retry) // those behind it wait for the same
+    else for (const one of all) if (!one.failed) this.#emit(one, "waiting", outcome.retry) // those behind it wait, too
   }
 
-  // One that is still being stored holds back those behind it.
+  // Delivers the first entry. One that is still being stored holds back those behind it.
   async pump(conversation) {
     if (!this.#isOpen || !this.#isLoaded || this.#busy.has(conversation) || this.#waits.has(conversation)) return
     const entry = this.of(conversation).find((one) => !one.failed)
     if (!entry || entry.storage === "storing") return
     this.#busy.add(conversation)
-    this.#tell(entry, "sending")
+    this.#emit(entry, "sending")
     let outcome
     try {
       outcome = await this.#deliver(entry)
@@ -162,10 +164,10 @@ export class Outbox {
   #fail(entry, outcome) {
     entry.failed = { code: outcome.refused, words: outcome.words ?? "" }
     this.#store(entry)
-    this.#tell(entry, "failed")
+    this.#emit(entry, "failed")
   }
 
-  #tell(entry, what, why) {
+  #emit(entry, what, why) {
     try { return this.onChange(entry, what, why) } catch (error) { console.error(error) }
   }
 
@@ -182,7 +184,7 @@ export class Outbox {
     }
   }
 
-  // In the order in which they were written. Two tabs may have moved the same one here from localStorage.
+  // Adds rows in their order. Duplicates: two tabs may have moved the same entry from localStorage.
   #takeUp(rows) {
     const fresh = []
     const doubled = []
@@ -197,16 +199,16 @@ export class Outbox {
     this.#sort(fresh)
     this.#storage.write(doubled).catch((error) => console.error(error))
     for (const entry of fresh) {
-      if (this.#isShown) this.#tell(entry, "added")
+      if (this.#isShown) this.#emit(entry, "added")
       this.pump(entry.conversation)
     }
   }
 
-  // One that is not stored stays before the next one of this page that is.
+  // An entry that is not stored stays before the next stored one of this page.
   #sort(fresh) {
     const places = new Map(fresh.map((entry) => [entry, entry.seq ?? 0]))
     let next = Number.MAX_SAFE_INTEGER
-    for (const entry of [...this.#entries.values()].reverse()) {
+    for (const entry of this.#all.reverse()) {
       if (places.has(entry)) continue
       next = entry.seq ?? next
       places.set(entry, next)
@@ -214,10 +216,10 @@ export class Outbox {
     this.#entries = new Map([...this.#entries].sort(([, one], [, other]) => places.get(one) - places.get(other)))
   }
 
-  // A seq before those behind it that are stored already; none where there are none: then the storage gives the next.
-  // At random within its part of the gap: another tab may be storing there, too.
+  // → {seq}: before the stored entries behind it; {} if there are none, and the storage assigns the next. At random
+  // within its part of the gap: another tab may be storing there, too.
   #gapOf(entry) {
-    const all = [...this.#entries.values()]
+    const all = this.#all
     const here = all.indexOf(entry)
     const to = all.findIndex((one, index) => index > here && one.seq)
     if (entry.seq || to < 0) return {}
@@ -226,7 +228,7 @@ export class Outbox {
     return { seq: low + (all[to].seq - low) * (here - from - 0.75 + 0.5 * this.#world.random()) / (to - from - 1) }
   }
 
-  // At once where nothing is being written of it: the page may be about to close.
+  // At once, unless a write of this entry is running: the page may be about to close.
   #store(entry, beside = []) {
     const before = this.#writes.get(entry.id)
     const end = before ? before.then(() => this.#write(entry, beside)) : this.#write(entry, beside)
@@ -243,7 +245,7 @@ export class Outbox {
       this.#onStored(entry, "stored")
     } catch (error) {
       console.error("outbox: kept in memory only", error)
-      if (!entry.seq) this.#onStored(entry, problemOf(error)) // else what is stored has its text
+      if (!entry.seq) this.#onStored(entry, problemOf(error)) // else its text is stored already
     } finally { this.#world.cancel(late) }
   }
 
@@ -251,7 +253,7 @@ export class Outbox {
     if (!this.#entries.has(entry.id) || entry.seq && storage === "slow") return
     entry.storage = storage
     this.onUnkept(entry.id, storage === "stored" ? null : storage)
-    this.#tell(entry, "stored")
+    this.#emit(entry, "stored")
     this.pump(entry.conversation)
   }
 
@@ -259,10 +261,10 @@ export class Outbox {
     this.#entries.delete(entry.id)
     this.#settled.add(entry.id)
     this.onUnkept(entry.id, null)
-    this.#erase(entry, this.#tell(entry, what))
+    this.#erase(entry, this.#emit(entry, what))
   }
 
-  // Where that fails, the next page sends it once more, and the server knows it.
+  // If that fails, the next page sends the entry again, and the server recognizes it.
   async #erase(entry, before) {
     this.#older.forget(entry.id)
     try {
@@ -275,7 +277,7 @@ export class Outbox {
     } catch (error) { console.error(error) }
   }
 
-  // Another tab settled or discarded an entry that this one took up too.
+  // Another tab settled or discarded an entry that this tab has loaded, too.
   #onMessage({ type, id }) {
     if (type === "missed" && this.#isLoaded) this.#read()
     if (type !== "settled") return
@@ -284,6 +286,6 @@ export class Outbox {
     this.#entries.delete(id)
     this.#settled.add(id)
     this.onUnkept(id, null)
-    this.#tell(entry, "removed")
+    this.#emit(entry, "removed")
   }
 }

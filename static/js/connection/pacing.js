@@ -1,11 +1,11 @@
-// How polls are paced: held open where the network lets them, shorter where a proxy cuts them, plain where it buffers.
-// Pure, without a clock; tests/vectors/pacing.json says what it does. Milliseconds.
+// The pace of polls: held open if the network allows it, shorter if a proxy cuts them, plain if it buffers.
+// Pure, without a clock; tests/vectors/pacing.json has examples. Milliseconds.
 
 const GAP = 20 // after an answer with news, or a hold that ran its length
 const EARLY = 1000 // a hold that ends with nothing new sooner than this was not held
-const LEARNED_FOR = 5 * 60000 // after that, what was learned about holds is tried again
+const LEARNED_FOR = 5 * 60000 // then full holds are tried again
 const SHORTEST_HOLD = 4000 // shorter holds cost more than plain polls
-const SLOWEST = { visible: 5, idle: 10, hidden: 20 } // times the interval, once nobody has done anything for a while
+const SLOWEST = { visible: 5, idle: 10, hidden: 20 } // most multiples of the interval without user activity
 
 export class Pacing {
   why = "held"; learnedHold = 0
@@ -16,7 +16,7 @@ export class Pacing {
     this.#holdMs = holdMs
   }
 
-  // How long the next poll asks to be held; 0: not at all. `why`: held, cut, buffered, unheld, setting.
+  // The hold of the next poll; 0: a plain poll. `why`: held, cut, buffered, unheld, setting.
   hold(now) {
     if (this.#holdMs === 0) {
       this.why = "setting"
@@ -40,7 +40,7 @@ export class Pacing {
     if (this.#early >= 2) this.#learn(now, "unheld", 0)
   }
 
-  // A held poll broke. Twice after the same time: a proxy's time-out, so shorter holds; otherwise none.
+  // A held poll was cut. Twice after the same time: a proxy's timeout, so shorter holds; otherwise none.
   cut(now, after) {
     if (after > (this.learnedHold || this.#holdMs)) return // silent, not cut
     this.#cuts = [...this.#cuts, after].slice(-2)
@@ -53,7 +53,7 @@ export class Pacing {
 
   buffered(now) { this.#learn(now, "buffered", 0) }
 
-  // Until the next poll. isSound: what came moved a cursor, or nothing was said.
+  // The delay before the next poll. isSound: the answer moved a cursor, or was empty.
   gap(now, activity, news, isSound = true) {
     this.#factor = news ? 1 : Math.min(this.#factor * 1.5, SLOWEST.hidden)
     return this.hold(now) && isSound ? GAP : this.interval(activity)

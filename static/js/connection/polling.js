@@ -1,31 +1,31 @@
-// The polling transport: asks for what is new, again and again, and holds the question open where the network allows it;
-// sends go by POST. Same interface as websocket.js: open, close, send, subscribe, verify. An answer without the product's
-// mark is never taken in: it is a named failure. Beside a held poll, a small heartbeat notices that its socket hangs.
+// The polling transport: long polls if the network allows them, else plain ones; messages go by POST. Same interface as
+// websocket.js: open, close, send, subscribe, verify. An answer without our mark is never applied: it is a failure with
+// a reason. While a poll is held, small heartbeat requests detect a hung socket.
 
 import { rttEstimate } from "./delays.js"
 import { Pacing } from "./pacing.js"
-import { Posts, advice, codeOf } from "./posts.js"
+import { HTTP, Posts, advice, codeOf } from "./posts.js"
 
 const MARK = "<chat-answer"
 const END = "</chat-answer>"
 const ARMOUR = "<chat-armour"
 const GAP = 20
 const EARLY = 1000
-const BEATS = { awaiting: 2000, active: 5000, visible: 5000, idle: 15000 } // not while hidden or offline
+const BEATS = { awaiting: 2000, active: 5000, visible: 5000, idle: 15000 } // ms; none while hidden or offline
 const BEAT_LATER = 5000
-const ALLOWANCE = 6000 // beyond what was asked for
+const ALLOWANCE = 6000 // ms beyond the requested hold
 const MEND_AGAIN = 3000
 
-// The answer without white space around it; false where it is not ours, or not all of it.
+// → the answer without surrounding white space; false if it is foreign or truncated
 function whole(text) {
   const answer = text.trim()
   return answer.startsWith(MARK) && answer.endsWith(END) && answer
 }
 
-// Whether an answer speaks of nothing but what was asked for: else a name in it was altered on the way.
+// True if an answer has only requested feeds; else a name in it was altered on the way.
 function isAbout(elements, fields) {
   const cursors = fields.filter(([name]) => name === "c").map(([, cursor]) => cursor.split(":")[0])
-  return elements.every((element) => [null, ...cursors].includes(element.getAttribute("feed"))) // null: about no feed
+  return elements.every((element) => [null, ...cursors].includes(element.getAttribute("feed"))) // null: of no feed
 }
 
 export class PollingTransport {
@@ -47,7 +47,7 @@ export class PollingTransport {
 
   get rto() { return this.#estimate?.rto ?? 1500 }
 
-  // What people are shown: are polls held open (ms), or how far apart are they (ms), and why?
+  // For display: the hold or the interval (ms), and the reason.
   get pace() {
     const held = this.#pacing.hold(this.#now)
     return { held, every: this.#pacing.interval(this.#core.activity()), why: this.#pacing.why }
@@ -68,7 +68,7 @@ export class PollingTransport {
     this.#abort()
   }
 
-  // Drop what hangs or waits, and ask at once.
+  // Aborts a running or waiting poll, and polls at once.
   verify() {
     this.#running = true
     this.#world.cancel(this.#timer)
@@ -80,21 +80,21 @@ export class PollingTransport {
 
   subscribe() { if (this.#running) this.verify() }
 
-  // Something that arrived is not what was sent: ask for it again, in an armour. What came by a socket is asked for
-  // beside it; a poll simply asks on.
+  // An element was altered on the way: request it again, in an armour. If it came by a socket, in a separate request; a
+  // poll simply continues.
   mend(transport) {
     if (transport !== "polling") return this.#mend()
     if (this.#request) this.#request.rewritten = true
   }
 
   async #mend() {
-    if (this.#mending) return this.#mendsAgain = true // it came after what is being asked for
+    if (this.#mending) return this.#mendsAgain = true // newer than the running request
     this.#mending = true
     this.#mendsAgain = false
     const ended = await this.#ask(this.#inputs(0), 10000).then(({ status, text }) => {
-      const answer = status === 200 ? whole(this.#world.opened(text)) : null
+      const answer = status === HTTP.OK ? whole(this.#world.opened(text)) : null
       if (answer) this.#receive(this.#world.parse(answer)[0].children, true)
-      return answer || status === 204
+      return answer || status === HTTP.NO_CONTENT
     }).catch(() => false)
     this.#mending = false
     if (ended && this.#mendsAgain) this.#mend()
@@ -103,7 +103,7 @@ export class PollingTransport {
 
   #ask(fields, within) { return this.#world.ask("GET", this.#config.changes_url, fields, { within }) }
 
-  // The person did something: a plain poll that is far off comes sooner.
+  // User activity: a distant plain poll comes sooner.
   hasten() {
     if (this.#due === null || !this.#running || this.#request) return
     const left = Math.min(this.#due.at - this.#now, this.#pacing.interval(this.#core.activity()))
@@ -130,7 +130,7 @@ export class PollingTransport {
       this.#over(request)
       return this.#end(request)
     }
-    if (wait > 0) this.#scheduleHeartbeat(request)
+    if (wait > 0) this.#beatLater(request)
   }
 
   #inputs(wait) {
@@ -147,20 +147,21 @@ export class PollingTransport {
     if (this.#request && !this.#request.ended) this.#request.abort()
   }
 
-  // What is taken in: only a 200 that carries the mark, whole. Whatever else came gets a name.
+  // → the text to swap in: only of a complete 200 with our mark. Else null, and the outcome gets a reason.
   #accept(request, answer) {
     const { status } = answer
-    const text = status === 200 ? this.#world.opened(answer.text) : answer.text
-    const begun = status === 200 && [MARK, ARMOUR].some((mark) => text.includes(mark))
-    const ours = status === 200 && whole(text)
+    const isOk = status === HTTP.OK
+    const text = isOk ? this.#world.opened(answer.text) : answer.text
+    const begun = isOk && [MARK, ARMOUR].some((mark) => text.includes(mark))
+    const ours = isOk && whole(text)
     if (ours && this.#running) return text
-    if (ours || status === 204) request.outcome = { ok: true, news: false }
-    else if (status === 401) request.outcome = { signedOut: true }
+    if (ours || status === HTTP.NO_CONTENT) request.outcome = { ok: true, news: false }
+    else if (status === HTTP.UNAUTHORIZED) request.outcome = { signedOut: true }
     else if (answer.isRedirect) request.outcome = { reason: "redirected" }
-    else if (status === 429) request.outcome = { reason: reasonOf(text, "rate-limited"), advice_ms: this.#advice(answer) }
-    else if (begun && text.includes(END) && !request.armour) this.#noteRewriter(request) // with something around it
-    else if (begun) request.outcome = { reason: "server-unreachable" } // cut off on the way
-    else if (status >= 500) request.outcome = { reason: reasonOf(text, "server-unreachable"), advice_ms: this.#advice(answer) }
+    else if (status === HTTP.TOO_MANY) request.outcome = { reason: reasonOf(text, "rate-limited"), advice_ms: this.#advice(answer) }
+    else if (begun && text.includes(END) && !request.armour) this.#noteRewriter(request) // wrapped by a middlebox
+    else if (begun) request.outcome = { reason: "server-unreachable" } // truncated
+    else if (status >= HTTP.SERVER_ERROR) request.outcome = { reason: reasonOf(text, "server-unreachable"), advice_ms: this.#advice(answer) }
     else request.outcome = { reason: "foreign-page" }
     return null
   }
@@ -189,7 +190,7 @@ export class PollingTransport {
     return taken
   }
 
-  // Nothing more is awaited; a task later it is concluded (#end).
+  // The poll has ended; #end follows in a later task.
   #over(request) {
     request.ended = true
     this.#world.cancel(this.#heartbeat)
@@ -208,7 +209,7 @@ export class PollingTransport {
     if (!outcome.ok) {
       const cut = request.wait > 0 && took > EARLY && !outcome.advice_ms
       if (cut && !outcome.quick) this.#pacing.cut(this.#now, took)
-      return this.#fail({ ...outcome, quick: (cut || outcome.quick) && !outcome.advice_ms })
+      return this.#stopFor({ type: "poll_failed", ...outcome, quick: (cut || outcome.quick) && !outcome.advice_ms })
     }
     const early = request.wait > 0 && !outcome.news && took < EARLY
     if (request.wait === 0) this.#measure(took)
@@ -217,16 +218,14 @@ export class PollingTransport {
     this.#core.on({ type: "poll_answered" })
     if (!this.#running) return
     if (request.rewritten) return this.#next(0, 0)
-    const unmoved = outcome.news && !outcome.advanced // something is wrong: never ask in a tight loop
+    const unmoved = outcome.news && !outcome.advanced // something is wrong: avoid a tight loop
     const gap = this.#pacing.gap(this.#now, this.#core.activity(), outcome.news, !unmoved && !early)
     const wait = outcome.more ? 0 : Math.round(this.#pacing.hold(this.#now) / 1000)
     this.#next(outcome.more && !unmoved ? GAP : gap, wait)
     this.#core.paced()
   }
 
-  #fail(outcome) { this.#stopFor({ type: "poll_failed", ...outcome }) }
-
-  // The machine decides when to ask again.
+  // Stops; the state machine decides when to poll again.
   #stopFor(event) {
     this.#running = false
     this.#core.on(event)
@@ -238,54 +237,53 @@ export class PollingTransport {
     this.#core.on({ type: "measured", rtt: Math.round(srtt), jitter: Math.round(rttvar) })
   }
 
-  #scheduleHeartbeat(request) {
+  #beatLater(request) {
     const activity = this.#core.activity()
     this.#world.cancel(this.#heartbeat)
     this.#heartbeat = this.#world.later(() => this.#beat(request), BEATS[activity] ?? BEAT_LATER)
   }
 
   async #beat(request) {
-    if (request.ended || request !== this.#request) return
-    if (!(this.#core.activity() in BEATS) || this.#beating) return this.#scheduleHeartbeat(request)
+    if (!this.#isRunning(request)) return
+    if (!(this.#core.activity() in BEATS) || this.#beating) return this.#beatLater(request)
     const fields = request.fields.map(([name, value]) => [name, name === "wait" ? 0 : value])
     const startedAt = this.#now
     this.#beating = true
     try {
       const answer = await this.#ask(fields, this.rto)
-      const pause = [429, 503].includes(answer.status) ? this.#advice(answer) : 0
-      if ((answer.status === 401 || pause) && request === this.#request) {
-        request.outcome = pause ? { reason: "rate-limited", advice_ms: pause } : { signedOut: true }
-        this.#abort()
+      const { status } = answer
+      const pause = [HTTP.TOO_MANY, HTTP.UNAVAILABLE].includes(status) ? this.#advice(answer) : 0
+      if ((status === HTTP.UNAUTHORIZED || pause) && request === this.#request) {
+        this.#abortWith(pause ? { reason: "rate-limited", advice_ms: pause } : { signedOut: true })
       }
-      if (answer.isRedirect && request === this.#request) {
-        request.outcome = { reason: "redirected", quick: true }
-        this.#abort()
-      }
-      if ([200, 204].includes(answer.status)) this.#measure(this.#now - startedAt)
-      if (answer.status === 200) this.#world.later(() => this.#suspectBuffering(request), this.rto)
+      if (answer.isRedirect && request === this.#request) this.#abortWith({ reason: "redirected", quick: true })
+      if ([HTTP.OK, HTTP.NO_CONTENT].includes(status)) this.#measure(this.#now - startedAt)
+      if (status === HTTP.OK) this.#world.later(() => this.#onBuffered(request), this.rto)
     } catch {
-      // A timer that came far too late says that this machine slept, not that the network failed.
+      // A very late timer means that the machine slept, not that the network failed.
       const slept = this.#now - startedAt > this.rto + 3000
-      if (!slept && !request.ended && request === this.#request) this.#suspect(request)
+      if (!slept && this.#isRunning(request)) this.#abortWith({ reason: "mute", quick: true })
     } finally {
       this.#beating = false
     }
-    if (!request.ended && request === this.#request) this.#scheduleHeartbeat(request)
+    if (this.#isRunning(request)) this.#beatLater(request)
   }
 
-  #suspect(request) {
-    request.outcome = { reason: "mute", quick: true }
+  #isRunning(request) { return !request.ended && request === this.#request }
+
+  #abortWith(outcome) {
+    this.#request.outcome = outcome
     this.#abort()
   }
 
-  // A plain request saw news that the held one still has not brought: something on the way keeps held answers back.
-  #suspectBuffering(request) {
-    if (request.ended || request !== this.#request) return
+  // A heartbeat saw news that the held poll has not brought: a proxy buffers held answers.
+  #onBuffered(request) {
+    if (!this.#isRunning(request)) return
     this.#pacing.buffered(this.#now)
     this.verify()
   }
 }
 
-// What our own refusals say of themselves; everything else is as it looks.
+// Reasons by the error codes of our server; other answers are judged by their status.
 const REASONS = { drill: "drill", storage: "server-storage" }
 const reasonOf = (text, otherwise) => REASONS[codeOf(text)] ?? otherwise

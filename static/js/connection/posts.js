@@ -1,23 +1,26 @@
-// Messages by POST, whatever transport reads, and what buttons ask for: what the answer means, also where somebody else
-// gave it.
+// POST requests of messages and buttons: the outcome of an answer, also of a foreign one.
 
-const LONGEST_PAUSE = 600000 // asked for by the server
+export const HTTP = Object.freeze({
+  OK: 200, CREATED: 201, NO_CONTENT: 204, BAD_REQUEST: 400, UNAUTHORIZED: 401, FORBIDDEN: 403, TOO_LARGE: 413,
+  TOO_MANY: 429, SERVER_ERROR: 500, UNAVAILABLE: 503,
+})
+const LONGEST_PAUSE = 600000 // ms; limit of a Retry-After of our server
 const WITHIN = 10000 // ms for an answer
-const LONGEST_FOREIGN_PAUSE = 60000 // and by whoever answers in its place
+const FOREIGN_PAUSE = 60000 // ms; of any other
 
-// How long to wait by a Retry-After header (seconds or a date), or 0. wall: what this machine's clock says
+// The wait in ms by a Retry-After header (seconds or a date), or 0. wall: the time of the system clock
 export function advice({ header, text }, wall) {
   const value = header("Retry-After")
   if (!value) return 0
   const seconds = Number(value)
-  const now = Date.parse(header("Date")) || wall // by the clock that named the date
+  const now = Date.parse(header("Date")) || wall // by the clock of the sender
   const asked = Number.isFinite(seconds) ? seconds * 1000 : Date.parse(value) - now || 0
-  return within(asked, codeOf(text) ? LONGEST_PAUSE : LONGEST_FOREIGN_PAUSE)
+  return within(asked, codeOf(text) ? LONGEST_PAUSE : FOREIGN_PAUSE)
 }
 
 export const within = (asked, most = LONGEST_PAUSE) => Math.min(Math.max(0, asked), most)
 
-// The code of a refusal in our words: {"error": {"code", "message"}}. Everything else comes from something on the way.
+// The code of an error of our server, {"error": {"code", "message"}}; "" if another server answered.
 export function codeOf(text) {
   const code = parsed(text)?.error?.code
   return typeof code === "string" ? code : ""
@@ -27,7 +30,7 @@ function parsed(text) {
   try { return JSON.parse(text) } catch { return null }
 }
 
-// The same two answers as elements, from a WebSocket.
+// Acknowledgement and refusal as elements, from a WebSocket.
 export const ackOf = (element) => Object.fromEntries(
   ["id", "position", "revision", "conversation"].map((name) => [name, element.getAttribute(name)]),
 )
@@ -56,9 +59,9 @@ export class Posts {
     return this.#post(url, fields, ({ status }, data) => status >= 200 && status < 300 && Boolean(data?.id))
   }
 
-  // What a button asks for, at once or not at all; with a fresh token where the page's is too old. Outcomes as above.
+  // The action of a button: not repeated, except with a renewed CSRF token. → an outcome as of send
   async act(url, fields) {
-    const ask = () => this.#post(url, fields, ({ status }) => status === 201 || status === 204)
+    const ask = () => this.#post(url, fields, ({ status }) => [HTTP.CREATED, HTTP.NO_CONTENT].includes(status))
     const outcome = await ask()
     return outcome.retry === "renewed" ? ask() : outcome
   }
@@ -79,17 +82,17 @@ export class Posts {
     const pause = advice(answer, this.#world.wall())
     if (isDone(answer, data)) return { ok: true, ack: data }
     if (answer.isRedirect) return { retry: "redirected" }
-    if (status === 401) return this.#signedOut()
+    if (status === HTTP.UNAUTHORIZED) return this.#signedOut()
     if (code === "storage") return { retry: "server-storage", advice_ms: pause, words: data.error.message }
-    if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: pause }
+    if (status === HTTP.TOO_MANY || status >= HTTP.SERVER_ERROR) return { retry: "rate-limited", advice_ms: pause }
     if (code === "csrf") return this.#renew()
-    if (status === 413) return { refused: "too-long" }
+    if (status === HTTP.TOO_LARGE) return { refused: "too-long" }
     if (code) return { refused: code, words: data.error.message }
-    // A filter that dislikes this one text would hold up all that come after it.
-    return status === 403 && !data ? { refused: "network-filter" } : { retry: "foreign-page" }
+    // A network filter refuses this text: retries would block the messages behind it.
+    return status === HTTP.FORBIDDEN && !data ? { refused: "network-filter" } : { retry: "foreign-page" }
   }
 
-  // Signed in again from another tab: the page's token is the old session's. Another person's session is not for us.
+  // After a new sign-in in another tab, the page's token is outdated. Another person's session counts as signed out.
   async #renew() {
     const outcome = await this.#world.session.renew()
     return outcome === "signed-out" ? this.#signedOut() : { retry: outcome }

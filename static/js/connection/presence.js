@@ -1,7 +1,7 @@
-// How closely to watch the connection: by what the person does. Milliseconds.
+// The level of user activity. Milliseconds.
 
-const ACTIVE = 120000 // since the person last did something: active until, idle from
-const IDLE = 600000
+const ACTIVE = 120000 // since the last input: "active" below this
+const IDLE = 600000 // "idle" from here
 
 export class Presence {
   #world; #usedAt

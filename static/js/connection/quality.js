@@ -1,5 +1,5 @@
-// How good the connection is: a score from 0 to 100, a level that does not flicker, what limits it most; judged every
-// five seconds by the last minute. tests/vectors/quality.json says what comes of it. Unknown is not good. Milliseconds.
+// The quality of the connection: a score from 0 to 100, a level with hysteresis, and the main limit; every five
+// seconds, from the last minute. tests/vectors/quality.json has examples. "unknown" is not good. Milliseconds.
 
 const TICK = 5000
 const WINDOW = 60000
@@ -25,7 +25,7 @@ export class Quality {
 
   dropped(now) { this.#drops.push(now) }
 
-  // extra: how much later news comes than the round trip says (half the interval of plain polls).
+  // extra: the delay of news beyond the round trip (half the interval of plain polls).
   tick(now, isLive, isHidden, extra) {
     this.#samples = this.#samples.filter(([at]) => now - at <= WINDOW)
     this.#drops = this.#drops.filter((at) => now - at <= 6 * HALF_LIFE)
@@ -79,7 +79,7 @@ export class Quality {
   }
 }
 
-// Judges every five seconds and tells: `on` the events, `report` samples for the server's statistics.
+// Judges every five seconds; `on` gets the events, `report` samples for the server's statistics.
 export class QualityWatch {
   #quality = new Quality(); #world; #core; #reportedAt = -Infinity; #reported = "unknown"
 
@@ -97,7 +97,7 @@ export class QualityWatch {
     }, TICK)
   }
 
-  // Every event of the connection, with the record before and after it.
+  // Called at each event, with the record before and after it.
   note(event, before, after) {
     const now = this.#world.now()
     if (event.type === "measured") this.#quality.answered(now, event.rtt, event.jitter ?? 0)

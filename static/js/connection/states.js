@@ -1,31 +1,33 @@
-// The state machine's interpreter: the table comes with the page's script (chatapp/connection_states.py), and
-// tests/vectors/states.json says what comes of it. No I/O, no clock: what happened and when goes in, a new record and the
-// names of actions come out. Times and delays are milliseconds; `random` returns a value in [0, 1).
+// The interpreter of the state machine: the page's script contains the table (chatapp/connection_states.py);
+// tests/vectors/states.json has examples. No I/O, no clock: takes an event and the time, returns a new record and the
+// names of actions. Times and delays are milliseconds; `random` returns a value in [0, 1).
 //
-// An event is {type, …}: reason; of (of a cause: the reason that it explains); advice_ms (Retry-After, or the closing
-// server's advice); quick (a poll that was cut while it waited: worth one retry at once); rtt, jitter; queued; level (of
-// activity: active, visible, idle; of quality: excellent … lost, unknown), score, limit; trigger (of a suspicion: see
-// detector.js); silent_ms (for how long nothing had come when a socket was closed).
+// An event is {type, …}: reason; of (of a cause: the reason that it explains); advice_ms (Retry-After, or the advice in
+// a close reason); quick (a held poll was cut: worth one retry at once); rtt, jitter; queued; level (of activity:
+// active, visible, idle; of quality: excellent … lost, unknown), score, limit; trigger (of a suspicion: see
+// detector.js); silent_ms (since the last byte of a closed socket).
 
 import {
   PROBE_CAP, charge, headStart, noteEnd, pollRetryDelay, probeDelay, proof, retryDelay, slowRetryDelay,
 } from "./delays.js"
 
-const BUDGET = 60000 // six polls beside suspected sockets, and one more every ten seconds
+const BUDGET = 60000 // token bucket: six polls during suspicions, and one more every ten seconds
 const POLL_COST = 10000
-const PAUSES = ["rate-limited", "drill", "server-storage"] // what polls that work may still be told
-const OFFLINE_ATTEMPTS = 5 // while offline they are not counted, and come as far apart as after so many
+const PAUSES = ["rate-limited", "drill", "server-storage"] // reasons of working polls
+const OFFLINE_ATTEMPTS = 5 // attempts are not counted while offline: the delay is as after this many
 
 export const isConnected = (status) => status === "connected" || status === "polling"
 
+const allows = (config, transport) => config.transports.includes(transport)
+
 // --- the interpreter ---
 
-// The observable record (the first nine fields) and what the interpreter remembers. Times are absolute.
+// The observable record (the first nine fields) and the memory of the interpreter. Times are absolute.
 //   ws: none, opening, ready, up, suspect; poll: none, trying, up, failed
-//   penalty: of WebSocket, as it was at penaltyAt; blame: to be added once the server proves to be there
-//   gaps: how long the last sockets had been silent when they were cut; budget: for polls beside suspected sockets
-//   suspicion: {trigger, at, flowsAt: when a poll beside it first brought an answer, polls: one runs beside it}
-//   foretold: how one ended: {trigger, outcome: averted, confirmed, both-failed, lead: so long before polls flowed}
+//   penalty: of WebSocket, at penaltyAt; blame: to be added once the server answers
+//   gaps: the silence before each of the last cuts; budget: for polls during suspicions
+//   suspicion: {trigger, at, flowsAt: the first answer to a poll meanwhile, polls: true if one runs meanwhile}
+//   foretold: the end of one: {trigger, outcome: averted, confirmed, both-failed, lead: from flowsAt to the close}
 export function newRecord(config) {
   return {
     status: "disconnected", lastConnected: null, reconnectAttempts: 0, connectionType: config.transports[0],
@@ -37,21 +39,21 @@ export function newRecord(config) {
   }
 }
 
-// `states` is what table_json() made: {states, timers, table}. Returns [record, actions].
+// states: {states, timers, table}, from table_json(). → [record, actions]
 export function step(states, record, event, now, config, random) {
   const after = { ...record, timers: { ...record.timers } }
   const world = { states, now, config, random }
-  if (event.type !== "tick") return [after, take(after, event, world)]
+  if (event.type !== "tick") return [after, handle(after, event, world)]
   const actions = []
   for (const [timer, name] of Object.entries(states.timers)) {
     if ((after.timers[timer] ?? Infinity) > now) continue
     delete after.timers[timer]
-    actions.push(...take(after, { type: name }, world))
+    actions.push(...handle(after, { type: name }, world))
   }
   return [after, actions]
 }
 
-// What a transport reports counts only where it can be true: reports of one that was closed meanwhile are stale.
+// Events of a transport count only in these states: those of one that was closed meanwhile are stale.
 const CREDIBLE = {
   ws_ready: ["ws", ["opening"]],
   ws_proved: ["ws", ["ready", "up"]],
@@ -62,7 +64,7 @@ const CREDIBLE = {
   poll_failed: ["poll", ["trying", "up", "failed"]],
 }
 
-function take(record, event, world) {
+function handle(record, event, world) {
   const before = record.status
   const [field, credible] = CREDIBLE[event.type] ?? []
   if (field && !credible.includes(record[field])) return []
@@ -98,11 +100,11 @@ function note(record, event, now) {
   }
 }
 
-// The server asks for a pause: what was planned to dial earlier waits, too.
+// The server asks for a pause: postpones all timers that would dial earlier.
 function noteAdvice(record, until) {
   const { timers } = record
   record.notBefore = Math.max(record.notBefore, until)
-  delete timers.head_start // a race dials nothing more
+  delete timers.head_start // no second transport joins the race
   for (const name of ["retry", "probe", "poll"]) if (name in timers) timers[name] = Math.max(record.notBefore, timers[name])
 }
 
@@ -157,7 +159,7 @@ function noteWebSocket(record, event, now) {
   }
 }
 
-// A slow server must not be asked twice by everybody: beyond the budget only a dead socket is replaced.
+// Not every client may poll a slow server in addition: beyond the budget only a dead socket is replaced.
 function mayPollBeside(record, now) {
   record.budget = Math.min(BUDGET, record.budget + now - record.budgetAt)
   record.budgetAt = now
@@ -166,13 +168,13 @@ function mayPollBeside(record, now) {
   return true
 }
 
-// The event's name in the table: where a guard decides, each outcome is an event of its own.
+// The event's name in the table: each outcome of a guard is a separate event.
 function nameOf(record, event, { now, config }) {
   const kind = event.type
   const state = record.status
   if (state === "disconnected" && (kind === "start" || kind === "retry")) {
-    if (!config.transports.includes("websocket")) return "start_polling"
-    return config.is_doubtful && config.transports.includes("polling") ? "start_doubtful" : "start"
+    if (!allows(config, "websocket")) return "start_polling"
+    return config.is_doubtful && allows(config, "polling") ? "start_doubtful" : "start"
   }
   const carried = state === "connected" || (state === "polling" && record.poll === "up")
   if (["wake", "online", "retry"].includes(kind) && record.notBefore > now && !carried) return "too_soon"
@@ -196,7 +198,7 @@ function nameInPolling(record, kind, config) {
 
 function nameInRace(record, kind, config, now) {
   const opening = record.ws === "opening" || record.ws === "ready"
-  const polls = config.transports.includes("polling")
+  const polls = allows(config, "polling")
   if (kind === "poll_answered") return opening ? kind : "poll_answered_alone"
   if (kind === "ws_ready" && proof(record, now) > 0 && polls) return "ws_unproved"
   if (!["ws_closed", "poll_failed", "attempt_over"].includes(kind)) return kind
@@ -208,7 +210,7 @@ function nameInRace(record, kind, config, now) {
   return kind === "ws_closed" ? "ws_refused" : kind
 }
 
-// The part of an action that is state. False: nothing is left to do, and the action is dropped.
+// The effect of an action on the record. → false if the action is to be dropped
 function apply(record, action, world) {
   const { config } = world
   if (action.startsWith("await_") || action.startsWith("hasten_")) return setTimer(record, action, world)
@@ -216,14 +218,14 @@ function apply(record, action, world) {
   else if (action === "clear_waits") {
     record.timers = "attempt" in record.timers ? { attempt: record.timers.attempt } : {}
   } else if (action === "count_attempt") record.reconnectAttempts += record.offline ? 0 : 1
-  else if (action === "open_websocket") return !leftAlone(record, world) && openWebSocket(record, world)
+  else if (action === "open_websocket") return !isDamped(record, world) && openWebSocket(record, world)
   else if (action === "start_poll") {
     delete record.timers.head_start
     return open(record, "poll", "trying", "polling", config)
   } else if (action === "forget_blame") {
     record.blame = 0
     foretell(record, "both-failed", null)
-    record.wsReason = config.transports.includes("polling") && !isRestarting(record) ? null : record.wsReason
+    record.wsReason = allows(config, "polling") && !isRestarting(record) ? null : record.wsReason
   } else if (action === "close_websocket") record.ws = "none"
   else if (action === "restart_poll") record.poll = "trying"
   else if (action === "stop_poll") Object.assign(record, { poll: "none", pollFailures: 0, quickUsed: false })
@@ -231,7 +233,7 @@ function apply(record, action, world) {
 }
 
 function open(record, field, value, transport, config) {
-  if (!config.transports.includes(transport) || !["none", "failed"].includes(record[field])) return false
+  if (!allows(config, transport) || !["none", "failed"].includes(record[field])) return false
   record[field] = value
   return true
 }
@@ -242,14 +244,14 @@ function openWebSocket(record, { now, config }) {
 }
 
 // Damped: not even in a race, unless polls do not work either.
-function leftAlone(record, { now, config }) {
-  return now < record.dampedUntil && config.transports.includes("polling") && !pollsFail(record)
+function isDamped(record, { now, config }) {
+  return now < record.dampedUntil && allows(config, "polling") && !pollsFail(record)
 }
 
 const pollsFail = (record) =>
   record.pollFailures > 0 || record.quickUsed || record.reconnectAttempts > 1 || record.status === "error"
 
-// The server's advice wins over every delay that dials again.
+// The server's advice overrides every shorter delay.
 function setTimer(record, action, { now, config, random }) {
   const timers = record.timers
   const floor = record.notBefore
@@ -264,7 +266,7 @@ function setTimer(record, action, { now, config, random }) {
     record.slowRetries += 1
   } else if (action === "await_poll") {
     timers.poll = Math.max(floor, now + pollRetryDelay(record.pollFailures, config, random))
-  } else if (!config.transports.includes("websocket")) return false
+  } else if (!allows(config, "websocket")) return false
   else if (action === "await_probe") awaitProbe(record, now, random)
   else if (record.ws === "none") { // hasten_probe, hasten_return
     const at = now + Math.floor(action === "hasten_probe" ? 300 * random() : PROBE_CAP[record.activity])
@@ -273,7 +275,7 @@ function setTimer(record, action, { now, config, random }) {
   return true
 }
 
-// The cap is from the beginning of one probe to that of the next: one that hangs uses up time.
+// The cap is from the start of one probe to the next: one that hangs uses up time.
 function awaitProbe(record, now, random) {
   delete record.timers.attempt
   const hung = record.probeDelay ? now - record.wsTriedAt : 0
@@ -296,7 +298,7 @@ function settle(record, before, { now, config }) {
   record.reason = reasonOf(record, config)
 }
 
-// It has said that it restarts: until it is back, or the attempts are used up, that is why nothing answers.
+// The server announced a restart: the reason until it is back, or the attempts are used up.
 const isRestarting = ({ status, wsReason, pollReason }) =>
   status === "reconnecting" && wsReason === "server-restart" && [null, "server-unreachable"].includes(pollReason)
 
@@ -304,7 +306,7 @@ function reasonOf(record, config) {
   if (record.status === "connecting" || record.status === "connected") return null
   if (record.status === "disconnected") return record.pollReason
   if (record.offline) return "offline"
-  if (record.status === "polling" && !config.transports.includes("websocket")) return record.pollReason || "websocket-off"
+  if (record.status === "polling" && !allows(config, "websocket")) return record.pollReason || "websocket-off"
   if (isRestarting(record)) return "server-restart"
   if (record.status === "polling") return PAUSES.includes(record.pollReason) ? record.pollReason : record.wsReason
   return record.pollReason || record.wsReason

@@ -1,12 +1,13 @@
-// The WebSocket transport: one socket, its proof (hello, feeds, echoes), and what its failure detector says.
-// Same interface as polling.js: open, close, send, subscribe, verify. What happens goes to `on(event)`; elements from the
-// server go to `receive(element)`.
+// The WebSocket transport: one socket, its proof (hello, feeds, echoes) and its failure detector. Same interface as
+// polling.js: open, close, send, subscribe, verify. Events go to `on(event)`, the server's elements to
+// `receive(element)`.
 
 import { Detector } from "./detector.js"
 import { within } from "./posts.js"
 
-const SLEPT = 3000 // a timer that comes so late says that this machine slept, not that the network failed
-const ECHOES_OF_PROOF = 3
+const SLEPT = 3000 // ms; a timer that is later means that the machine slept, not that the network failed
+const ECHOES = 3
+const CLOSE = Object.freeze({ NORMAL: 1000, SERVER_ERROR: 1011, RESTART: 1012, DEAD: 4000, SIGNED_OUT: 4401 })
 
 export class WebSocketTransport {
   #world; #core; #socket = null; #facts = null; #timer = null
@@ -19,9 +20,9 @@ export class WebSocketTransport {
     this.#core = core
   }
 
-  // proof: how long (ms) this socket must live, beyond its echoes, before it may carry; killGap: see detector.js.
+  // proof: how long (ms) this socket must live after its echoes; killGap: see detector.js.
   open(proof = 0, killGap = 0) {
-    this.close(1000)
+    this.close()
     const { heartbeat, triggers } = this.#core
     const detector = new Detector(this.#now, { heartbeat, triggers, before: this.#detector, killGap })
     const facts = { detector, hello: false, waiting: null, readyAt: 0, proved: false, echoes: 0, proof }
@@ -38,14 +39,14 @@ export class WebSocketTransport {
     this.#facts = facts
   }
 
-  close(code = 1000) {
+  close(code = CLOSE.NORMAL) {
     const socket = this.#socket
     if (!socket) return
     this.#forget()
     socket.close(code)
   }
 
-  // True if the entry went out; its ack or refusal comes as a frame.
+  // → true if the entry was sent; its acknowledgement or refusal arrives as a frame
   send(entry) {
     const text = JSON.stringify({
       type: "send", conversation: entry.conversation, client_id: entry.id, body: entry.body,
@@ -60,7 +61,7 @@ export class WebSocketTransport {
 
   settled(id) { this.#facts?.detector.settled(id) }
 
-  // Whole plans are split so that each frame stays below the limit.
+  // Split into frames below the size limit.
   subscribe(feeds) {
     const { epoch, mark } = this.#core.plan()
     const frame = (part) => JSON.stringify({ type: "subscribe", epoch, ...(mark && { mark }), feeds: part })
@@ -77,7 +78,7 @@ export class WebSocketTransport {
 
   unsubscribe(feed) { this.#write(JSON.stringify({ type: "unsubscribe", feeds: [feed] })) }
 
-  // After sleep or on a hint: forget what was outstanding, ask once more, judge in 2 s.
+  // After sleep or a hint: forgets outstanding echoes, sends a new one, verdict in 2 s.
   verify() {
     const facts = this.#facts
     if (!facts?.readyAt) return
@@ -86,13 +87,13 @@ export class WebSocketTransport {
     this.#schedule()
   }
 
-  // A poll brought what this silent socket should have.
+  // A poll brought news that this silent socket should have.
   expect() {
     this.#facts?.detector.expect(this.#now)
     this.#schedule()
   }
 
-  // What the person does has changed.
+  // The level of activity has changed.
   pace() { this.#schedule() }
 
   get #now() { return this.#world.now() }
@@ -143,10 +144,10 @@ export class WebSocketTransport {
       this.#core.on({ type: "ws_ready" })
     }
     if (this.#facts !== facts) return
-    if (facts.echoes >= ECHOES_OF_PROOF && this.#now - facts.readyAt >= facts.proof) {
+    if (facts.echoes >= ECHOES && this.#now - facts.readyAt >= facts.proof) {
       facts.proved = true
       this.#core.on({ type: "ws_proved" })
-    } else if (facts.detector.probes.size === 0 && facts.echoes < ECHOES_OF_PROOF) this.#echo(facts)
+    } else if (facts.detector.probes.size === 0 && facts.echoes < ECHOES) this.#echo(facts)
   }
 
   #activity(facts) {
@@ -179,20 +180,20 @@ export class WebSocketTransport {
   }
 
   #die() {
-    this.close(4000)
+    this.close(CLOSE.DEAD)
     this.#core.on({ type: "ws_closed", reason: "socket-silent" })
   }
 
   #onClose(facts, code, said = "") {
     if (facts !== this.#facts) return
     this.#forget()
-    if (code === 4401) return this.#core.on({ type: "signed_out", reason: "signed-out" })
+    if (code === CLOSE.SIGNED_OUT) return this.#core.on({ type: "signed_out", reason: "signed-out" })
     const seconds = Number(/retry=([\d.]+)/.exec(said)?.[1])
     const reason = facts.hello ? "socket-closed" : "upgrade-failed"
     const closed = { type: "ws_closed", reason, silent_ms: Math.round(this.#now - facts.detector.lastIn) }
-    if (code === 1012) closed.reason = "server-restart"
-    // The server's own fault says nothing about the network: no blame.
-    if (code === 1011) Object.assign(closed, { reason: said.startsWith("storage") ? "server-storage" : "server-error", advice_ms: 0 })
+    if (code === CLOSE.RESTART) closed.reason = "server-restart"
+    // An error in the server says nothing about the network: no blame.
+    if (code === CLOSE.SERVER_ERROR) Object.assign(closed, { reason: said.startsWith("storage") ? "server-storage" : "server-error", advice_ms: 0 })
     if (seconds >= 0) closed.advice_ms = within(Math.round(seconds * 1000))
     this.#core.on(closed)
   }
@@ -203,7 +204,7 @@ export class WebSocketTransport {
   }
 }
 
-// In UTF-8.
+// The length of a text in UTF-8.
 function sizeOf(text) {
   let size = 0
   for (const letter of text) size += letter < "\u0080" ? 1 : letter < "\u0800" ? 2 : letter.length + 2

@@ -1,4 +1,4 @@
-// The copy buttons of code on the pages of what the assistant has read.
+// The copy buttons of code blocks on the knowledge pages.
 
 import { copy } from "../chat/clipboard.js"
 

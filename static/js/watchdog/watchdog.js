@@ -1,29 +1,29 @@
-// Sees to it that the page comes alive. A file that did not load (a proxy's rate limit, a cut line) is asked for again,
-// with longer and longer pauses. No module, because browsers remember of a module that it could not be loaded: so it is
-// loaded under another address (/static/HASH.1/), which the server knows. It is fetched before, into the browser's cache.
+// Reloads scripts and style sheets that failed to load (a proxy's rate limit, a cut connection), with exponential
+// backoff. Not a module: browsers remember that a module failed to load. So a script is reloaded under another address
+// (/static/HASH.1/), which the server also serves; it is fetched first, into the browser's cache.
 (() => {
   const GRACE = 1500 // ms after all has loaded or failed
-  const PATIENCE = 20000 // for what does neither
+  const PATIENCE = 20000 // ms for files that do neither
   const LONGEST_ANSWER = 10000
   const LONGEST_PAUSE = 30000
-  const MOST_SILENT = 3 // times that a script loads and does not run: asking for it again will not help
-  const base = document.currentScript.src.replace(/[^/]+\/js\/watchdog\/[^/]*$/, "") // of all versions
+  const MOST_SILENT = 3 // times that a script loads but does not run, before giving up
+  const base = document.currentScript.src.replace(/[^/]+\/js\/watchdog\/[^/]*$/, "") // without the version
 
   const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
   const backoff = (tries) => Math.min(LONGEST_PAUSE, 500 * 2 ** tries) * (0.75 + 0.5 * Math.random())
   const address = (url, n) => url.replace(/\/static\/([^/.]+)[^/]*\//, `/static/$1.${n}/`)
 
-  // What tells that a script ran: an element that it marks, or a name that it defines. One that began, and failed on the
-  // way, would do so again.
+  // The sign that a script ran: an element that it marks, or a global that it defines. "started": one that began and
+  // threw would throw again.
   const hasRun = ({ dataset: { sign, global } }) => {
     if (global) return global in window
     return document.querySelector(sign) !== null || (sign.startsWith("body") && "started" in document.body.dataset)
   }
 
-  // One that failed has a sheet all the same, without a rule in it.
+  // A failed link may have a sheet without rules.
   const isStyled = ({ sheet }) => sheet !== null && sheet.cssRules.length > 0
 
-  // It is in the cache, however often it has to be asked for.
+  // Resolves once the file is in the cache.
   async function load(url) {
     for (let tries = 0; ; tries += 1) {
       const { ok, advice } = await ask(url)
@@ -42,8 +42,8 @@
     } catch { return { ok: false, advice: 0 } }
   }
 
-  // → whether it loaded; it may find nothing in the cache after all
-  function put(fresh, old) {
+  // → true if it loaded: the cache may have dropped it
+  function add(fresh, old) {
     return new Promise((resolve) => {
       fresh.onload = () => resolve(true)
       fresh.onerror = () => resolve(false)
@@ -61,7 +61,7 @@
       if (isThere()) return
       const fresh = document.createElement(old.localName)
       Object.assign(fresh, type ? { type } : {}, { rel: "stylesheet", [attribute]: url })
-      const isLoaded = await put(fresh, old)
+      const isLoaded = await add(fresh, old)
       if (old.localName === "link") {
         ;(isLoaded ? old : fresh).remove()
         if (isLoaded) return
@@ -73,7 +73,7 @@
     }
   }
 
-  function look() {
+  function scan() {
     for (const link of document.querySelectorAll("link[rel=stylesheet]")) {
       if (link.href.startsWith(base)) reload(link, () => isStyled(link), "href")
     }
@@ -82,13 +82,13 @@
     }
   }
 
-  let hasLooked = false
-  const lookOnce = () => {
-    if (!hasLooked) look()
-    hasLooked = true
+  let isDone = false
+  const scanOnce = () => {
+    if (!isDone) scan()
+    isDone = true
   }
-  const lookSoon = () => setTimeout(lookOnce, GRACE)
-  if (document.readyState === "complete") lookSoon()
-  else addEventListener("load", lookSoon)
-  setTimeout(lookOnce, PATIENCE)
+  const scanSoon = () => setTimeout(scanOnce, GRACE)
+  if (document.readyState === "complete") scanSoon()
+  else addEventListener("load", scanSoon)
+  setTimeout(scanOnce, PATIENCE)
 })()
