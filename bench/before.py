@@ -68,7 +68,9 @@ def prepare(tree: Path, folder: Path) -> Code:
 def check(code: Code, python: Path, tree: Path) -> None:
     """Ask the interpreter itself whose files it takes. Raises NotLoaded where they are not the tree's."""
     ask = (
-        "import chatapp, chatapp.store as store; from chatapp.assets import asset_dir as found;"
+        "import chatapp, chatapp.store as store\n"
+        "try: from chatapp.config import asset_dir as found\n"
+        "except ImportError: from chatapp.assets import asset_dir as found\n"
         "print(chatapp.__file__, store.__file__, *map(found, ('templates', 'static', 'migrations')), sep='\\n')"
     )
     command = [str(python), "-P", "-c", ask]

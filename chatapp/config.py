@@ -22,13 +22,28 @@ TRANSPORTS = ("websocket", "polling")
 DRILL_FAULTS = ("refuse", "close", "mute", "delay", "429")
 LONGEST_DRILL_S = 900
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-TRIGGERS = ("echo", "send", "buffered", "slow", "idle-kill", "network")  # connection/detector.py explains them
+TRIGGERS = (
+    "echo",
+    "send",
+    "buffered",
+    "slow",
+    "idle-kill",
+    "network",
+)  # see static/js/connection/detector.js
 ASSISTANTS = ("builtin", "openai", "off")
 SYSTEM_PROMPT = "You are the assistant of this chat. Answer in Markdown, to the point. Say so where you do not know."
+
+PACKAGE = Path(__file__).parent
 
 
 class ConfigError(Exception):
     """Raised for a wrong setting. The message names it and the remedy."""
+
+
+def asset_dir(name: str) -> Path:
+    """Return the folder of templates, static files or migrations: in the installed package, or beside it."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
 
 
 @dataclass(frozen=True)

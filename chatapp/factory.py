@@ -16,15 +16,13 @@ from werkzeug.routing import MapAdapter
 
 from chatapp.accounts.auth import AUTH_SESSION_KEY, Auth, HandshakeSessionCache, SessionCache, Sessions, secret_key
 from chatapp.accounts.quotas import Quotas
-from chatapp.assets import asset_dir
 from chatapp.assistant import make_knowledge, make_provider
 from chatapp.assistant.runner import Runner
 from chatapp.bus import Bus
 from chatapp.chat import Chat
-from chatapp.config import Settings, load
+from chatapp.config import Settings, asset_dir, load
 from chatapp.connection_states import table_json
-from chatapp.diagnostics.drills import Drills
-from chatapp.diagnostics.fault_injection import FaultInjection
+from chatapp.diagnostics.drills import Drills, FaultInjection
 from chatapp.middleware import (
     LARGEST_BODY,
     AdmissionMiddleware,

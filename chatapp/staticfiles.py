@@ -26,7 +26,6 @@ from flask.templating import Environment
 from rjsmin import jsmin
 from werkzeug.exceptions import NotFound
 
-from chatapp.assets import content_hash
 from chatapp.concurrency import SingleThread, lower_priority, soon
 
 TEXTS = {".js", ".css", ".svg", ".html"}
@@ -112,6 +111,16 @@ class StaticFile:
         if self.is_text and accepted.quality("gzip") > 0:
             return self.gzip_content, "gzip"
         return self.content, ""
+
+
+def content_hash(*folders: Path) -> str:
+    """Return a version for the content of folders: anything made of their files can be cached for ever under it."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class StaticFiles:

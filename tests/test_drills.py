@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from chatapp.config import DRILL_FAULTS, ConfigError, DrillSlot, load
 from chatapp.diagnostics.doctor import Doctor, Way
 from chatapp.diagnostics.drills import report
-from chatapp.diagnostics.verdicts import FAULTS
+from chatapp.diagnostics.verdicts import RULES
 from chatapp.store import ConnectionEvent, Drill
 
 OTHER = ("bo@example.org", "another long password")
@@ -262,7 +262,8 @@ def test_a_schedule() -> None:
     assert slots == (DrillSlot("sun", 4, 0, "refuse", 60), DrillSlot("daily", 5, 30, "mute", 9))
     assert str(slots[1]) == "daily 05:30 mute 9"
     assert slots[0].is_at(datetime(2026, 11, 22, 4, 0, 59)) and not slots[0].is_at(datetime(2026, 11, 23, 4, 0))
-    assert DRILL_FAULTS == FAULTS
+    drilled = [conditions["drill"] for rules in RULES.values() for name, conditions in rules if name == "drill"]
+    assert drilled and all(set(faults) == set(DRILL_FAULTS) for faults in drilled), "Run test knows all of them"
 
 
 def state(page: str, number: int, before: str, after: str, at: int) -> ConnectionEvent:

@@ -29,7 +29,6 @@ ROWS: list[set[str]] = [
         "config",
         "bus",
         "concurrency",
-        "assets",
         "cache",
         "visible",
         "descriptors",

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from chatapp.assets import asset_dir
+from chatapp.config import asset_dir
 from chatapp.staticfiles import PAGE_SCRIPTS, SHEETS, LinkError, joined
 
 STATIC = asset_dir("static")

@@ -11,7 +11,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from chatapp.assets import asset_dir
+from chatapp.config import asset_dir
 from chatapp.store.migrate import ForeignData, UnusableData, migrate, problem_of
 
 NAMES = ("chat", "metrics")

@@ -14,8 +14,8 @@ from lab.http import Client
 from lab.processes import wait_for
 from lab.server import Server
 
-from chatapp.assets import asset_dir, content_hash
-from chatapp.staticfiles import PAGE_SCRIPTS, SHEET, SHEETS, minified
+from chatapp.config import asset_dir
+from chatapp.staticfiles import PAGE_SCRIPTS, SHEET, SHEETS, content_hash, minified
 
 ROOT = Path(__file__).resolve().parents[1]
 STATIC = asset_dir("static")

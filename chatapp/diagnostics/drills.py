@@ -22,6 +22,9 @@ from datetime import datetime
 from threading import Event, Thread
 from typing import Protocol
 
+from flask import Flask, Response, jsonify, request
+
+from chatapp.accounts.auth import Auth
 from chatapp.bus import ACCESS, Bus
 from chatapp.config import DrillSlot
 from chatapp.store import ConnectionEvent, Drill, DrillRunning, Store
@@ -31,6 +34,10 @@ LOOK_EVERY_S = 0.1  # during a drill: the longest delay until a new WebSocket is
 LOOK_SELDOM_S = 1.0  # without one: the longest delay of a scheduled start
 SETTLE_MS = 60_000  # after the end: until then the report counts returning clients
 AMOUNTS_S = {"delay": 2.0, "429": 5.0}  # defaults
+
+UPGRADE = "websocket_route"
+# The endpoints of transports and posts; pages and connection tests keep working.
+AFFECTED = {UPGRADE, "changes.show", "conversations.post", "conversations.create"}
 
 log = logging.getLogger("chatapp.drill")
 
@@ -168,6 +175,41 @@ class Drills:
             socket.delay_s = 0.0
             if socket.is_mute:
                 socket.cut()
+
+
+class FaultInjection:
+    """The faults in requests, as a `before_request` hook: one comparison without a drill.
+
+    Call `init_app` before those of the transports.
+    """
+
+    def __init__(self, drills: Drills, auth: Auth) -> None:
+        self._drills = drills
+        self._auth = auth
+
+    def init_app(self, app: Flask) -> None:
+        """Register the hook."""
+        app.before_request(self._inject)
+
+    def _inject(self) -> Response | None:
+        if not self._drills.is_running or request.endpoint not in AFFECTED:
+            return None
+        session = self._auth.current()
+        drill = self._drills.on(session.person.id) if session else None
+        return _fault(drill, str(request.endpoint)) if drill else None
+
+
+def _fault(drill: Drill, endpoint: str) -> Response | None:
+    if drill.fault == "refuse" and endpoint == UPGRADE:
+        return Response("A drill refuses WebSockets at the moment.\n", 403, content_type="text/plain")
+    if drill.fault == "delay":
+        time.sleep(drill.amount_s)
+    if drill.fault != "429":
+        return None
+    response = jsonify(error={"code": "drill", "message": "A drill asks for a pause."})
+    response.status_code = 429
+    response.headers["Retry-After"] = str(max(1, math.ceil(min(drill.amount_s, drill.left_s()))))
+    return response
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ WORTH: dict[str, str] = _DATA["worth"]
 FIXES: dict[str, dict[str, str]] = _DATA["fixes"]
 PROXIES: list[tuple[str, str]] = _DATA["proxies"]
 
-FAULTS = ("refuse", "close", "mute", "delay", "429")  # of drills
 EXIT_CODES = {"good": 0, "degraded": 1, "unreachable": 2}  # of doctor, by a verdict's worth
 STREAM_PARTS, STREAM_EVERY_S = 5, 0.4
 LARGE_BYTES = 512 * 1024

@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DatabaseError
 
-from chatapp.assets import asset_dir
+from chatapp.config import asset_dir
 from chatapp.store import database_url, metrics_url, sqlite
 from chatapp.store.unavailable import StorageUnavailable
 

@@ -11,10 +11,10 @@ from functools import cache
 from flask import Flask
 from flask_babel import Babel
 
-from chatapp.assets import asset_dir
 from chatapp.assistant.runner import LOOK_AROUND_S
 from chatapp.bus import RUNS, Bus
 from chatapp.chat import Chat, ChatError, Conflict, Gone
+from chatapp.config import asset_dir
 from chatapp.store import ClaimedRun, Person, Posted
 from chatapp.store.conversations import MOST_CHANGES, Conversations
 from chatapp.store.runs import AGAIN

@@ -3,6 +3,7 @@
 
 import { ask, session } from "./asking.js"
 import { isWhole, opened } from "./integrity.js"
+import { listen, onUse } from "./page-events.js"
 import { Polls } from "./polls.js"
 
 // prefix: of this instance's and person's keys in localStorage
@@ -62,34 +63,9 @@ const notes = (prefix) => ({
   },
 })
 
-// Calls back at each sign of user activity.
-function onUse(act) {
-  for (const kind of ["keydown", "pointerdown", "wheel"]) addEventListener(kind, act, { passive: true, capture: true })
-}
-
 // The connection time of the page's load, in ms.
 function latency() {
   const [page] = performance.getEntriesByType("navigation")
   const connect = page ? page.connectEnd - page.connectStart : 0
   return Math.max(0, Math.min(500, connect || 0))
-}
-
-// Calls back on another type of network, if the browser reports it. "change" also fires for mere estimates of speed.
-function onNetworkChange(act) {
-  const network = navigator.connection
-  let kind = network?.type
-  network?.addEventListener?.("change", () => {
-    if (network.type !== kind) act()
-    kind = network.type
-  })
-}
-
-// Browser events: on(name), and onRestore() when the page returns from the back/forward cache.
-function listen(on, onRestore, watchesNetwork) {
-  document.addEventListener("visibilitychange", () => on(document.hidden ? "hidden" : "wake"))
-  document.addEventListener("resume", () => on("wake")) // thawed by the browser
-  addEventListener("online", () => on("online"))
-  addEventListener("offline", () => on("offline"))
-  addEventListener("pageshow", (event) => { if (event.persisted) onRestore() })
-  if (watchesNetwork) onNetworkChange(() => on("online"))
 }
