@@ -21,7 +21,7 @@ from chatapp.assistant.blocks import MOST_BLOCKS, answer_html
 from chatapp.assistant.builtin import BuiltIn, Knowledge
 from chatapp.assistant.runner import Runner
 from chatapp.bus import Bus
-from chatapp.store import ClaimedRun, ConversationRef, Store, Turn, database, migrate, now_ms
+from chatapp.store import ClaimedRun, ConversationRef, Store, Turn, migrate, now_ms, sqlite
 from chatapp.store.tables import messages, runs
 from chatapp.store.workers import Worker
 
@@ -399,7 +399,7 @@ def test_a_writer_that_lost_its_lease_writes_nothing_more(workers: Workers) -> N
 
 def test_a_locked_database_ends_no_answer(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The provider is read on meanwhile, and what it said is written afterwards, the end too."""
-    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 100)
     monkeypatch.setattr(runner, "RETRY_S", 0.1)
     read: list[str] = []
 

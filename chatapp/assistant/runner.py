@@ -20,6 +20,7 @@ from chatapp.bus import RUNS, Bus
 from chatapp.concurrency import compute_in_thread
 from chatapp.store import ClaimedRun, StorageUnavailable, Turn
 from chatapp.store.runs import AGAIN, MOST_AT_ONCE, IsGone, Verdict
+from chatapp.store.workers import Worker
 
 FLUSH_S = 0.15
 """Seconds between two writes of a growing answer."""
@@ -75,24 +76,6 @@ class RunStore(Protocol):
 
     def recount(self) -> None:
         """Update the places in the queue."""
-        ...
-
-
-class Liveness(Protocol):
-    """The runner's view of processes (``store.workers.Worker``)."""
-
-    name: str
-
-    def start(self) -> None:
-        """Mark this process as alive."""
-        ...
-
-    def stop(self) -> None:
-        """Remove the mark."""
-        ...
-
-    def is_alive(self, name: str) -> bool:
-        """Return True if the process of that name is alive."""
         ...
 
 
@@ -271,7 +254,7 @@ def _without_gc(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
 class Runner:
     """The loop that answers queued runs, each in a greenlet, up to MOST_AT_ONCE; the others wait in the database."""
 
-    def __init__(self, store: RunStore, bus: Bus, provider: Provider, worker: Liveness, longest: int) -> None:
+    def __init__(self, store: RunStore, bus: Bus, provider: Provider, worker: Worker, longest: int) -> None:
         """`longest`: most characters of an answer."""
         self._store = store
         self._bus = bus

@@ -16,11 +16,8 @@ from markupsafe import Markup, escape
 
 from chatapp.cache import Cache
 from chatapp.store import ChangedMessage, Changes, Entry, Waiting
-from chatapp.transports import protocol, rfc6455
 from chatapp.transports.integrity import checksum, message_checksum
 from chatapp.transports.protocol import element
-from chatapp.transports.rfc6455 import compressed_frame
-from chatapp.transports.subscriptions import StaleCursor, Update
 
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
 MOST_RENDERED_BYTES = 16 << 20  # in total: a long one has 20,000 characters, each up to six as HTML
@@ -171,20 +168,3 @@ def _text(html: str) -> str:
 def utf16_length(text: str) -> int:
     """Return the length in UTF-16 code units, as in JavaScript."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2 if not text.isascii() else len(text)
-
-
-def encode(name: str, update: Update | Exception, deflates: bool) -> bytes:
-    """Return the WebSocket frame of an update; cached in it, plain and compressed, for all readers."""
-    if not isinstance(update, Update):
-        text = protocol.reload(name, "cursor") if isinstance(update, StaleCursor) else protocol.gone(name)
-        return rfc6455.frame(text.encode())
-    if update.frame is None:
-        return rfc6455.frame(protocol.nothing(name, update.cursor).encode())
-    if deflates:
-        if update.deflated is None:
-            update.deflated = (
-                compressed_frame(update.frame.encode()) if update.compresses else rfc6455.frame(update.frame.encode())
-            )
-        return update.deflated
-    update.encoded = update.encoded or rfc6455.frame(update.frame.encode())
-    return update.encoded

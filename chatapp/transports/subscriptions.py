@@ -15,19 +15,13 @@ from chatapp.bus import Bus, Wake, session_topic
 from chatapp.cache import Cache
 from chatapp.chat import Chat, Gone
 from chatapp.store import Changes, ConversationRef, Store
+from chatapp.transports.rendering import Renderer
 
 LIST = "list"  # the name of a person's list feed on the wire
 MOST_FEEDS = 100  # of one connection; far above a person's open tabs
 NO_CURSOR = -1  # unequal to every reader's
 MOST_CACHED = 512  # frames, by feed and cursor
 MOST_CACHED_BYTES = 16 << 20  # in total: one frame of long messages can have megabytes
-
-
-class Encoder(Protocol):
-    """A renderer of frames."""
-
-    def feed(self, name: str, changes: Changes[object]) -> str:
-        """Return the frame of a feed's changes."""
 
 
 @dataclass(slots=True)
@@ -53,10 +47,10 @@ class StaleCursor(Exception):
 class Reader:
     """A reader of feeds for connections: checks permission, then shares one frame between readers."""
 
-    def __init__(self, store: Store, chat: Chat, encoder: Encoder) -> None:
+    def __init__(self, store: Store, chat: Chat, renderer: Renderer) -> None:
         self._store = store
         self._chat = chat
-        self._encoder = encoder
+        self._renderer = renderer
         self._frames: Cache[tuple[int, int], tuple[int, Update]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
         self._revisions = store.database.revisions
         self.generation = 0  # of permissions: a check of an earlier one is invalid
@@ -106,7 +100,7 @@ class Reader:
         )
         if changes.end == cursor:
             return Update(None, cursor)
-        return Update(self._encoder.feed(name, changes), changes.end, changes.more, compresses=name != LIST)
+        return Update(self._renderer.feed(name, changes), changes.end, changes.more, compresses=name != LIST)
 
 
 class Subscription:

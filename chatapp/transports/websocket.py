@@ -26,11 +26,11 @@ from chatapp.store import AuthSession, ConnectionEvent, Posted, StorageUnavailab
 from chatapp.store.database import WriteJob
 from chatapp.store.histories import Histories
 from chatapp.store.unavailable import RETRY_S
-from chatapp.transports import protocol, rendering, rfc6455
+from chatapp.transports import protocol, rfc6455
 from chatapp.transports.connections import Connections
 from chatapp.transports.event_socket import LINGER_S, EventSocket
 from chatapp.transports.rfc6455 import CloseCode, Opcode, Violation
-from chatapp.transports.subscriptions import MOST_FEEDS, Reader, Subscriber, TooManyFeeds, Update
+from chatapp.transports.subscriptions import MOST_FEEDS, Reader, StaleCursor, Subscriber, TooManyFeeds, Update
 from chatapp.transports.timers import NO_SLOT, Slot
 
 log = logging.getLogger("chatapp.websocket")
@@ -288,7 +288,7 @@ class WebSocketConnection(EventSocket):
         if self._close or self._rest is not None or self._must_recheck or self._is_flushing:
             return False
         frame = update.deflated if self._deflates else update.encoded
-        self.write(frame or rendering.encode("", update, self._deflates))
+        self.write(frame or _encode("", update, self._deflates))
         return True
 
     def flush(self) -> None:
@@ -317,7 +317,7 @@ class WebSocketConnection(EventSocket):
         """Return the next write: one frame, shared with other readers, or several small ones."""
         first = self._replies()
         while len(first) < ENOUGH_BYTES and (update := self._subscriber.next_update()) is not None:
-            data = rendering.encode(*update, self._deflates)
+            data = _encode(*update, self._deflates)
             if first:
                 first += data
             elif self._subscriber.dirty or self._subscriber.replies:
@@ -476,3 +476,18 @@ def _reply_to(frame: protocol.Send, job: WriteJob[Posted]) -> str | None:
         message = "The server cannot store messages just now; send it again in a moment."
         return protocol.refused(frame.client_id, "storage", message, RETRY_S)
     return None if job.error else protocol.ack(job.outcome())
+
+
+def _encode(name: str, update: Update | Exception, deflates: bool) -> bytes:
+    """Return the WebSocket frame of an update; cached in it, plain and compressed, for all readers."""
+    if not isinstance(update, Update):
+        text = protocol.reload(name, "cursor") if isinstance(update, StaleCursor) else protocol.gone(name)
+        return rfc6455.frame(text.encode())
+    if update.frame is None:
+        return rfc6455.frame(protocol.nothing(name, update.cursor).encode())
+    if not deflates:
+        update.encoded = update.encoded or rfc6455.frame(update.frame.encode())
+        return update.encoded
+    frame = rfc6455.compressed_frame if update.compresses else rfc6455.frame
+    update.deflated = update.deflated or frame(update.frame.encode())
+    return update.deflated
