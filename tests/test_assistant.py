@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from chatapp.assistant import SHIPPED_KNOWLEDGE, builtin, make_provider
-from chatapp.assistant.blocks import answer_html
 from chatapp.assistant.builtin import BuiltIn, Knowledge, paced
+from chatapp.assistant.markdown import answer_html
 from chatapp.store import Turn
 
 # The knowledge folder

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from chatapp.assistant import SHIPPED_KNOWLEDGE
-from chatapp.assistant.blocks import GrowingAnswer, answer_html, headings, render
+from chatapp.assistant.markdown import GrowingAnswer, answer_html, headings, render
 
 DOCUMENTS = [
     "# Title\n\nA paragraph with **bold**, *slanted* and `code`,\nover two lines.\n\n"

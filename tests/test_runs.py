@@ -17,8 +17,8 @@ from flask import Flask
 from sqlalchemy import select, update
 
 from chatapp.assistant import SHIPPED_KNOWLEDGE, Provider, ProviderError, runner
-from chatapp.assistant.blocks import MOST_BLOCKS, answer_html
 from chatapp.assistant.builtin import BuiltIn, Knowledge
+from chatapp.assistant.markdown import MOST_BLOCKS, answer_html
 from chatapp.assistant.runner import Runner
 from chatapp.bus import Bus
 from chatapp.store import ClaimedRun, ConversationRef, Store, Turn, migrate, now_ms, sqlite

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from chatapp.assistant.blocks import GrowingAnswer, answer_html
+from chatapp.assistant.markdown import GrowingAnswer, answer_html
 
 WORDS = [
     "alpha",

@@ -4,7 +4,7 @@ provider.py     the interface of a provider
 builtin.py      the default provider: answers from a folder of Markdown, without network or key
 openai.py       an OpenAI-compatible server as provider; imported only if chosen
 completions.py  parser of its responses
-blocks.py       Markdown to sanitised HTML, block by block, as it grows
+markdown.py     Markdown to sanitised HTML, block by block, as it grows
 settled.py      the part of growing Markdown that can no longer change
 cjk.py          emphasis next to CJK text
 runner.py       durable runs: claims queued runs, writes each answer as it grows, ends it once

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import log as ln
 from pathlib import Path
 
-from chatapp.assistant import blocks
+from chatapp.assistant import markdown
 from chatapp.concurrency import compute_in_thread
 from chatapp.store import Turn
 
@@ -136,10 +136,10 @@ def _heading_likeness(question: str, passage: Passage) -> float:
     return max(len(asked & heading) / len(asked | heading), len(asked & title) / len(asked | title) / 2)
 
 
-def split_document(slug: str, markdown: str) -> list[Passage]:
+def split_document(slug: str, source: str) -> list[Passage]:
     """Return the passages of a document, one for each heading with text under it."""
-    lines = markdown.split("\n")
-    marks = blocks.headings(markdown)
+    lines = source.split("\n")
+    marks = markdown.headings(source)
     title = next((mark.text for mark in marks), slug.replace("-", " ").capitalize())
     first = marks[0].line if marks else len(lines)
     found = [Passage(slug, title, "", title, "\n".join(lines[:first]).strip())]
@@ -176,8 +176,8 @@ class Knowledge:
             self._refresh()
             source, documents = self._sources.get(slug), self._documents
         if source is not None and slug not in documents:
-            marks = compute_in_thread(blocks.headings, source)
-            documents[slug] = Document(marks[0].text if marks else slug, compute_in_thread(blocks.render, source))
+            marks = compute_in_thread(markdown.headings, source)
+            documents[slug] = Document(marks[0].text if marks else slug, compute_in_thread(markdown.render, source))
         return documents.get(slug)
 
     def search(self, question: str, limit: int = 3) -> list[Passage]:
@@ -386,7 +386,7 @@ def _beginning(text: str) -> str:
     if len(text) <= LONGEST_SECOND_QUOTE:
         return text
     kept = ""
-    for block in blocks.sources(text):
+    for block in markdown.sources(text):
         if kept and len(kept) + len(block) > LONGEST_SECOND_QUOTE:
             break
         kept += block

@@ -14,7 +14,7 @@ from typing import Literal, ParamSpec, Protocol, TypeVar
 import gevent
 from gevent.event import Event
 
-from chatapp.assistant.blocks import GrowingAnswer
+from chatapp.assistant.markdown import GrowingAnswer
 from chatapp.assistant.provider import Provider, ProviderError
 from chatapp.bus import RUNS, Bus
 from chatapp.concurrency import compute_in_thread

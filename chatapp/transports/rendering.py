@@ -123,7 +123,7 @@ class Renderer:
 
     def entry(self, entry: Entry) -> Markup:
         """Return an entry of the list of conversations."""
-        return Markup(str(self._macro("_conversation.html", "entry")(entry, self._base)).strip())
+        return Markup(str(self._macro("_list_entry.html", "entry")(entry, self._base)).strip())
 
     def _item(self, item: ChangedMessage | Entry, changes: Changes[Any]) -> str:
         if isinstance(item, Entry):
