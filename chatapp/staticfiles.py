@@ -49,8 +49,10 @@ def minified(script: str) -> str:
 
 
 def minified_sheet(sheet: str) -> str:
-    """Remove a style sheet's comments and indentation. (None of our strings contains `/*`.)"""
-    return re.sub(r"\n\s*", "\n", re.sub(r"/\*.*?\*/", "", sheet, flags=re.S))
+    """Return a style sheet without comments, indentation and spare spaces. No string in ours has what begins one."""
+    text = re.sub(r"/\*.*?\*/", "", sheet, flags=re.S)
+    text = re.sub(r"\s*([{};])\s*", r"\1", re.sub(r"\n\s*", "\n", text))
+    return re.sub(r"([:,]) +", r"\1", text)
 
 
 _brotli_thread = SingleThread()
@@ -191,8 +193,8 @@ class StaticFiles:
 
 def preload_module(environment: Environment, states: str) -> str:
     """Return the text of the module PRELOAD in the current request's language. `states`: the table, as JSON."""
-    templates = environment.get_template("connection/_templates.html").render()
-    insert = f'document.body.insertAdjacentHTML("beforeend", {json.dumps(str(templates))})'
+    templates = re.sub(r"\n\s*", "\n", environment.get_template("connection/_templates.html").render())
+    insert = f'document.body.insertAdjacentHTML("beforeend", {json.dumps(templates)})'
     return f"export const states = {states}\n{insert}\n"
 
 

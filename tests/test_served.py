@@ -199,12 +199,14 @@ def test_a_script_brings_the_table_and_the_words_of_its_pages_language(server: S
 
 
 def test_the_sheets_are_one_in_their_order(server: Server) -> None:
-    """Without comments: what is left of each stands there, line by line."""
+    """Without comments and spare spaces: what is left of each stands there, sign by sign."""
     joined = ask(server, address(SHEET)).body.decode()
     sheets = [(STATIC / name).read_text() for name in SHEETS]
     assert all('"/*' not in sheet and "'/*" not in sheet for sheet in sheets), "a string that looks like a comment"
-    rules = [re.sub(r"/\*.*?\*/", "", sheet, flags=re.S).split() for sheet in sheets]
-    assert joined.split() == [word for words in rules for word in words] and "/*" not in joined
+    strings = re.findall(r'"[^"\n]*"', "".join(sheets))
+    assert not [text for text in strings if re.search(r"[:,] |[{};]", text)], "a string that would be altered"
+    rules = "".join(re.sub(r"/\*.*?\*/", "", sheet, flags=re.S) for sheet in sheets)
+    assert "".join(joined.split()) == "".join(rules.split()) and "/*" not in joined
 
 
 def test_apart_each_module_is_a_file(apart: Server) -> None:

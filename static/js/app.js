@@ -8,7 +8,7 @@ import { pageWorld } from "./browser/world.js"
 import { copy } from "./chat/clipboard.js"
 import { Composer, focusComposer } from "./chat/composer.js"
 import { Outbox } from "./connection/outbox.js"
-import { HTTP, Posts, advice } from "./connection/posts.js"
+import { Posts, advice } from "./connection/posts.js"
 import { isConnected } from "./connection/states.js"
 import { ConversationView } from "./chat/conversation.js"
 import { readOffline } from "./browser/offline.js"
@@ -239,9 +239,9 @@ function loadOlder(view, config, rewriters) {
     const { status, headers } = ctx.response
     const text = ctx.text = opened(ctx.text)
     const answer = text.trim()
-    if (status === HTTP.OK && answer.startsWith("<chat-older") && answer.endsWith("</chat-older>")) return
+    if (status === 200 && answer.startsWith("<chat-older") && answer.endsWith("</chat-older>")) return
     event.preventDefault()
-    if (status === HTTP.OK && !isArmoured && /<chat-older.*<\/chat-older>/s.test(text)) return refetch()
+    if (status === 200 && !isArmoured && /<chat-older.*<\/chat-older>/s.test(text)) return refetch()
     wait = Math.max(wait, advice({ header: (name) => headers.get(name), text }, Date.now()))
   })
   holder.addEventListener("htmx:after:swap", () => {

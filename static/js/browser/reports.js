@@ -1,7 +1,6 @@
 // Reports of connection events to the server: numbered by the page and kept until acknowledged, so none is lost and
 // repeats are harmless. The next page sends those that a closed page left behind.
 
-import { HTTP } from "../connection/posts.js"
 import { storedKeys } from "./older.js"
 
 const MOST_REPORTS = 200 // of one page, while the server is unreachable
@@ -53,9 +52,9 @@ export class Reports {
     try {
       const headers = { Accept: "application/json" }
       const response = await fetch(this.#url, { method: "POST", body: this.#body(batch), headers })
-      if (response.ok || response.status === HTTP.TOO_LARGE) return true
-      if (response.status === HTTP.TOO_MANY) this.#notBefore = Date.now() + 1000 * (Number(response.headers.get("Retry-After")) || 60)
-      return response.status === HTTP.BAD_REQUEST && (await response.json()).error?.code === "bad-events"
+      if (response.ok || response.status === 413) return true
+      if (response.status === 429) this.#notBefore = Date.now() + 1000 * (Number(response.headers.get("Retry-After")) || 60)
+      return response.status === 400 && (await response.json()).error?.code === "bad-events"
     } catch { return false }
   }
 

@@ -4,7 +4,7 @@
 
 import { rttEstimate } from "./delays.js"
 import { Pacing } from "./pacing.js"
-import { HTTP, Posts, advice, codeOf } from "./posts.js"
+import { Posts, advice, codeOf } from "./posts.js"
 
 const MARK = "<chat-answer"
 const END = "</chat-answer>"
@@ -92,9 +92,9 @@ export class PollingTransport {
     this.#mending = true
     this.#mendsAgain = false
     const ended = await this.#ask(this.#inputs(0), 10000).then(({ status, text }) => {
-      const answer = status === HTTP.OK ? whole(this.#world.opened(text)) : null
+      const answer = status === 200 ? whole(this.#world.opened(text)) : null
       if (answer) this.#receive(this.#world.parse(answer)[0].children, true)
-      return answer || status === HTTP.NO_CONTENT
+      return answer || status === 204
     }).catch(() => false)
     this.#mending = false
     if (ended && this.#mendsAgain) this.#mend()
@@ -150,18 +150,18 @@ export class PollingTransport {
   // → the text to swap in: only of a complete 200 with our mark. Else null, and the outcome gets a reason.
   #accept(request, answer) {
     const { status } = answer
-    const isOk = status === HTTP.OK
+    const isOk = status === 200
     const text = isOk ? this.#world.opened(answer.text) : answer.text
     const begun = isOk && [MARK, ARMOUR].some((mark) => text.includes(mark))
     const ours = isOk && whole(text)
     if (ours && this.#running) return text
-    if (ours || status === HTTP.NO_CONTENT) request.outcome = { ok: true, news: false }
-    else if (status === HTTP.UNAUTHORIZED) request.outcome = { signedOut: true }
+    if (ours || status === 204) request.outcome = { ok: true, news: false }
+    else if (status === 401) request.outcome = { signedOut: true }
     else if (answer.isRedirect) request.outcome = { reason: "redirected" }
-    else if (status === HTTP.TOO_MANY) request.outcome = { reason: reasonOf(text, "rate-limited"), advice_ms: this.#advice(answer) }
+    else if (status === 429) request.outcome = { reason: reasonOf(text, "rate-limited"), advice_ms: this.#advice(answer) }
     else if (begun && text.includes(END) && !request.armour) this.#noteRewriter(request) // wrapped by a middlebox
     else if (begun) request.outcome = { reason: "server-unreachable" } // truncated
-    else if (status >= HTTP.SERVER_ERROR) request.outcome = { reason: reasonOf(text, "server-unreachable"), advice_ms: this.#advice(answer) }
+    else if (status >= 500) request.outcome = { reason: reasonOf(text, "server-unreachable"), advice_ms: this.#advice(answer) }
     else request.outcome = { reason: "foreign-page" }
     return null
   }
@@ -252,13 +252,13 @@ export class PollingTransport {
     try {
       const answer = await this.#ask(fields, this.rto)
       const { status } = answer
-      const pause = [HTTP.TOO_MANY, HTTP.UNAVAILABLE].includes(status) ? this.#advice(answer) : 0
-      if ((status === HTTP.UNAUTHORIZED || pause) && request === this.#request) {
+      const pause = [429, 503].includes(status) ? this.#advice(answer) : 0
+      if ((status === 401 || pause) && request === this.#request) {
         this.#abortWith(pause ? { reason: "rate-limited", advice_ms: pause } : { signedOut: true })
       }
       if (answer.isRedirect && request === this.#request) this.#abortWith({ reason: "redirected", quick: true })
-      if ([HTTP.OK, HTTP.NO_CONTENT].includes(status)) this.#measure(this.#now - startedAt)
-      if (status === HTTP.OK) this.#world.later(() => this.#onBuffered(request), this.rto)
+      if ([200, 204].includes(status)) this.#measure(this.#now - startedAt)
+      if (status === 200) this.#world.later(() => this.#onBuffered(request), this.rto)
     } catch {
       // A very late timer means that the machine slept, not that the network failed.
       const slept = this.#now - startedAt > this.rto + 3000

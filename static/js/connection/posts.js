@@ -1,9 +1,5 @@
 // POST requests of messages and buttons: the outcome of an answer, also of a foreign one.
 
-export const HTTP = Object.freeze({
-  OK: 200, CREATED: 201, NO_CONTENT: 204, BAD_REQUEST: 400, UNAUTHORIZED: 401, FORBIDDEN: 403, TOO_LARGE: 413,
-  TOO_MANY: 429, SERVER_ERROR: 500, UNAVAILABLE: 503,
-})
 const LONGEST_PAUSE = 600000 // ms; limit of a Retry-After of our server
 const WITHIN = 10000 // ms for an answer
 const FOREIGN_PAUSE = 60000 // ms; of any other
@@ -61,7 +57,7 @@ export class Posts {
 
   // The action of a button: not repeated, except with a renewed CSRF token. → an outcome as of send
   async act(url, fields) {
-    const ask = () => this.#post(url, fields, ({ status }) => [HTTP.CREATED, HTTP.NO_CONTENT].includes(status))
+    const ask = () => this.#post(url, fields, ({ status }) => [201, 204].includes(status))
     const outcome = await ask()
     return outcome.retry === "renewed" ? ask() : outcome
   }
@@ -82,14 +78,14 @@ export class Posts {
     const pause = advice(answer, this.#world.wall())
     if (isDone(answer, data)) return { ok: true, ack: data }
     if (answer.isRedirect) return { retry: "redirected" }
-    if (status === HTTP.UNAUTHORIZED) return this.#signedOut()
+    if (status === 401) return this.#signedOut()
     if (code === "storage") return { retry: "server-storage", advice_ms: pause, words: data.error.message }
-    if (status === HTTP.TOO_MANY || status >= HTTP.SERVER_ERROR) return { retry: "rate-limited", advice_ms: pause }
+    if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: pause }
     if (code === "csrf") return this.#renew()
-    if (status === HTTP.TOO_LARGE) return { refused: "too-long" }
+    if (status === 413) return { refused: "too-long" }
     if (code) return { refused: code, words: data.error.message }
     // A network filter refuses this text: retries would block the messages behind it.
-    return status === HTTP.FORBIDDEN && !data ? { refused: "network-filter" } : { retry: "foreign-page" }
+    return status === 403 && !data ? { refused: "network-filter" } : { retry: "foreign-page" }
   }
 
   // After a new sign-in in another tab, the page's token is outdated. Another person's session counts as signed out.
