@@ -18,6 +18,12 @@ bp = Blueprint("auth", __name__)
 bp.before_request(check_origin)
 
 
+@bp.before_request
+def guard() -> Any:
+    """Require a session for signing out."""
+    return require_session() if request.endpoint == "auth.sign_out" else None
+
+
 @bp.get("/first-run")
 def first_run() -> Any:
     """Show the form for the first admin."""
@@ -91,8 +97,6 @@ def busy_message(busy: Busy) -> str:
 @bp.post("/sign-out")
 def sign_out() -> Any:
     """End the session and redirect to the sign-in form."""
-    if (signed_out := require_session()) is not None:
-        return signed_out
     current_parts().auth.end_session()
     return redirect(url_for("auth.sign_in"), 303)
 
