@@ -15,7 +15,10 @@ ROOMS = {
         "static/js/surroundings.js",
         "static/js/transports/*.js",
     ),
-    "a page's ports": ("static/js/browser/*.js",),
+    "a page's ports": tuple(
+        f"static/js/browser/{name}.js"
+        for name in ("world", "page-events", "asking", "polls", "integrity", "reports", "clock", "uuid")
+    ),
     "the view, tabs": (
         "static/js/chat/conversation.js",
         "static/js/browser/sharing.js",
