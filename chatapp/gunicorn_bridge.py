@@ -252,7 +252,7 @@ class Connection:
             raise ConnectionResetError(errno.ECONNRESET, "the answer was not taken") from None
 
     def _send_rest(self, rest: memoryview) -> None:
-        """Send the rest. The kernel has room only once a third of its buffer, often 1 MB, is free: watch its queue."""
+        """Send the rest. `send` waits until a third of the kernel's buffer is free: its queue shows progress."""
         unsent = self._unsent()
         while rest:
             try:
@@ -307,7 +307,7 @@ class Connection:
             self._sock.close()
 
     def _wait_until_sent(self) -> None:
-        """Wait for the client's acknowledgements. (TCP_USER_TIMEOUT judges the window only, and cuts slow clients.)"""
+        """Wait for the client's acknowledgements. (TCP_USER_TIMEOUT would also cut slow but steady readers.)"""
         unsent, since, pause = self._unsent(), time.monotonic(), 0.01
         if unsent:
             self._sock.shutdown(socket.SHUT_WR)

@@ -169,7 +169,7 @@ class BodyMiddleware:
         return answer
 
     def _limit(self, environ: dict[str, Any]) -> bool:
-        """Set the body's limit. Returns False if the body is a stranger's and too large: the answer is no page then."""
+        """Set the body's limit. Return False for a stranger's oversized body: a plain-text 413 then, no page."""
         path, header = environ.get("PATH_INFO", ""), environ.get("HTTP_COOKIE", "")
         is_signed_in = self._is_signed_in(header)
         if is_signed_in:
@@ -194,7 +194,7 @@ class BodyMiddleware:
             return False
 
     def _has_signed_cookie(self, header: str) -> bool:
-        """Return True if we signed the cookie: with the body, Flask answers "signed out" instead of a CSRF error."""
+        """Return True if we signed the cookie. Without the body Flask reports a CSRF error, not "signed out"."""
         value = self._sessions.cookie_value(header)
         return bool(value) and self._sessions.token_hash(value) is not None
 

@@ -26,7 +26,7 @@ LEAST_SHARE = 0.5
 LEAST_SHARE_WITHOUT_HEADING = 0.75
 """The share if neither the passage's heading nor its document's title has any of the words."""
 MANY_WORDS, LEAST_SHARE_OF_MANY = 3, 0.35
-"""So many different words of the question, with this share of it, suffice too."""
+"""With so many different words found, this smaller share suffices."""
 CHUNK_S = 0.025
 """Seconds between two pieces of a paced answer."""
 LONGEST_SECOND_QUOTE = 900

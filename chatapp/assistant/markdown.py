@@ -23,7 +23,7 @@ EXTERNAL = re.compile(r"(https?://[^/\\]|mailto:.)", re.IGNORECASE)
 LARGE = 6000
 """Characters. A longer open block is parsed once it has grown by a twentieth or rests: parsing costs its length."""
 HUGE = 40_000
-"""A block longer than this only once it has grown by a quarter: a list or table of that size takes a second."""
+"""From this length on once it has grown by a quarter or rests: a list or table of that size takes a second."""
 MOST_BLOCKS = 2000
 """Further finished blocks are joined to the last one: each is a row that every page reads."""
 DELETED_AT_ONCE = 500
@@ -259,7 +259,7 @@ class GrowingAnswer:
     def _close_blocks(self) -> str:
         """Finish every block that has a successor, and return the open block's context (`settled.context`).
 
-        Only whole lines count: "# " may still become a heading or the text "#1", a row a table.
+        Only whole lines count: "#" may become a heading or text ("#1"), and a row a table.
         """
         whole = self._tail[: self._tail.rfind("\n") + 1]
         blocks = _top_level(whole)

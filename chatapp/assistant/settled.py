@@ -16,7 +16,7 @@ from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
 
 MOST_HELD = 200
-"""Characters held back by an open delimiter; after more it counts as closed (within a word, as text)."""
+"""Most characters held back by an open delimiter; then it is closed (backticks, or within a word: text)."""
 MOST_HELD_LINK = 2000
 """The same for a link: addresses are long."""
 # A last line of marks alone may still become anything: a list, a heading, a table, the end of code.
@@ -121,7 +121,7 @@ def _first_open(text: str) -> int:
 
 
 def _after_ticks(text: str, start: int, at: int) -> tuple[int, int]:
-    """Return the position to scan from after backticks, and the end of the text: before an unclosed code span."""
+    """Return the next position to scan, and the end of the settled text: the start of an unclosed code span."""
     closing = next((run.end() for run in _TICKS.finditer(text, at) if len(run.group()) == at - start), len(text))
     if closing < len(text):
         return closing, len(text)

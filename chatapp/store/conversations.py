@@ -222,8 +222,8 @@ class Conversations:
     def _first_part(
         self, connection: Connection, place: ConversationRef, cursor: int, found: Messages, change: int
     ) -> Changes[ChangedMessage]:
-        """Return the first part of the changes. Its reader then gets patches against each answer as of the end of it:
-        so an answer that changed after it is included in its current state."""
+        """Return the first part of the changes. Later patches assume that the reader has every answer begun by its end:
+        so each is included in its current state, even if it changed later."""
         end = found[-1].revision
         # Only the newest answer of a conversation can still change (`Runs.claim_run`).
         newest = self._messages(connection, NEWEST_ANSWER, {"conversation": place.conversation, "end": end})

@@ -65,7 +65,7 @@ class Histories:
         self._ends: dict[str, int] = {}  # the change at which the next history began, by name
         self._is_stale = False
         self._seen = 0  # every history begun before this change is loaded
-        self._access = 0  # the revision of ACCESS then: adding a history takes one
+        self._access = 0  # the revision of ACCESS at that load; a new history bumps it
         self._closed = Event()
         database.on_access_change(self._mark_stale)
         database.on_commit = self._record_commit
@@ -147,7 +147,7 @@ class Histories:
 
     def _refresh(self) -> None:
         """Load the histories if another process added one. The watcher is too late: in an upgrade two servers overlap,
-        and the old one's readers show changes from after the new one's start."""
+        and until it looks the old one would give out invalid marks."""
         with self._database.read() as connection:
             is_known = REVISION.one(connection, feed=ACCESS) == self._access
         if self._is_stale or not is_known:

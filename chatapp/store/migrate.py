@@ -56,7 +56,7 @@ def migrate(data_dir: Path) -> None:
 
 
 def _refuse_lost_database(data_dir: Path) -> None:
-    """Refuse an empty `chat.db` of an existing installation: it would become a new one, open to anybody's first run."""
+    """Refuse a missing or empty `chat.db` beside older files: a new one would let anybody do the first run."""
     chat = data_dir / "chat.db"
     if chat.exists() and chat.stat().st_size:
         return

@@ -24,8 +24,8 @@ __all__ = ["Checkpoints", "Error", "begin_write", "commit", "configure", "data_v
 __all__ += ["is_damaged", "reason_of", "url"]
 
 Error = sqlite3.Error
-# Execution options. WRITES: the deadline of BEGIN IMMEDIATE. MANUAL: the driver begins and ends the transactions, and
-# SQLAlchemy, a tenth of the cost of a post, sees one for the life of the connection.
+# Execution options. WRITES: the deadline of BEGIN IMMEDIATE. MANUAL: the driver begins and ends transactions;
+# SQLAlchemy sees a single one that never ends, which saves a tenth of a post's cost.
 WRITES, MANUAL = "writes", "by_hand"
 BUSY_TIMEOUT_MS = 5000  # timeout of a write that waits for other writers, in this process or another
 
@@ -33,7 +33,7 @@ PAGES = 1000  # of the WAL, about, between two checkpoints: SQLite's default
 PAGES_A_COMMIT, PAGES_A_CHANGE = 8, 2  # measured with messages; an estimate
 MANY_PAGES = 4000  # from here on writers wait for the checkpoint: under load the WAL would never restart
 PAGE_BYTES = 4096
-MOST_PAGES = 10_000  # wal_autocheckpoint: the commit's own, if that was not enough
+MOST_PAGES = 10_000  # wal_autocheckpoint: above this, a commit makes one itself
 
 WARN_EVERY_S = 600.0  # about a WAL that only grows
 

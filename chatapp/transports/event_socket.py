@@ -55,7 +55,7 @@ class EventSocket:
         self.bytes_out = 0
         self.is_mute = False  # for drills: nothing passes in either direction
         self.delay_s = 0.0  # for drills: of each read
-        self._is_delayed = False  # the delay is over
+        self._is_delayed = False  # a delay has begun; reset at the read
         os.set_blocking(fd, False)
 
     # Callbacks

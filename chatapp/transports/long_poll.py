@@ -30,7 +30,7 @@ from chatapp.transports.integrity import UNKEPT, armoured
 from chatapp.transports.subscriptions import Reader, StaleCursor
 from chatapp.transports.timers import NO_SLOT, Slot
 
-WRITE_S = 20.0  # write timeout; a socket is writable again once a third of the kernel's buffer is free
+WRITE_S = 20.0  # for a write to progress: seen only once a third of the kernel's buffer is free
 MOST_LONG_POLLS = 10_000  # in a worker; more wait as gunicorn's requests, which gunicorn limits
 
 UNREADABLE = "The server cannot read its storage just now."

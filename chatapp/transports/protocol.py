@@ -137,8 +137,8 @@ def error(code: str, message: str) -> str:
 
 
 def reload(feed: str, reason: str, epoch: str | None = None, mark: str | None = None) -> str:
-    """Make the client read a feed again from 0. `epoch`: of this server's database, if the client's differs; `mark`: of
-    its history, if the client's is of one that a restore has undone."""
+    """Make the client read a feed again from 0. `epoch` and `mark`: the server's, for a client of another database
+    (both) or of a history that a restore has undone (`mark`)."""
     return element("chat-reload", feed=feed, reason=reason, epoch=epoch, mark=mark)
 
 

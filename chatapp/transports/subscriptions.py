@@ -150,7 +150,7 @@ def broadcast(topic: int, wakes: Iterable[Wake]) -> None:
         if update is not None and may_push and subscriber.transport.push(update):
             wake.cursor = update.cursor
         else:
-            wake.mark()  # without a wake: one flush is enough
+            wake.mark()  # a call would queue a second flush
             subscriber.transport.flush()
             cursor = NO_CURSOR  # the flush may have blocked, and the cache have changed
 
