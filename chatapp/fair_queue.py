@@ -78,8 +78,8 @@ class FairQueue:
     ) -> None:
         """Return when admitted by `let_next`. Raises Full.
 
-        on_cancelled: passes the turn on, instead of `let_next`, if the greenlet is killed once admitted. has_left: True for a
-        disconnected client, which is admitted after all others."""
+        on_cancelled: passes the turn on, instead of `let_next`, if the greenlet is killed once admitted. has_left: True
+        for a disconnected client, which is admitted after all others."""
         self._number += 1
         waiter = Waiter((attempts, self._number), AsyncResult(), has_left)
         self._waiting[waiter] = None

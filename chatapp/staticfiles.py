@@ -49,7 +49,7 @@ def minified(script: str) -> str:
 
 
 def minified_sheet(sheet: str) -> str:
-    """Return a style sheet without comments, indentation and spare spaces. No string in ours has what begins one."""
+    """Return a style sheet without comments, indentation and spare spaces. No string in ours matches a pattern."""
     text = re.sub(r"/\*.*?\*/", "", sheet, flags=re.S)
     text = re.sub(r"\s*([{};])\s*", r"\1", re.sub(r"\n\s*", "\n", text))
     return re.sub(r"([:,]) +", r"\1", text)

@@ -7,8 +7,8 @@ import { rttEstimate } from "./delays.js"
 const ECHO = { proving: 500, awaiting: 2000, active: 5000, visible: 5000, offline: 5000, idle: 15000 }
 const VERDICT = 2000 // after a hint (wake, online, resume), for any byte from the old socket
 const DEAD_RTOS = 3
-// After a false suspicion the allowance becomes the delay plus a quarter; half an hour of timely echoes halves it. On a
-// mobile line that stalls, three quarters of the suspicions are then right instead of a quarter.
+// After a false suspicion the allowance is at least 1.25 times the late answer's delay (up to 3 s); half an hour of timely
+// echoes halves it. On a stalling mobile line 75 % of the suspicions are then right, not 25 %.
 const PATIENCE = { factor: 1.25, most: 3000, fade: 0.998 }
 // Bytes arrive, but an echo stays unanswered this long: our frames may not get through (suspect), or do not (dead).
 const UPSTREAM = { suspect: 2500, dead: 6000 }

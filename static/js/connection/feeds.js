@@ -148,7 +148,7 @@ export class Items {
     return { verb: known ? "replace" : "insert", key: item.key, element: child, isLast: item.isLast }
   }
 
-  // True if the position is above all loaded items, and older ones are not loaded yet.
+  // True if the position is before all loaded items, and older ones are not loaded yet.
   #isOlder(position) {
     if (!position || !this.#keys.size || !this.#hasOlder()) return false
     for (const shown of this.#keys.keys()) if (shown < position) return false

@@ -216,8 +216,8 @@ export class Outbox {
     this.#entries = new Map([...this.#entries].sort(([, one], [, other]) => places.get(one) - places.get(other)))
   }
 
-  // → {seq}: before the stored entries behind it; {} if there are none, and the storage assigns the next. At random
-  // within its part of the gap: another tab may be storing there, too.
+  // → {seq}: between the stored entries around it, at random in its share of the gap (another tab may store there, too);
+  // {} if none is behind it: the storage assigns the next.
   #gapOf(entry) {
     const all = this.#all
     const here = all.indexOf(entry)

@@ -1,8 +1,8 @@
 // POST requests of messages and buttons: the outcome of an answer, also of a foreign one.
 
 const LONGEST_PAUSE = 600000 // ms; limit of a Retry-After of our server
+const FOREIGN_PAUSE = 60000 // ms; of any other server
 const WITHIN = 10000 // ms for an answer
-const FOREIGN_PAUSE = 60000 // ms; of any other
 
 // The wait in ms by a Retry-After header (seconds or a date), or 0. wall: the time of the system clock
 export function advice({ header, text }, wall) {

@@ -159,7 +159,7 @@ function noteWebSocket(record, event, now) {
   }
 }
 
-// Not every client may poll a slow server in addition: beyond the budget only a dead socket is replaced.
+// If the server is slow, all clients suspect: one beyond its budget polls only if its socket is dead.
 function mayPollBeside(record, now) {
   record.budget = Math.min(BUDGET, record.budget + now - record.budgetAt)
   record.budgetAt = now
