@@ -1,4 +1,4 @@
-"""The house: where things may lie, what may know what, and what may not be written at all (docs/architecture.md)."""
+"""The layout: the place of each thing, the direction of imports, and what may not be written (docs/architecture.md)."""
 
 import ast
 import graphlib
@@ -67,7 +67,7 @@ def row(module: str) -> int:
         for number, rooms in enumerate(ROWS):
             if names[0] in rooms:
                 return number
-    raise AssertionError(f"chatapp.{module} has no place in the house: see ROWS and docs/architecture.md")
+    raise AssertionError(f"chatapp.{module} has no place in ROWS: see docs/architecture.md")
 
 
 def tree(path: Path) -> ast.Module:
@@ -149,7 +149,7 @@ def test_docstrings_have_no_clause_for_a_noun() -> None:
 
 
 def test_no_import_inside_functions() -> None:
-    """Except where the house is put together: there it keeps `chatapp --help` quick and cycles out. And Alembic is
+    """Except where the app is put together: there it keeps `chatapp --help` quick and cycles out. And Alembic is
     loaded only where there is something to migrate."""
     wrong = []
     for path in PYTHON:

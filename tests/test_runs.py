@@ -55,7 +55,7 @@ class Workers:
         return place
 
     def start(self, provider: Provider, longest: int = 200_000) -> Runner:
-        """A runner of this house."""
+        """A runner of these workers."""
         worker = Worker(self.folder / "workers")
         self.runners.append(Runner(self.store.runs, self.bus, provider, worker, longest))
         self.runners[-1].start()
@@ -79,7 +79,7 @@ class Workers:
 
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[Workers]:
-    """A fresh house; its runners are drained at the end."""
+    """Workers of a fresh database; their runners are drained at the end."""
     workers = Workers(tmp_path)
     yield workers
     for each in workers.runners:

@@ -6,18 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from headless.core import Script
+from headless.core import CONFIG, Script
 
 from chatapp.connection_states import STATES, TABLE, TIMERS, is_connected, table_json
 
-CONFIG: Any = {
-    "transports": ["websocket", "polling"],
-    "reconnect_ms": 5000,
-    "max_attempts": 10,
-    "poll_ms": 3000,
-    "poll_retries": 3,
-    "poll_backoff": 1.5,
-}
 RAW_EVENTS = ["start", "retry", "wake", "online", "offline", "hidden", "signed_out", "refused", "stop", "measured"]
 RAW_EVENTS += [
     "tick",

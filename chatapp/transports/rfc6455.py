@@ -39,7 +39,8 @@ class CloseCode(IntEnum):
     REPLACED = 4409
 
 
-CONTINUATION, TEXT, BINARY, CLOSE = Opcode.CONTINUATION, Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE
+# As plain numbers for every frame: a member of an enum costs a look-up.
+CONTINUATION, TEXT, BINARY, CLOSE, *_ = OPCODES = tuple(map(int, Opcode))
 COMPRESSED = 0x40  # RSV1 in a message's first byte (RFC 7692)
 LONGEST_CONTROL = 125  # bytes; also the largest length in seven bits
 VALID_CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}  # allowed on the wire, besides 3000 to 4999
@@ -171,7 +172,7 @@ class Parser:
         compressed = COMPRESSED if self._may_inflate and opcode in (TEXT, BINARY) else 0
         if first & 0x70 & ~compressed:
             raise Violation(CloseCode.PROTOCOL_ERROR, "a reserved bit is set")
-        if opcode not in (TEXT, BINARY, CONTINUATION, CLOSE, Opcode.PING, Opcode.PONG):
+        if opcode not in OPCODES:
             raise Violation(CloseCode.PROTOCOL_ERROR, "an unknown opcode")
         if not second & 0x80:
             raise Violation(CloseCode.PROTOCOL_ERROR, "a frame without a mask")
