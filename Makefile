@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover delivery defaults loop simulate traffic conformance fuzz bench before hostile churn
+.PHONY: help run test check fix lock failover delivery renewals budgets xss defaults loop simulate traffic conformance fuzz bench before hostile churn day diagnosis
 .PHONY: system-packages
 
 help:
@@ -17,6 +17,9 @@ help:
 	@echo "               hours; TRIALS=n for fewer trials of each, CELLS=name,... for some of them, without the delivery)"
 	@echo "make delivery  1,000 messages under 50 faults in the browser, 200 kill -9 (half an hour)"
 	@echo "make simulate  100,000 seeded schedules of faults (an hour and more; SCHEDULES=n for fewer)"
+	@echo "make renewals  the access of 50 connected clients ends together, for 75 s (two minutes)"
+	@echo "make budgets   20 people over their budget and 20 honest ones (two minutes)"
+	@echo "make xss       200 vectors in every field, as answers whole and in ten cuts, in Chromium (five minutes)"
 	@echo "make defaults  the long time-outs as they are, and other slow observations (eight minutes)"
 	@echo "make loop      how late echoes are while the disk is slow and large answers are rendered (half a minute)"
 	@echo "make conformance  WebSocket framing against RFC 6455 and two other implementations (two minutes)"
@@ -26,6 +29,8 @@ help:
 	@echo "make before    CPU per operation against another commit (REV=), in interleaved pairs (PAIRS=20), with an A/A (half an hour)"
 	@echo "make hostile   300 sign-ins, 12,000 bad connections and more, while people write (root; an hour; ATTACKS= SET=)"
 	@echo "make churn     clients come and go for an hour (MINUTES=n): memory and descriptors must be back afterwards"
+	@echo "make day       the monitor against a witness, over a day of 200 people (two minutes; DAY=n, DAY_SEED=n)"
+	@echo "make diagnosis what the monitor says of faults on the way, all of them (two minutes)"
 	@echo "make check     format, lint and types"
 	@echo "make fix       let the formatter and the linter repair what they can"
 	@echo "make lock      resolve pyproject.toml into deploy/*.lock and bench/peers/requirements.lock"
@@ -55,6 +60,15 @@ conformance: $(VENV)/installed-dev
 fuzz: $(VENV)/installed-dev
 	FUZZ=$(or $(FUZZ),100000) $(BIN)/python -m pytest tests/test_nonsense.py --timeout 7200 $(ARGS)
 
+renewals: $(VENV)/installed-dev
+	RENEWALS=50 $(BIN)/python -m pytest tests/test_renewal.py --timeout 400 $(ARGS)
+
+budgets: $(VENV)/installed-dev
+	BUDGETS=20 $(BIN)/python -m pytest -s tests/test_budgets.py --timeout 400 $(ARGS)
+
+xss: $(VENV)/installed-dev system-packages
+	XSS_SPLITS=10 $(BIN)/python -m pytest tests/test_xss.py tests/browser/test_vectors.py --timeout 600 $(ARGS)
+
 defaults: $(VENV)/installed-dev system-packages
 	$(BIN)/python -m pytest -m slow -n 2 --ignore tests/test_loop.py $(ARGS)
 
@@ -77,6 +91,12 @@ hostile: $(VENV)/installed-dev
 
 churn: $(VENV)/installed-dev
 	$(BIN)/python -m bench.churn --minutes "$(or $(MINUTES),60)"
+
+diagnosis: $(VENV)/installed-dev
+	DIAGNOSIS=all $(BIN)/python -m pytest tests/test_diagnosis.py -n 3 $(ARGS)
+
+day: $(VENV)/installed-dev
+	DAY=$(or $(DAY),200) DAY_SEED=$(or $(DAY_SEED),1) $(BIN)/python -m pytest -s tests/test_day.py --timeout 1800 $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
@@ -121,6 +141,7 @@ system-packages:
 	command -v openssl >/dev/null || missing="$$missing openssl"; \
 	test -x /usr/sbin/haproxy || missing="$$missing haproxy"; \
 	test -x /usr/sbin/squid || missing="$$missing squid"; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	test -z "$$missing" && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing for the tests:$$missing"; \

@@ -4,10 +4,7 @@ A lost, doubled or late notice can delay a change, never lose or repeat it: subs
 `store.watch` publishes the commits of other processes on this host.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 # A feed's topic is its number, from 1. These two also have rows in `feeds`, for other processes.
 RUNS = 0  # an answer is queued, asked to stop, or has ended
@@ -33,8 +30,8 @@ class Bus:
         self.on_broadcast: Callable[[int, Iterator[Wake]], None] = _wake_all
         self.published = 0  # number of calls; unchanged from a read to a subscription, nothing was missed between
 
-    def subscribe(self, topic: int, wake: Wake) -> Callable[[], None]:
-        """Call `wake(topic)` at each notice; returns a function to unsubscribe. Subscribing again changes nothing."""
+    def subscribe(self, topic: int, wake: Wake) -> None:
+        """Call `wake(topic)` at each notice. Subscribing again changes nothing."""
         found = self._wakes.get(topic)
         if found is None or found == wake:
             self._wakes[topic] = wake
@@ -42,7 +39,6 @@ class Bus:
             found[wake] = None
         else:
             self._wakes[topic] = {found: None, wake: None}
-        return partial(self.unsubscribe, topic, wake)
 
     def unsubscribe(self, topic: int, wake: Wake) -> None:
         """Remove a callback, if subscribed."""

@@ -1,7 +1,5 @@
 """A cache bounded by entries and by bytes, because the size of an entry is the users' choice."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from typing import TypeVar
 

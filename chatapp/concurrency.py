@@ -48,12 +48,8 @@ def lower_priority(niceness: int) -> None:
         os.setpriority(os.PRIO_PROCESS, _thread.get_native_id(), niceness)
 
 
-_computing = SingleThread()
-
-
-def compute_in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run Python code in a thread. One call at a time: more threads would compete with the event loop for the GIL."""
-    return _computing.run(function, *args, **kwargs)
+# Runs Python code in a thread. One call at a time: more threads would compete with the event loop for the GIL.
+compute_in_thread = SingleThread().run
 
 
 class ParkedWorker:

@@ -3,24 +3,24 @@
 They come from the environment as `CHATAPP_<NAME>`; PORT, HOST and DATA_DIR also without the prefix.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
 from datetime import datetime
+from math import ceil
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 PREFIX = "CHATAPP_"
 UNPREFIXED = ("PORT", "HOST", "DATA_DIR")
 TRANSPORTS = ("websocket", "polling")
 DRILL_FAULTS = ("refuse", "close", "mute", "delay", "429")
 LONGEST_DRILL_S = 900
+PERIODS_S = {"second": 1, "minute": 60, "hour": 3600}
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 TRIGGERS = (
     "echo",
@@ -46,23 +46,52 @@ def asset_dir(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
-@dataclass(frozen=True)
-class Network:
-    """A declared proxy's address, or network in CIDR notation."""
-
-    value: ipaddress.IPv4Network | ipaddress.IPv6Network
-
-    def __contains__(self, address: str) -> bool:
-        try:
-            return ipaddress.ip_address(address) in self.value or plain_address(address) in self.value
-        except ValueError:
-            return False
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """Parse an address; an IPv4-mapped one (::ffff:127.0.0.1) becomes IPv4. Raises ValueError."""
     address = ipaddress.ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_within(networks: Iterable[Network], address: str) -> bool:
+    """Return True if one of the networks contains an address, as it is written or as IPv4."""
+    try:
+        forms = ipaddress.ip_address(address), plain_address(address)
+    except ValueError:  # a unix socket has none
+        return False
+    return any(form in network for network in networks for form in forms)
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """So many in a period, and as many at once; 0: no limit."""
+
+    number: int
+    period: str  # second, minute, hour
+
+    @property
+    def per_s(self) -> float:
+        """The rate, in 1/s."""
+        return self.number / PERIODS_S[self.period]
+
+    def among(self, workers: int) -> "RateLimit":
+        """Return the share of each of several workers."""
+        return RateLimit(ceil(self.number / workers), self.period)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.period}" if self.number else "off"
+
+
+NO_LIMIT = RateLimit(0, "second")
+
+
+def _rate_limit(text: str) -> RateLimit:
+    found = re.fullmatch(r"([1-9]\d{0,8}) ?/ ?(second|minute|hour)", text.strip().lower())
+    if not found:
+        raise ValueError("must be such as `1000/minute` (or /second, /hour), or off")
+    return RateLimit(int(found[1]), found[2])
 
 
 @dataclass(frozen=True)
@@ -83,8 +112,13 @@ class DrillSlot:
         return f"{self.day} {self.hour:02}:{self.minute:02} {self.fault} {self.seconds}"
 
 
+def _items(text: str) -> list[str]:
+    """Split at commas, without empty parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _drill_slots(text: str) -> tuple[DrillSlot, ...]:
-    return tuple(_drill_slot(part.strip()) for part in text.split(",") if part.strip())
+    return tuple(map(_drill_slot, _items(text)))
 
 
 def _drill_slot(text: str) -> DrillSlot:
@@ -109,9 +143,9 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any
     return parse
 
 
-def _or_off(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Parse `off` as 0."""
-    return lambda text: 0 if text == "off" else parse(text)
+def _or_off(parse: Callable[[str], Any], off: Any = 0) -> Callable[[str], Any]:
+    """Parse `off` as another value."""
+    return lambda text: off if text.strip() == "off" else parse(text)
 
 
 def _yes_or_no(text: str) -> bool:
@@ -120,20 +154,15 @@ def _yes_or_no(text: str) -> bool:
     return text == "yes"
 
 
-def _transports(text: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not names or any(name not in TRANSPORTS for name in names) or len(set(names)) != len(names):
-        raise ValueError("must be websocket, polling, or websocket,polling")
-    return tuple(name for name in TRANSPORTS if name in names)
+def _some_of(allowed: tuple[str, ...], message: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = _items(text)
+        known = tuple(name for name in allowed if name in names)
+        if not known or len(known) != len(names):
+            raise ValueError(message)
+        return known
 
-
-def _triggers(text: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if names == ("off",):
-        return ()
-    if not names or any(name not in TRIGGERS for name in names):
-        raise ValueError(f"must be off, or some of {', '.join(TRIGGERS)}, commas between")
-    return tuple(name for name in TRIGGERS if name in names)
+    return parse
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -154,17 +183,47 @@ def _origin(text: str) -> str:
 
 
 def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(_origin(part.strip()) for part in text.split(",") if part.strip())
+    origins = tuple(map(_origin, _items(text)))
     if any(urlsplit(origin).path for origin in origins):
         raise ValueError("must be origins without a path, such as https://chat.example.org")
     return origins
 
 
+def _target(text: str) -> str:
+    """Parse the address of something that is called: it may have a path and a query, but no user."""
+    parts = urlsplit(text.strip())
+    is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0  # a bad port raises
+    if not is_address or parts.username or re.search(r"\s", text.strip()):
+        raise ValueError("must be a full address such as https://hooks.example.org/alerts, without a user")
+    return text.strip()
+
+
+def _smtp_url(text: str) -> str:
+    parts = urlsplit(text.strip())
+    is_address = parts.scheme in ("smtp", "smtps") and parts.hostname and parts.port != 0  # a bad port raises
+    if not is_address or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("must be such as smtp://user:password@mail.example.org:587, or smtps://…")
+    if bool(parts.username) != bool(parts.password):
+        raise ValueError("must have a user and a password, or neither")
+    if not unquote(text).isascii():
+        raise ValueError("must have a user and a password of ASCII letters: mail servers take no others")
+    return text.strip()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(_items(text))
+
+
+def _emails(text: str) -> tuple[str, ...]:
+    found = tuple(_items(text))
+    if not all(re.fullmatch(r"[^@\s<>\",;]+@[^@\s<>\",;]+", one) and one.isascii() for one in found):
+        raise ValueError("must be e-mail addresses with commas between them")
+    return found
+
+
 def _networks(text: str) -> tuple[Network, ...]:
     try:
-        return tuple(
-            Network(ipaddress.ip_network(part.strip(), strict=False)) for part in text.split(",") if part.strip()
-        )
+        return tuple(ipaddress.ip_network(part, strict=False) for part in _items(text))
     except ValueError as error:
         raise ValueError(f"must be addresses or networks with commas between them ({error})") from None
 
@@ -175,8 +234,10 @@ def _prefix(text: str) -> str:
     return text.rstrip("/")
 
 
-def _prompt(text: str) -> str:
-    return "" if text == "off" else text
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{16,200}", text.strip()):
+        raise ValueError("must be 16 to 200 characters without spaces, such as `openssl rand -hex 24` prints")
+    return text.strip()
 
 
 def _path(text: str) -> Path:
@@ -188,9 +249,17 @@ def _setting(sentence: str, default: Any, parse: Callable[[str], Any], unit: str
     return dataclass_field(default=default, metadata=metadata)
 
 
+def _seconds(sentence: str, default: float, least: float = 0.1, most: float = 3600) -> Any:
+    return _setting(sentence, default, _number(least, most), "s")
+
+
+def _limit(sentence: str, default: RateLimit) -> Any:
+    return _setting(f"{sentence} `off`: any number.", default, _or_off(_rate_limit, NO_LIMIT))
+
+
 def _later(sentence: str, feature: str) -> Any:
     """Declare a setting of a feature that is not built yet; setting it stops the start."""
-    return dataclass_field(default=None, metadata={"sentence": sentence, "later": feature, "parse": str, "unit": ""})
+    return _setting(sentence, None, str, later=feature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,27 +280,22 @@ class Settings:
 
     workers: int = _setting("Worker processes.", 1, _number(1, 64, whole=True))
     transports: tuple[str, ...] = _setting(
-        "Which transports to offer; `polling` alone is the polling-only mode.", TRANSPORTS, _transports
+        "Which transports to offer; `polling` alone is the polling-only mode.",
+        TRANSPORTS,
+        _some_of(TRANSPORTS, "must be websocket, polling, or websocket,polling"),
     )
-    ws_ping_interval: float = _setting("How often the server pings a WebSocket.", 30.0, _number(0.1, 3600), "s")
-    ws_pong_timeout: float = _setting("A ping unanswered for so long closes it.", 60.0, _number(0.1, 3600), "s")
-    ws_write_timeout: float = _setting(
-        "A write that a reader does not take in so long closes it.", 10.0, _number(0.1, 3600), "s"
-    )
-    ws_read_timeout: float = _setting(
-        "A WebSocket from which nothing came for so long is closed.", 60.0, _number(0.1, 3600), "s"
-    )
+    ws_ping_interval: float = _seconds("How often the server pings a WebSocket.", 30.0)
+    ws_pong_timeout: float = _seconds("A ping unanswered for so long closes it.", 60.0)
+    ws_write_timeout: float = _seconds("A write that a reader does not take in so long closes it.", 10.0)
+    ws_read_timeout: float = _seconds("A WebSocket from which nothing came for so long is closed.", 60.0)
     ws_max_message_size: int = _setting(
         "Largest inbound WebSocket message; longer sends go by POST.",
         512,
         _number(256, 1 << 20, whole=True),
         "bytes",
     )
-    request_timeout: float = _setting(
-        "A request's head, the beginning of its body, and the taking of an answer have so long.",
-        10.0,
-        _number(0.1, 3600),
-        "s",
+    request_timeout: float = _seconds(
+        "A request's head, the beginning of its body, and the taking of an answer have so long.", 10.0
     )
     max_sockets_per_address: int = _setting(
         "Connections without a session that an address may have in a worker; `off`: as many as there is room for.",
@@ -239,21 +303,61 @@ class Settings:
         _or_off(_number(1, 1e6, whole=True)),
     )
 
-    poll_interval: float = _setting("Time between polls that cannot be held open.", 3.0, _number(0.1, 3600), "s")
+    max_sockets_per_user: int = _setting(
+        "WebSockets that a person may have in a worker; further pages poll. `off`: as many as there is room for.",
+        200,
+        _or_off(_number(1, 1e6, whole=True)),
+    )
+    rate_limit_sends: RateLimit = _limit("Messages that a person may send.", RateLimit(1000, "minute"))
+    rate_limit_connects: RateLimit = _limit("WebSockets that a person may open.", RateLimit(600, "minute"))
+    rate_limit_polls: RateLimit = _limit("Polls that a person may make.", RateLimit(6000, "minute"))
+    rate_limit_pages: RateLimit = _limit(
+        "All else that a person may ask: pages, actions, older messages, tests, reports.", RateLimit(1200, "minute")
+    )
+
+    poll_interval: float = _seconds("Time between polls that cannot be held open.", 3.0)
     poll_max_retries: int = _setting(
         "How often a failed poll is retried before polling counts as lost.", 3, _number(0, 100, whole=True)
     )
     poll_backoff: float = _setting("Factor by which the wait between retries of a poll grows.", 1.5, _number(1, 10))
-    poll_longest_hold: float = _setting("Longest time a poll is held open; 0 means never.", 25.0, _number(0, 120), "s")
-    reconnect_interval: float = _setting("Longest wait between attempts to connect.", 5.0, _number(0.1, 3600), "s")
+    poll_longest_hold: float = _seconds("Longest time a poll is held open; 0 means never.", 25.0, 0, 120)
+    reconnect_interval: float = _seconds("Longest wait between attempts to connect.", 5.0)
     max_reconnect_attempts: int = _setting("Attempts before the state is `error`.", 10, _number(1, 1000, whole=True))
-    heartbeat_interval: float = _setting("Echo of a page that is not visible.", 30.0, _number(1, 3600), "s")
+    heartbeat_interval: float = _seconds("Echo of a page that is not visible.", 30.0, 1)
     predict: tuple[str, ...] = _setting(
-        "What makes a page poll beside a WebSocket that may be failing; `off`: only its end.", TRIGGERS, _triggers
+        "What makes a page poll beside a WebSocket that may be failing; `off`: only its end.",
+        TRIGGERS,
+        _or_off(_some_of(TRIGGERS, f"must be off, or some of {', '.join(TRIGGERS)}, commas between"), ()),
     )
 
-    session_lifetime: float = _setting("A sign-in ends after so many days.", 30.0, _number(0.01, 3650), "days")
+    access_lifetime: float = _seconds("How long a session gives access; pages renew it before.", 3600.0, 1, 864_000)
+    session_idle: float = _setting(
+        "A sign-in that is not used ends after so many days.", 30.0, _number(0.00001, 3650), "days"
+    )
+    session_lifetime: float = _setting("Any sign-in ends after so many days.", 90.0, _number(0.00001, 3650), "days")
+    metrics_token: str = _setting(
+        "Bearer token with which Prometheus may read /metrics; without one only operators may.", "", _token, secret=True
+    )
+    log_format: str = _setting(
+        "Form of the log: text, json, or auto, which is json unless it goes to a terminal.",
+        "text",
+        _one_of("text", "json", "auto"),
+    )
     events_kept: float = _setting("Connection events are kept for so many days.", 14.0, _number(0.01, 3650), "days")
+    minutes_kept: float = _setting("Figures of minutes are kept for so many days.", 30.0, _number(1, 3650), "days")
+    hours_kept: float = _setting("Figures of hours are kept for so many days.", 730.0, _number(1, 36_500), "days")
+    events_most: int = _setting(
+        "The oldest connection events go earlier where metrics.db would become larger.",
+        500,
+        _number(10, 1_000_000, whole=True),
+        "MB",
+    )
+    questions_kept: float = _setting(
+        "Questions without a sure answer are kept, without who asked, for so many days; 0: none are.",
+        90.0,
+        _number(0, 3650),
+        "days",
+    )
     assistant: str = _setting("Who answers: builtin, openai or off.", "builtin", _one_of(*ASSISTANTS))
     assistant_pace: float = _setting("Speed of the built-in assistant.", 400.0, _number(1, 1e7), "characters a second")
     longest_answer: int = _setting(
@@ -265,8 +369,35 @@ class Settings:
     openai_base_url: str = _setting("OpenAI-compatible server, such as http://127.0.0.1:8080/v1.", "", _origin)
     openai_api_key: str = _setting("Its key, where it wants one.", "", str.strip, secret=True)
     openai_model: str = _setting("Its model.", "", str.strip)
-    openai_timeout: float = _setting("Its longest silence while it answers.", 60.0, _number(0.1, 3600), "s")
-    openai_system_prompt: str = _setting("What its model is told first; `off` for nothing.", SYSTEM_PROMPT, _prompt)
+    openai_context_window: int = _setting(
+        "Its context window; 0: it is found out when a conversation is too long.",
+        0,
+        _number(0, 10_000_000, whole=True),
+        "tokens",
+    )
+    openai_temperature: float | None = _setting("Its temperature; its own if unset.", None, _number(0, 2))
+    openai_max_tokens: int = _setting(
+        "The longest answer asked for; 0: its own.", 0, _number(0, 1_000_000, whole=True), "tokens"
+    )
+    openai_models: tuple[str, ...] = _setting(
+        "Models that people may choose from, commas between; all of its list if unset.", (), _names
+    )
+    openai_tokens_a_day: int = _setting(
+        "What a person may use in a day; 0: as much as they like.", 0, _number(0, 1_000_000_000, whole=True), "tokens"
+    )
+    openai_timeout: float = _seconds("Its longest silence while it answers.", 60.0)
+    openai_system_prompt: str = _setting(
+        "What its model is told first; `off` for nothing.", SYSTEM_PROMPT, _or_off(str, "")
+    )
+    smtp_url: str = _setting(
+        "Mail server of alerts, such as smtp://user:password@mail.example.org:587.", "", _smtp_url, secret=True
+    )
+    alert_emails: tuple[str, ...] = _setting("Who gets alerts by e-mail; commas between.", (), _emails)
+    alert_webhook: str = _setting("Address to which alerts are posted.", "", _target, secret=True)
+    alert_webhook_secret: str = _setting("Key of the signature of what is posted there.", "", str.strip, secret=True)
+    alert_ping: str = _setting(
+        "Address that is asked each minute while alerts are looked at (a dead man's switch).", "", _target, secret=True
+    )
     drill_schedule: tuple[DrillSlot, ...] = _setting(
         "When to drill the fallback, such as `sun 04:00 refuse 60`.", (), _drill_slots
     )
@@ -276,10 +407,6 @@ class Settings:
 
     database_url: str | None = _later("PostgreSQL instead of SQLite.", "PostgreSQL")
     redis_url: str | None = _later("Redis, for rate limits between hosts.", "Redis")
-    rate_limit_sends: str | None = _later("Sends a person may make, such as 1000/minute.", "limiting sends")
-    rate_limit_connects: str | None = _later("Connects a person may make.", "limiting connects")
-    max_sockets_per_user: str | None = _later("Live connections a person may have.", "capping connections")
-    metrics_token: str | None = _later("Bearer token of /metrics.", "the metrics page")
 
 
 @dataclass(frozen=True)
@@ -335,17 +462,26 @@ def _parse(variable: str, text: str, metadata: Mapping[str, Any]) -> Any:
     try:
         return metadata["parse"](text)
     except ValueError as error:
-        raise ConfigError(f"{variable}={text!r}: {error}.") from None
+        shown = variable if metadata.get("secret") else f"{variable}={text!r}"
+        raise ConfigError(f"{shown}: {error}.") from None
 
 
 def _check(settings: Settings) -> None:
     _check_openai(settings)
+    _check_alerts(settings)
     admin = [bool(settings.admin_name), bool(settings.admin_email), bool(settings.admin_password)]
     if any(admin) and not all(admin):
         raise ConfigError("CHATAPP_ADMIN_NAME, _EMAIL and _PASSWORD go together: set all three or none.")
     path = urlsplit(settings.public_url).path
     if path and path != settings.url_prefix:
         raise ConfigError(f"CHATAPP_PUBLIC_URL ends in {path!r}, but CHATAPP_URL_PREFIX is {settings.url_prefix!r}.")
+
+
+def _check_alerts(settings: Settings) -> None:
+    if bool(settings.smtp_url) != bool(settings.alert_emails):
+        raise ConfigError("CHATAPP_SMTP_URL and CHATAPP_ALERT_EMAILS go together: set both or none.")
+    if bool(settings.alert_webhook) != bool(settings.alert_webhook_secret):
+        raise ConfigError("CHATAPP_ALERT_WEBHOOK and CHATAPP_ALERT_WEBHOOK_SECRET go together: set both or none.")
 
 
 def _check_openai(settings: Settings) -> None:
@@ -378,21 +514,29 @@ def _show(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return ",".join(str(item.value) if isinstance(item, Network) else str(item) for item in value)
+        return ",".join(map(str, value))
     return str(value) if not isinstance(value, float) else f"{value:g}"
 
 
 def browser_config(
-    settings: Settings, urls: Mapping[str, str], network: str, remembered: Mapping[str, Any] | None, drill_ms: int
+    settings: Settings,
+    urls: Mapping[str, str],
+    protocol: int,
+    network: str,
+    remembered: Mapping[str, Any] | None,
+    access_ms: int,
+    drill_ms: int,
 ) -> str:
     """Return the JavaScript's settings as JSON. Times are milliseconds if the name ends in _ms.
 
-    `network`: the key of the page's network, `remembered`: this person's experience there (network_memory.py).
-    `drill_ms`: the rest of a drill for them.
+    `protocol`: the revision of docs/protocol.md. `network`: the key of the page's network, `remembered`: this
+    person's experience there (network_memory.py).
+    `access_ms`: the rest of the session's access. `drill_ms`: the rest of a drill for them.
     """
     return json.dumps(
         {
             **urls,
+            "protocol": protocol,
             "network": network,
             "remembered": remembered,
             "transports": settings.transports,
@@ -405,6 +549,7 @@ def browser_config(
             "poll_backoff": settings.poll_backoff,
             "poll_hold_ms": round(settings.poll_longest_hold * 1000),
             "ws_max_message": settings.ws_max_message_size,
+            "access_ms": access_ms,
             "drill_ms": drill_ms,
         }
     )

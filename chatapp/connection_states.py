@@ -3,12 +3,12 @@ static/js/connection/states.js interprets it.
 """
 
 import json
-from typing import Literal
+from typing import Literal, get_args
 
 State = Literal["disconnected", "connecting", "connected", "polling", "reconnecting", "error"]
 Rows = dict[str, tuple[State, str]]
 
-STATES: tuple[State, ...] = ("disconnected", "connecting", "connected", "polling", "reconnecting", "error")
+STATES: tuple[State, ...] = get_args(State)
 
 # Actions of several rows. A race drops attempts from before a sleep and tries both transports.
 _RACE = "close_websocket stop_poll clear_timers open_websocket start_poll await_attempt"
@@ -107,7 +107,7 @@ TIMERS = {
 }
 
 
-def is_connected(state: str) -> bool:
+def is_connected(state: str | None) -> bool:
     """Return True if messages flow, by either transport."""
     return state in ("connected", "polling")
 

@@ -1,7 +1,5 @@
 """The limit of open file descriptors, and its shares for requests and connections."""
 
-from __future__ import annotations
-
 import resource
 
 MOST_FILES = 1 << 20  # Linux's default for fs.nr_open

@@ -1,49 +1,47 @@
 """WSGI middleware from the outside in, and the headers of every response.
 
 ProxyMiddleware      strips the URL prefix, and trusts the forwarding headers of declared proxies only
-RequestMiddleware    refuses malformed hosts and cookies
-BodyMiddleware       limits bodies by the request's head, before they are read
+RequestMiddleware    refuses malformed hosts and cookies, and limits bodies by the request's head, before they are read
 AdmissionMiddleware  gives requests without a session a share of the event loop's time
 
 Polls and WebSocket upgrades are answered between the last two (transports/).
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import time
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
-from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import gevent
 from flask import Flask, Response, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatapp.accounts.auth import AUTH_SESSION_KEY, SessionCache
+from chatapp.assistant.own_files import LARGEST_UPLOAD
 from chatapp.concurrency import has_loop
-from chatapp.config import Settings, plain_address
+from chatapp.config import Settings, is_within, plain_address
 from chatapp.fair_queue import Attempts, FairQueue, Full, Refusals
 from chatapp.gunicorn_bridge import assign_connection, end_request, has_body, has_left, is_cut, note_session, skip_body
-from chatapp.staticfiles import StaticFiles
+from chatapp.staticfiles import UNKEPT, StaticFiles
 from chatapp.store import StorageUnavailable
-from chatapp.transports.integrity import UNKEPT
 from chatapp.wellformed import COOKIES, LONGEST_COOKIES, PLAIN, WRONG_HOST, is_host, shown
 
 WEBSOCKET_SCHEMES = {"wss": "https", "ws": "http"}  # Traefik forwards an upgrade's scheme as ws or wss
 MOST_PEERS = 4096  # in the cache of declared addresses
-MOST_HOSTS = 256  # in the set of checked hosts
 PROBE_PATHS = ("/healthz", "/readyz")  # without the prefix, and without waiting: a load balancer's
 
 BODY_LIMIT = "chatapp.longest_body"  # key of a request's environment
 LARGEST_BODY = 512 << 10  # bytes; a report of 200 events or a message of 20,000 characters fits easily
 SMALL_BODY = 16 << 10  # bytes; for every other path
-LARGE_BODY_PATHS = ("/c", "/connection/events")
-LARGE_BODY_SUFFIX = "/messages"
+LARGE_BODY_PATHS = ("/c", "/connection/events", "/knowledge/files/preview")
+UPLOAD_PATH = "/knowledge/files/upload"
+LARGE_BODY_SUFFIXES = ("/messages", "/edit", "/wishes", "/attachments")
 TOO_LARGE = "This is longer than anything that this address takes.\n"
-ANONYMOUS_PATHS = ("/sign-in", "/first-run")  # forms for people without a session
+ANONYMOUS_PATHS = ("/sign-in", "/first-run", "/network-test")  # forms for people without a session
+ANONYMOUS_PREFIX = "/link/"  # and these
 
 PAGE_INTERVAL_S = 0.02  # between two pages for strangers: they get some tenth of the event loop
 FILE_INTERVAL_S = 0.003  # between two files for them: a page needs some thirty
@@ -51,39 +49,44 @@ LAG_FACTOR = 3.0  # the interval grows to so many times the event loop's lag,
 LONGEST_INTERVAL_S = 0.25  # but not beyond this
 MOST_PAGES_WAITING = 250  # some 5 s
 MOST_FILES_WAITING = 100  # some 0.3 s
-OVERLOADED = b"Too many people who are not signed in ask for pages at this moment. Try again in a few seconds.\n"
+OVERLOADED = "Too many people who are not signed in ask for pages at this moment. Try again in a few seconds.\n"
 RETRY_S = 5
 
 log = logging.getLogger("chatapp.requests")
 
 
+def _log_refusal(environ: WSGIEnvironment, reason: str) -> None:
+    log.warning("refused a request from %s: %s", environ.get("REMOTE_ADDR", "-"), reason)
+
+
+def _plain(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> Iterable[bytes]:
+    """Answer with plain text, which costs neither Flask nor a template."""
+    body = text.encode()
+    start_response(status, [*PLAIN, *headers, ("Content-Length", str(len(body)))])
+    return [body]
+
+
 class ProxyMiddleware:
     """Records the TCP peer, strips the URL prefix, and applies the forwarding headers of declared proxies."""
 
-    def __init__(self, app: Any, settings: Settings) -> None:
+    def __init__(self, app: WSGIApplication, settings: Settings) -> None:
         self._app = app
         self._behind_proxy = ProxyFix(app, x_for=1, x_proto=1, x_host=1, x_prefix=0)
         self._settings = settings
-        self._is_declared = lru_cache(MOST_PEERS)(self._is_in_declared_network)
+        self._is_declared = lru_cache(MOST_PEERS)(partial(is_within, settings.trusted_proxies))
 
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         peer = environ.get("REMOTE_ADDR", "")
         environ["chatapp.peer"] = peer
         if not self._strip_prefix(environ):
-            start_response("404 NOT FOUND", [*PLAIN, ("Content-Length", "0")])
-            return []
-        is_declared = self._is_declared(peer)
-        if is_declared:
-            _normalize_scheme(environ)
-            _normalize_client_address(environ)
-        app = self._behind_proxy if is_declared else self._app
-        answer: Iterable[bytes] = app(environ, start_response)
-        return answer
+            return _plain(start_response, "404 NOT FOUND", "")
+        if not self._is_declared(peer):
+            return self._app(environ, start_response)
+        _normalize_scheme(environ)
+        _normalize_client_address(environ)
+        return self._behind_proxy(environ, start_response)
 
-    def _is_in_declared_network(self, peer: str) -> bool:
-        return any(peer in network for network in self._settings.trusted_proxies)
-
-    def _strip_prefix(self, environ: dict[str, Any]) -> bool:
+    def _strip_prefix(self, environ: WSGIEnvironment) -> bool:
         """Return False for a path outside the prefix."""
         prefix = self._settings.url_prefix
         path = environ.get("PATH_INFO", "")
@@ -96,14 +99,14 @@ class ProxyMiddleware:
         return True
 
 
-def _normalize_scheme(environ: dict[str, Any]) -> None:
+def _normalize_scheme(environ: WSGIEnvironment) -> None:
     header = environ.get("HTTP_X_FORWARDED_PROTO", "")
     if "ws" in header.lower():
         schemes = (scheme.strip().lower() for scheme in header.split(","))
         environ["HTTP_X_FORWARDED_PROTO"] = ",".join(WEBSOCKET_SCHEMES.get(scheme, scheme) for scheme in schemes)
 
 
-def _normalize_client_address(environ: dict[str, Any]) -> None:
+def _normalize_client_address(environ: WSGIEnvironment) -> None:
     """Keep the last element, which the proxy added, if it is an address: it goes into logs and counters."""
     header = environ.pop("HTTP_X_FORWARDED_FOR", None)
     address = forwarded_address(header.rpartition(",")[2]) if header else ""
@@ -122,65 +125,42 @@ def forwarded_address(text: str) -> str:
 
 
 class RequestMiddleware:
-    """Refuses malformed Host headers (400) and too long cookies (431)."""
+    """Refuses malformed Host headers (400) and too long cookies (431), limits bodies, and drops those of requests that
+    need a session and have none."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self._hosts: set[str] = set()  # valid ones, hence of bounded length
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        host, cookies = environ.get("HTTP_HOST"), environ.get("HTTP_COOKIE", "")
-        if host is not None and host not in self._hosts:
-            if not is_host(host):
-                return _refuse(environ, start_response, "400 BAD REQUEST", WRONG_HOST, f"host {shown(host)}")
-            if len(self._hosts) >= MOST_HOSTS:
-                self._hosts.clear()
-            self._hosts.add(host)
-        if len(cookies) > LONGEST_COOKIES:
-            reason = f"{len(cookies)} characters of cookies"
-            return _refuse(environ, start_response, "431 REQUEST HEADER FIELDS TOO LARGE", COOKIES, reason)
-        if not cookies.isascii():  # Flask decodes all cookies as UTF-8; ours are ASCII, but other sites' may not be
-            environ["HTTP_COOKIE"] = cookies.encode("ascii", "replace").decode()
-        answer: Iterable[bytes] = self._app(environ, start_response)
-        return answer
-
-
-def _refuse(environ: dict[str, Any], start_response: Any, status: str, text: str, reason: str) -> Iterable[bytes]:
-    log.warning("refused a request from %s: %s", environ.get("REMOTE_ADDR", "-"), reason)
-    body = text.encode()
-    start_response(status, [*PLAIN, ("Content-Length", str(len(body)))])
-    return [body]
-
-
-class BodyMiddleware:
-    """Limits bodies, and drops those of requests that need a session and have none."""
-
-    def __init__(self, app: Any, sessions: SessionCache) -> None:
+    def __init__(self, app: WSGIApplication, sessions: SessionCache) -> None:
         self._app = app
         self._sessions = sessions
 
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        host, cookies = environ.get("HTTP_HOST"), environ.get("HTTP_COOKIE", "")
+        if host is not None and not is_host(host):
+            _log_refusal(environ, f"host {shown(host)}")
+            return _plain(start_response, "400 BAD REQUEST", WRONG_HOST)
+        if len(cookies) > LONGEST_COOKIES:
+            _log_refusal(environ, f"{len(cookies)} characters of cookies")
+            return _plain(start_response, "431 REQUEST HEADER FIELDS TOO LARGE", COOKIES)
+        if not cookies.isascii():  # Flask decodes all cookies as UTF-8; ours are ASCII, but other sites' may not be
+            environ["HTTP_COOKIE"] = cookies.encode("ascii", "replace").decode()
         assign_connection(environ, environ.get("chatapp.peer", ""))
         if has_body(environ) and not self._limit(environ):
-            text = TOO_LARGE.encode()
-            start_response("413 CONTENT TOO LARGE", [*PLAIN, ("Content-Length", str(len(text)))])
-            return [text]
-        answer: Iterable[bytes] = self._app(environ, start_response)
-        return answer
+            return _plain(start_response, "413 CONTENT TOO LARGE", TOO_LARGE)
+        return self._app(environ, start_response)
 
-    def _limit(self, environ: dict[str, Any]) -> bool:
+    def _limit(self, environ: WSGIEnvironment) -> bool:
         """Set the body's limit. Return False for a stranger's oversized body: a plain-text 413 then, no page."""
         path, header = environ.get("PATH_INFO", ""), environ.get("HTTP_COOKIE", "")
         is_signed_in = self._is_signed_in(header)
         if is_signed_in:
             note_session(environ)
-        elif path not in ANONYMOUS_PATHS and not self._has_signed_cookie(header):
+        elif not (path in ANONYMOUS_PATHS or path.startswith(ANONYMOUS_PREFIX) or self._has_signed_cookie(header)):
             skip_body(environ)
             environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(), "0"
             environ.pop("HTTP_TRANSFER_ENCODING", None)
             return True
-        is_large = path in LARGE_BODY_PATHS or path.endswith(LARGE_BODY_SUFFIX)
-        environ[BODY_LIMIT] = LARGEST_BODY if is_large else SMALL_BODY
+        is_large = path in LARGE_BODY_PATHS or path.endswith(LARGE_BODY_SUFFIXES)
+        is_upload = path == UPLOAD_PATH and is_signed_in
+        environ[BODY_LIMIT] = LARGEST_UPLOAD if is_upload else LARGEST_BODY if is_large else SMALL_BODY
         length = environ.get("CONTENT_LENGTH", "")
         is_too_large = length.isdecimal() and int(length) > environ[BODY_LIMIT]
         if is_too_large:
@@ -214,7 +194,7 @@ class Pacer:
         self._next_at = 0.0  # monotonic clock, s
         self._is_running = False
 
-    def wait(self, environ: dict[str, Any]) -> None:
+    def wait(self, environ: WSGIEnvironment) -> None:
         """Return when this request may start. Raises Full."""
         address = environ.get("REMOTE_ADDR", "")
         attempts, now = self._queue.attempts.count(address), time.monotonic()
@@ -242,7 +222,7 @@ class Pacer:
 class AdmissionMiddleware:
     """Makes requests without a session wait their turn. `attempts` counts pages and passwords by address."""
 
-    def __init__(self, app: Any, sessions: SessionCache, static: StaticFiles, attempts: Attempts) -> None:
+    def __init__(self, app: WSGIApplication, sessions: SessionCache, static: StaticFiles, attempts: Attempts) -> None:
         self._app = app
         self._sessions = sessions
         self._static = static
@@ -250,7 +230,7 @@ class AdmissionMiddleware:
         self._pages = Pacer(PAGE_INTERVAL_S, MOST_PAGES_WAITING, attempts)
         self._files = Pacer(FILE_INTERVAL_S, MOST_FILES_WAITING, Attempts())
 
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:
             if has_loop() and self._is_anonymous(environ):
                 self._wait(environ)
@@ -259,14 +239,12 @@ class AdmissionMiddleware:
             if is_cut(environ):
                 end_request()
             skip_body(environ)  # and all further requests of this connection
-            start_response("503 SERVICE UNAVAILABLE", [*PLAIN, ("Retry-After", str(RETRY_S))])
-            return [OVERLOADED]
+            return _plain(start_response, "503 SERVICE UNAVAILABLE", OVERLOADED, ("Retry-After", str(RETRY_S)))
         if is_cut(environ):  # while it waited
             end_request()
-        answer: Iterable[bytes] = self._app(environ, start_response)
-        return answer
+        return self._app(environ, start_response)
 
-    def _wait(self, environ: dict[str, Any]) -> None:
+    def _wait(self, environ: WSGIEnvironment) -> None:
         path = environ.get("PATH_INFO", "")
         is_read = environ.get("REQUEST_METHOD") in ("GET", "HEAD")
         if is_read and self._static.has(path):
@@ -274,11 +252,12 @@ class AdmissionMiddleware:
         elif not is_read or path not in PROBE_PATHS:  # an unknown path, too: its 404 is a page
             self._pages.wait(environ)
 
-    def _is_anonymous(self, environ: dict[str, Any]) -> bool:
+    def _is_anonymous(self, environ: WSGIEnvironment) -> bool:
         if AUTH_SESSION_KEY in environ:
             return False
         try:
-            is_live = self._sessions.find(environ.get("HTTP_COOKIE", "")) is not None
+            cookies = environ.get("HTTP_COOKIE", "")
+            is_live = self._sessions.find(cookies) is not None or self._sessions.is_renewable(cookies)
         except StorageUnavailable:  # the cookie's signature is ours; Flask reports the error
             return False
         if is_live:
@@ -301,6 +280,12 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 
+# Static files that are no documents do without their headers, which would weigh more than some of them. A picture can
+# be opened as one, and then runs no script.
+_WINDOW = ("Cross-Origin-Opener-Policy", "Permissions-Policy")
+_PART = ("Content-Security-Policy", *_WINDOW)
+NOT_OF = {"text/css": _PART, "text/javascript": _PART, "image/svg+xml": _WINDOW}
+
 
 @lru_cache(maxsize=100)
 def answer_headers(is_secure: bool, host: str, is_public_https: bool = False) -> list[tuple[str, str]]:
@@ -316,6 +301,8 @@ def init_headers(app: Flask) -> None:
 
     @app.after_request
     def headers(response: Response) -> Response:
+        left_out = NOT_OF.get(response.mimetype or "", ()) if request.endpoint == "static" else ()
         for name, value in answer_headers(request.is_secure, request.host, is_public_https):
-            response.headers.setdefault(name, value)
+            if name not in left_out:
+                response.headers.setdefault(name, value)
         return response

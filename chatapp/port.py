@@ -1,7 +1,5 @@
 """A check that the port to serve on is free, with the process that holds it otherwise."""
 
-from __future__ import annotations
-
 import errno
 import os
 import socket
@@ -62,8 +60,7 @@ def _listening_inodes(port: int) -> Iterator[str]:
 
 
 def _processes() -> Iterator[int]:
-    proc = Path("/proc")
-    return (int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()) if proc.is_dir() else iter(())
+    return (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
 
 
 def _socket_inodes(process: int) -> Iterator[str]:

@@ -1,15 +1,15 @@
 """Gunicorn's settings and hooks: gevent workers that drain their connections before they end."""
 
-from __future__ import annotations
-
 from gevent import monkey
 
 monkey.patch_all()  # before anything else is imported, also where gunicorn preloads
 
 import gc  # noqa: E402
+import logging  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
@@ -20,15 +20,19 @@ from gunicorn.app.base import BaseApplication  # noqa: E402
 from chatapp import create_app, descriptors  # noqa: E402
 from chatapp.access_log import AccessLog  # noqa: E402
 from chatapp.config import load  # noqa: E402
-from chatapp.gunicorn_bridge import IdleConnections, Limits, Worker, tune_worker  # noqa: E402
+from chatapp.gunicorn_bridge import Limits, Worker  # noqa: E402
+from chatapp.logs import init_logs, is_json, line_json  # noqa: E402
 from chatapp.strangers import Strangers  # noqa: E402
 
 CLOSE_IDLE_EVERY_S = 0.2
+log = logging.getLogger("chatapp.server")
+
 ALIVE_CHECK_S = 1.0  # at most so late does a drain start if the worker ends without a signal
 
 start_message = ""  # printed once the sockets are open
 settings = load(os.environ)
-descriptors.raise_limit()  # each WebSocket needs one
+init_logs(settings.log_format)
+AccessLog.is_json = is_json(settings.log_format, sys.stdout)
 sys.setswitchinterval(0.001)  # s; rendering threads yield to the event loop sooner (Python's default: 5 ms)
 
 bind = f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
@@ -53,7 +57,10 @@ proc_name = "chatapp"
 
 def when_ready(_arbiter: Any) -> None:
     """Print the address: connections are accepted from now on."""
-    print(start_message, flush=True)
+    lines = start_message.splitlines()
+    if AccessLog.is_json:
+        lines = [line_json("start", message=line) for line in lines]
+    print("\n".join(lines), flush=True)
 
 
 def pre_request(_worker: Any, _request: Any) -> None:
@@ -63,15 +70,14 @@ def pre_request(_worker: Any, _request: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Start the background work, and a greenlet that drains at the worker's end."""
     parts = worker.wsgi.extensions["chatapp"]
-    tune_worker(worker)
     strangers = Strangers(settings.max_sockets_per_address, descriptors.for_strangers(descriptors.allowed()))
     worker.limits = Limits(strangers, settings.request_timeout, keepalive)
     gc.collect()
     gc.freeze()  # a full collection over all loaded modules would block the loop for 50 ms
+    _log_greenlets()
     parts.start()
-    parts.polls.access_log = worker.log.add_line
+    parts.connections.log_access = worker.log.add_line
 
-    idle = IdleConnections(worker)
     terminated = Event()
     _set_at_sigterm(terminated)
 
@@ -80,10 +86,20 @@ def post_worker_init(worker: Any) -> None:
             terminated.wait(ALIVE_CHECK_S)
         parts.drain()
         while True:  # until the process ends: some were accepted last, or have just been answered
-            idle.close()
+            worker.close_idle()
             gevent.sleep(CLOSE_IDLE_EVERY_S)
 
     gevent.spawn(drain_at_end)
+
+
+def _log_greenlets() -> None:
+    """Have an error that ends a greenlet or a thread logged like any other."""
+
+    def tell(_context: object, kind: Any, error: Any, trace: Any) -> None:
+        gevent.spawn(log.error, "a greenlet failed", exc_info=(kind, error, trace))  # the hub itself must not wait
+
+    gevent.get_hub().print_exception = tell
+    threading.excepthook = lambda failed: log.error("a thread failed", exc_info=failed.exc_value)
 
 
 def _set_at_sigterm(event: Event) -> None:

@@ -1,11 +1,9 @@
-"""Static files: scripts and style sheets joined, minified and compressed.
+"""Static files and the service worker: scripts and style sheets joined, minified and compressed.
 
 A page's script also contains the table of states and the templates of all states in one language: they must not need
 the server. Each file is built at its first request, once in a process: there are few (200 kB), known at the start.
 Brotli is smaller than gzip by an eighth but takes half a second: a thread compresses; until then gzip is sent.
 """
-
-from __future__ import annotations
 
 import gzip
 import hashlib
@@ -18,11 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import brotli
-from flask import Response, request
+from flask import Flask, Response, render_template, request, url_for
 from flask.templating import Environment
+from flask_babel import force_locale, get_babel, get_locale
 from rjsmin import jsmin
 from werkzeug.exceptions import NotFound
 
@@ -31,11 +29,15 @@ from chatapp.concurrency import SingleThread, lower_priority, soon
 TEXTS = {".js", ".css", ".svg", ".html"}
 OWN_SCRIPTS = "js/"  # those elsewhere (vendor/) are minified already
 STATIC = "/static/"
+# Cache-Control of a static file under its version, and of everything else: no-store also keeps pages from the back
+# button after signing out; some middleboxes obey no-transform.
+IMMUTABLE, UNKEPT = "public, max-age=31536000, immutable, no-transform", "no-store, no-transform"
 PRELOAD = "js/brought.js"
 WORKER = "js/browser/worker.js"
 PAGE_SCRIPTS = ("js/app.js", "js/check/check.js", "js/knowledge/copying.js", "js/watchdog/watchdog.js")
 SHEET = "css/all.css"
-_NAMES = ("reset", "tokens", "base", "layout", "buttons", "messages", "composer", "status", "pages")
+PAGES_SHEET = "css/pages.css"  # of all pages but the chat
+_NAMES = ("reset", "tokens", "base", "layout", "buttons", "messages", "composer", "status")
 SHEETS = tuple(f"css/{name}.css" for name in _NAMES)  # in this order: reset.css declares the order of the layers
 HASH = "$hash$"  # replaces # while a script is minified
 GZIP_LEVEL = 9  # all files together take 12 ms, once
@@ -153,18 +155,39 @@ class StaticFiles:
             others = [
                 name for name in self._paths if name.endswith((".js", ".svg")) and not name.startswith(OWN_SCRIPTS)
             ]
-            return [SHEET, *PAGE_SCRIPTS, *others]
+            return [SHEET, PAGES_SHEET, *PAGE_SCRIPTS, *others]
         return [PRELOAD, *(name for name in self._paths if name.endswith((".js", ".css", ".svg")) and name != WORKER)]
 
-    def response(self, name: str, language: str) -> Response:
-        """Return the response with this file. Raises NotFound."""
+    def init_app(self, app: Flask, instance: str) -> None:
+        """Add the routes of the files, the service worker and its page for everything that it has not stored."""
+        app.add_url_rule(f"{STATIC}<version>/<path:name>", "static", self.serve)
+        # At the root: a service worker's scope is its own folder.
+        app.add_url_rule("/worker.js", "worker", lambda: self._worker(instance).response())
+        app.add_url_rule("/offline", "offline", lambda: render_template("errors/offline.html"))
+        app.context_processor(lambda: {"static": self.url, "sheets": self.sheets})
+
+    def url(self, name: str) -> str:
+        """Return the URL of a static file; that of our own scripts names the reader's language."""
+        language = f"-{get_locale()}" if name.startswith(OWN_SCRIPTS) else ""
+        return url_for("static", version=self.version + language, name=name)
+
+    def serve(self, version: str, name: str) -> Response:
+        """Serve a static file. `version`: HASH, HASH-LANGUAGE, and .1, .2 for the watchdog's retries."""
         if not self._has_name(name):
             raise NotFound
+        content, _, wanted = version.partition(".")[0].partition("-")
+        languages = [str(locale) for locale in get_babel().instance.list_translations()]
+        language = wanted if wanted in languages else languages[0]  # not every language has a translation
         key = (name, language if name.startswith(OWN_SCRIPTS) else "")
         if key not in self._built:
-            self._built[key] = self._build(name)
+            with force_locale(language):
+                self._built[key] = self._build(name)
             soon(self._built[key].compress)
-        return self._built[key].response()
+        response = self._built[key].response()
+        # Under the version of another process, or another language, the response must not be cached.
+        is_exact = content == self.version and wanted in ("", language)
+        response.headers["Cache-Control"] = IMMUTABLE if is_exact else UNKEPT
+        return response
 
     def _build(self, name: str) -> StaticFile:
         mimetype = mimetypes.guess_type(name)[0] or "application/octet-stream"
@@ -181,8 +204,15 @@ class StaticFiles:
     def _read(self, name: str) -> str:
         return self._preload() if name == PRELOAD else self._paths[name].read_text()
 
-    def worker(self, settings: dict[str, Any]) -> StaticFile:
+    def _worker(self, instance: str) -> StaticFile:
         """Return the service worker, with its settings in the first line."""
+        settings = {
+            "instance": instance,
+            "version": self.version,
+            "base": f"{request.script_root}/",
+            "files": [self.url(name) for name in sorted(self.offline_names())],
+            "fallback": url_for("offline"),
+        }
         head = f"const SETTINGS = {json.dumps(settings)}\n"
         key = (WORKER, head)
         if key not in self._built:
@@ -213,35 +243,30 @@ class LinkError(Exception):
 def joined(entry: str, read: Callable[[str], str]) -> str:
     """Return one script of the module `entry` and all its imports. `read(name)` returns a module's text; names are
     paths from one folder, with slashes. Raises LinkError, and the errors of `read`."""
-    linker = _Linker(read)
-    linker.add(entry)
-    return "".join(linker.parts)
+    constants: dict[str, str | None] = {}  # by module, with its exports; None while the module is being added
+    parts: list[str] = []
 
-
-class _Linker:
-    def __init__(self, read: Callable[[str], str]) -> None:
-        self._read = read
-        self._names: dict[str, str | None] = {}  # module: the constant with its exports; None while it is being added
-        self.parts: list[str] = []
-
-    def add(self, module: str) -> str:
-        """Add a module after its imports. Returns the name of the constant with its exports."""
-        if module in self._names:
-            name = self._names[module]
-            if name is None:
+    def add(module: str) -> str:
+        """Add a module after its imports. Returns the name of its constant."""
+        if module in constants:
+            known = constants[module]
+            if known is None:
                 raise LinkError(f"{module} imports itself, by way of what it imports")
-            return name
-        self._names[module] = None
-        text = IMPORT.sub(lambda match: self._import(module, match), self._read(module))
+            return known
+        constants[module] = None
+        text = IMPORT.sub(lambda match: imported(module, match), read(module))
         exported = EXPORT.findall(text)
         text = EXPORT.sub("", text)
         for line in OTHER.findall(text):
             raise LinkError(f"{module}: cannot join `{line}`")
-        name = self._names[module] = f"module_{len(self.parts)}"
-        self.parts.append(f"// {module}\nconst {name} = (() => {{\n{text}\nreturn {{ {', '.join(exported)} }}\n}})()\n")
+        name = constants[module] = f"module_{len(parts)}"
+        parts.append(f"// {module}\nconst {name} = (() => {{\n{text}\nreturn {{ {', '.join(exported)} }}\n}})()\n")
         return name
 
-    def _import(self, module: str, match: re.Match[str]) -> str:
-        name = self.add(posixpath.normpath(posixpath.join(posixpath.dirname(module), match[2])))
+    def imported(module: str, match: re.Match[str]) -> str:
+        name = add(posixpath.normpath(posixpath.join(posixpath.dirname(module), match[2])))
         names = re.sub(r"(\w+)\s+as\s+(\w+)", r"\1: \2", match[1] or "")
         return f"const {{{names}}} = {name}" if names else ""
+
+    add(entry)
+    return "".join(parts)

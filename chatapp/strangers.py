@@ -11,7 +11,6 @@ import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
 
 from chatapp.config import plain_address
 from chatapp.fair_queue import prefix
@@ -23,14 +22,47 @@ BYTES_EACH = 32 << 10  # of unfinished requests, for each connection of a budget
 log = logging.getLogger("chatapp.requests")
 
 
-class Guest(Protocol):
-    """An unauthenticated connection."""
+class Guest:
+    """A connection, counted until a request on it has a session."""
 
-    address: str  # the key of its budget
-    unread: int  # bytes of its unfinished request in memory
+    __slots__ = ("_forwarder", "_is_signed_in", "_strangers", "address", "unread")
+
+    def __init__(self, strangers: Strangers, address: str) -> None:
+        self._strangers = strangers
+        self.address = address  # the key of its budget
+        self.unread = 0  # bytes of its unfinished request in memory
+        self._is_signed_in = False
+        self._forwarder = ""
+        strangers.add(self)
 
     def cut(self) -> None:
         """Close now."""
+        raise NotImplementedError
+
+    def mark_signed_in(self) -> None:
+        """Stop counting it: a request on it has a session."""
+        self._is_signed_in = True
+        self._strangers.remove(self)
+        if self._forwarder:
+            self._strangers.share(self._forwarder)
+            self.assign(self._forwarder)
+
+    def assign(self, peer: str) -> None:
+        """Count it in the budget of this peer."""
+        address = self._strangers.budget_of(peer)
+        if address != self.address:
+            is_counted = self in self._strangers
+            self._strangers.remove(self)
+            self.address = address
+            if is_counted:
+                self._strangers.add(self)
+
+    def assign_forwarder(self, peer: str) -> None:
+        """Count it in the budget of a peer that claims to be a proxy. A session must confirm it: anybody can do so."""
+        self._forwarder = peer
+        if stands_for_many(peer):
+            self._strangers.share(peer)
+        self.assign(peer)
 
 
 @dataclass
@@ -52,6 +84,9 @@ class Strangers:
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def __contains__(self, guest: Guest) -> bool:
+        return guest in self._all
 
     def share(self, peer: str) -> None:
         """Count this peer's connections in the shared budget: it forwards other clients' without naming them.

@@ -13,6 +13,16 @@ def is_blank(text: str) -> bool:
     return all(_is_unseen(char) for char in text)
 
 
+def without_unseen(text: str) -> str:
+    """Return the text without characters that have no glyph; white space stays."""
+    return "".join(char for char in text if char.isspace() or not _is_unseen(char))
+
+
+def is_assistants(name: str) -> bool:
+    """Return True if a person's name reads as the assistant's."""
+    return without_unseen(unicodedata.normalize("NFKC", name)).strip().casefold() == "assistant"
+
+
 def _is_unseen(char: str) -> bool:
     is_selector = "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"  # variation selector
     return is_selector or char in FILLERS or unicodedata.category(char) in UNSEEN

@@ -4,10 +4,10 @@ Malformed requests get 400, or 414, 417, 431 or 501: from the middleware if guni
 `answer_nonsense`.
 """
 
-from __future__ import annotations
-
 import re
+from functools import lru_cache
 from ipaddress import IPv6Address
+from uuid import UUID
 
 from gunicorn.http import errors
 
@@ -16,6 +16,8 @@ LONGEST_SHOWN = 100  # characters of a client's text in a log line
 LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
 HOST = re.compile(rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>{LABEL}(?:\.{LABEL})*)\.?)(?::(?P<port>[0-9]{{0,5}}))?")
 LONGEST_NAME = 253  # characters of a host's name (RFC 1035)
+LONGEST_HOST = LONGEST_NAME + len(".:65535")
+MOST_HOSTS = 256  # in the cache of checked ones
 
 COOKIES = (
     "Your browser sends more than 8 kB of cookies to this address, which is more than this server takes. Nearly always"
@@ -33,6 +35,14 @@ WRONG_HOST = (
 EXPECTED = "This server does not do what the header Expect asks for.\n"
 CODED = "This server takes no body in this transfer coding.\n"
 
+# Status, reason phrase and text by gunicorn's error; the last one fits all.
+ANSWERS: dict[type[Exception], tuple[int, str, str]] = {
+    errors.LimitRequestHeaders: (431, "Request Header Fields Too Large", HEADERS),
+    errors.LimitRequestLine: (414, "URI Too Long", LINE),
+    errors.ExpectationFailed: (417, "Expectation Failed", EXPECTED),
+    errors.UnsupportedTransferCoding: (501, "Not Implemented", CODED),
+    errors.ParseException: (400, "Bad Request", MALFORMED),
+}
 PLAIN = [
     ("Content-Type", "text/plain; charset=utf-8"),
     ("X-Content-Type-Options", "nosniff"),
@@ -41,8 +51,21 @@ PLAIN = [
 ]
 
 
+def as_uuid(text: str) -> str:
+    """Return a UUID in its usual form, or "" for any other text."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        return ""
+
+
 def is_host(text: str) -> bool:
     """Return True for a valid Host header: a name with labels of at most 63 characters, or an address."""
+    return len(text) <= LONGEST_HOST and _is_host(text)
+
+
+@lru_cache(MOST_HOSTS)
+def _is_host(text: str) -> bool:
     found = HOST.fullmatch(text)
     if found is None or int(found["port"] or 0) > 65535 or len(found["name"] or "") > LONGEST_NAME:
         return False
@@ -63,12 +86,4 @@ def answer_nonsense(error: BaseException) -> tuple[int, str, str] | None:
     server_errors = errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName
     if not isinstance(error, errors.ParseException) or isinstance(error, server_errors):
         return None
-    if isinstance(error, errors.LimitRequestHeaders):
-        return 431, "Request Header Fields Too Large", HEADERS
-    if isinstance(error, errors.LimitRequestLine):
-        return 414, "URI Too Long", LINE
-    if isinstance(error, errors.ExpectationFailed):
-        return 417, "Expectation Failed", EXPECTED
-    if isinstance(error, errors.UnsupportedTransferCoding):
-        return 501, "Not Implemented", CODED
-    return 400, "Bad Request", MALFORMED
+    return next(answer for kind, answer in ANSWERS.items() if isinstance(error, kind))

@@ -28,8 +28,12 @@ StartServer = Callable[..., Server]
 # run. By turns one with a browser and one without, so that never four browsers share two cores.
 LONGEST = [
     "test_simulation",
+    "test_alerts_served",
     "test_offline",
     "test_auth",
+    "test_renewal",
+    "test_session_ends",
+    "test_xss",
     "test_sharing",
     "test_drills",
     "test_six_states",
@@ -37,6 +41,8 @@ LONGEST = [
     "test_bench",
     "test_loading",
     "test_strangers",
+    "test_vectors",
+    "test_budgets",
     "test_drafts",
     "test_doctor",
     "test_kept",
@@ -54,6 +60,7 @@ LONGEST = [
     "test_controls",
     "test_durability",
     "test_check",
+    "test_revocation",
     "test_transports",
     "test_conversations",
     "test_foreign_answers",
@@ -162,7 +169,8 @@ def start_client(loop: Loop) -> Iterator[Callable[..., Headless]]:
 
         def start(url: str, *transports: str, **options: Any) -> Headless:
             more = {"transports": transports} if transports else {}
-            client = Headless(loop, url, EMAIL, PASSWORD, follows=["list"], **more, **options)
+            email = options.pop("email", EMAIL)
+            client = Headless(loop, url, email, PASSWORD, follows=["list"], **more, **options)
             return stack.enter_context(client)
 
         yield start

@@ -6,13 +6,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lab.asking import answer_html
 
-from chatapp.assistant import SHIPPED_KNOWLEDGE, builtin, make_provider
-from chatapp.assistant.builtin import BuiltIn, Knowledge, paced
-from chatapp.assistant.markdown import answer_html
+from chatapp.assistant import SHIPPED_KNOWLEDGE, knowledge, make_provider
+from chatapp.assistant.builtin import BuiltIn, paced
+from chatapp.assistant.knowledge import Knowledge, Passage
+from chatapp.assistant.provider import SwitchedOff
 from chatapp.store import Turn
 
 # The knowledge folder
+
+
+def quoted(known: Knowledge, question: str) -> list[Passage]:
+    """The passages that answer a question."""
+    found = known.find(question)
+    return found.passages if found.is_sure else []
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +52,9 @@ def shipped() -> Knowledge:
 def test_a_question_finds_the_passage_that_answers_it(
     shipped: Knowledge, question: str, slug: str, anchor: str
 ) -> None:
-    best = shipped.search(question)[0]
-    assert best.slug == slug
-    assert anchor in ("", best.anchor)
+    found = quoted(shipped, question)[:2]  # "a copy of the data": before a migration, or of this product
+    assert slug in [passage.slug for passage in found[: 1 + ("copy" in question)]]
+    assert anchor in ("", found[0].anchor)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +72,14 @@ def test_a_question_finds_the_passage_that_answers_it(
     ],
 )
 def test_an_unrelated_question_finds_nothing(shipped: Knowledge, question: str) -> None:
-    assert shipped.search(question) == []
+    assert quoted(shipped, question) == []
 
 
 @pytest.mark.parametrize(
     "question", ['"', "backup AND (", "NEAR(backup", "heading:backup*", "a\0b ^backup -restore", "'; DROP"]
 )
 def test_characters_of_the_search_syntax_are_harmless(shipped: Knowledge, question: str) -> None:
-    shipped.search(question)
+    quoted(shipped, question)
 
 
 def test_every_citation_leads_to_an_anchor_of_its_document(shipped: Knowledge) -> None:
@@ -79,7 +87,7 @@ def test_every_citation_leads_to_an_anchor_of_its_document(shipped: Knowledge) -
         document = shipped.document(slug)
         assert document is not None
         text = (SHIPPED_KNOWLEDGE / f"{slug}.md").read_text()
-        for passage in builtin.split_document(slug, text):
+        for passage in knowledge.split_document(slug, text):
             assert not passage.anchor or f'id="{passage.anchor}"' in document.html
 
 
@@ -97,22 +105,22 @@ def test_a_document_that_does_not_exist_is_none(shipped: Knowledge) -> None:
 def test_an_operators_file_is_found_after_it_was_added_changed_and_taken_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builtin, "CHECK_FOLDERS_S", 0.0)
-    knowledge = Knowledge([SHIPPED_KNOWLEDGE, tmp_path / "knowledge"])
-    assert knowledge.search("Where is the espresso machine?") == []
+    monkeypatch.setattr(knowledge, "CHECK_FOLDERS_S", 0.0)
+    known = Knowledge([SHIPPED_KNOWLEDGE, tmp_path / "knowledge"])
+    assert quoted(known, "Where is the espresso machine?") == []
     (tmp_path / "knowledge").mkdir()
     file = tmp_path / "knowledge" / "Our Office.md"
     file.write_text("# Our office\n\n## Espresso machine\nOn the second floor.\n")
-    assert knowledge.search("Where is the espresso machine?")[0].link == "../knowledge/our-office#espresso-machine"
+    assert quoted(known, "Where is the espresso machine?")[0].link == "../knowledge/our-office#espresso-machine"
     file.write_text("# Our office\n\n## Espresso machine\nIn the cellar, behind the boiler.\n")
-    assert "cellar" in knowledge.search("Where is the espresso machine?")[0].text
-    shown = knowledge.document("our-office")
-    assert shown is not None and "cellar" in shown.html and knowledge.document("our-office") is shown, "rendered once"
+    assert "cellar" in quoted(known, "Where is the espresso machine?")[0].text
+    shown = known.document("our-office")
+    assert shown is not None and "cellar" in shown.html and known.document("our-office") is shown, "rendered once"
     file.write_text("# Our office\n\n## Espresso machine\nIt was sold.\n")
-    changed = knowledge.document("our-office")
+    changed = known.document("our-office")
     assert changed is not None and "It was sold." in changed.html
     file.unlink()
-    assert knowledge.search("Where is the espresso machine?") == [] and knowledge.document("our-office") is None
+    assert quoted(known, "Where is the espresso machine?") == [] and known.document("our-office") is None
 
 
 def test_an_operators_file_replaces_a_shipped_one_of_its_name(tmp_path: Path) -> None:
@@ -125,7 +133,7 @@ def test_a_file_that_is_not_text_does_not_take_the_others_away(tmp_path: Path) -
     (tmp_path / "bad.md").write_bytes(b"\xff\xfe\x00# \x80\x00")
     (tmp_path / "dir.md").mkdir()
     (tmp_path / "good.md").write_text("# Good\n\nThe gazebo is green.")
-    assert Knowledge([tmp_path]).search("gazebo")[0].slug == "good"
+    assert quoted(Knowledge([tmp_path]), "gazebo")[0].slug == "good"
 
 
 # The built-in provider
@@ -149,13 +157,14 @@ def test_an_answer_quotes_the_passage_and_cites_it(shipped: Knowledge) -> None:
 def test_an_answer_says_honestly_that_it_found_nothing(shipped: Knowledge) -> None:
     answer = ask(shipped, "quantum gravity")
     assert answer.startswith("I found nothing about that in the knowledge folder.")
-    assert "(../knowledge/cost-review)" in answer
+    assert "(../knowledge)" in answer and "(../knowledge/cost-review)" not in answer, "all titles are no answer"
 
 
 def test_a_follow_up_is_read_with_the_question_before_it(shipped: Knowledge) -> None:
     answer = ask(shipped, "How do I configure WebSocket behind nginx?", "…", "And Apache?")
     assert "ProxyPass        /ws" in answer
     assert ask(shipped, "How do I restore a backup?", "…", "and quantum gravity?").startswith("I found nothing")
+    assert "What to back up" in ask(shipped, "How do I configure nginx for WebSocket?", "…", "And how do I back up?")
 
 
 def test_asking_again_after_an_answer_that_broke_off_answers_the_same_question(shipped: Knowledge) -> None:
@@ -191,7 +200,7 @@ def test_the_settings_decide_who_answers(tmp_path: Path) -> None:
     settings: Any = SimpleNamespace(assistant="builtin", assistant_pace=400.0, data_dir=tmp_path)
     assert isinstance(make_provider(settings, Knowledge([])), BuiltIn)
     settings.assistant = "off"
-    assert make_provider(settings, Knowledge([])) is None
+    assert isinstance(make_provider(settings, Knowledge([])), SwitchedOff)
 
 
 def test_a_file_that_is_not_utf_8_is_read_with_gaps_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -199,8 +208,8 @@ def test_a_file_that_is_not_utf_8_is_read_with_gaps_and_said(tmp_path: Path, cap
         "# Kaffeemaschine\n\nDie Bohnen stehen im Schrank.\nNachf\u00fcllen um neun.\n".encode("latin-1")
     )
     (tmp_path / "locked.md").mkdir()  # a folder of that name cannot be read either
-    knowledge = Knowledge([tmp_path])
-    assert [slug for slug, _ in knowledge.titles()] == ["latin"]
-    assert "Nachf" in knowledge.search("Kaffeemaschine")[0].text
+    known = Knowledge([tmp_path])
+    assert [slug for slug, _ in known.titles()] == ["latin"]
+    assert "Nachf" in quoted(known, "Kaffeemaschine")[0].text
     assert "latin.md is not UTF-8 (line 4)" in caplog.text
     assert "locked.md cannot be read" in caplog.text

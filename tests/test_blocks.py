@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 
 import pytest
+from lab.asking import answer_html
 
 from chatapp.assistant import SHIPPED_KNOWLEDGE
-from chatapp.assistant.markdown import GrowingAnswer, answer_html, headings, render
+from chatapp.assistant.markdown import GrowingAnswer, headings, render
 
 DOCUMENTS = [
     "# Title\n\nA paragraph with **bold**, *slanted* and `code`,\nover two lines.\n\n"

@@ -33,10 +33,10 @@ class Talk:
         self.run = self.run or runs.claim_run(LEASE)
         assert self.run is not None
         if is_last:
-            runs.end_run(self.run, LEASE, "completed", text, [(0, text)], None)
+            runs.end_run(self.run, "completed", text, [(0, text)], None)
             self.run = None
         else:
-            runs.write_answer(self.run, LEASE, text, [(0, text)])
+            runs.write_answer(self.run, text, [(0, text)])
 
     def read(self, feed: Feed) -> int:
         """Take the next part; the feed's cursor after it."""

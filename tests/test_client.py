@@ -186,6 +186,32 @@ def test_a_poll_that_is_forbidden_is_asked_again(text: str) -> None:
     assert second != first and (record["status"], record["reason"]) == ("reconnecting", "foreign-page")
 
 
+def test_a_socket_over_which_the_machine_slept_before_it_was_ready_is_watched() -> None:
+    """Found by seed 99325 of the simulator: the timer that found out about the sleep was the detector's last."""
+    page = Page(
+        CONFIG | {"transports": ["websocket"], "predict": ["echo"]}, {"epoch": "", "mark": "", "person": ""}, 1, 0.0
+    )
+    page.happen(0.0, "follow", "f")
+    page.happen(0.0, "start")
+    [number] = [number for name, number, *_ in page.take() if name == "open"]
+    page.happen(40.0, "frame", number, '<chat-hello epoch="" connection="s" max-message="9999" ping="30"></chat-hello>')
+    page.happen(40.0, "frame", number, '<chat-feed feed="f" from="0" to="1" reset></chat-feed>')
+    while page.due is not None and page.due <= 900:
+        page.happen(page.due, "tick")
+    now = 6440.0  # it slept: first one timer finds that out, then the answer is there, before the attempt is given up
+    page.happen(now, "tick")
+    for n in (1, 2, 3, 4):
+        page.happen(now, "frame", number, f'<chat-echo n="{n}"></chat-echo>')
+        now += 30
+    assert page.seen()["record"]["status"] == "connected"
+    end = now + 15_000  # from here on nothing is answered
+    while page.seen()["record"]["status"] == "connected" and page.due is not None and page.due <= end:
+        now = max(now, page.due)
+        page.happen(now, "tick")
+    assert page.seen()["record"]["status"] != "connected", "its silence was never noticed"
+    page.close()
+
+
 def next_poll(page: Page, now: float) -> tuple[float, int]:
     """When a page wants to poll next, within 10 s, and the poll's number."""
     end = now + 10_000

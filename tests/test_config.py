@@ -14,7 +14,7 @@ from lab.processes import free_port
 from lab.server import EMAIL, PASSWORD, Server, run_chatapp
 from websockets.sync.client import connect
 
-from chatapp.config import ConfigError, Settings, describe, load
+from chatapp.config import ConfigError, Settings, describe, is_within, load
 
 CONTRACT = [
     "WORKERS",
@@ -69,6 +69,10 @@ DEFAULTS = {
     "assistant_pace": 400,
     "longest_answer": 200_000,
     "events_kept": 14,
+    "questions_kept": 90,
+    "minutes_kept": 30,
+    "hours_kept": 730,
+    "events_most": 500,
     "openai_timeout": 60,
 }
 
@@ -108,6 +112,12 @@ WRONG = {
     "TRUSTED_PROXIES": ["proxy.example.org", "10.0.0.0/40"],
     "URL_PREFIX": ["chat", "/a b", "//"],
     "SESSION_LIFETIME": ["0", "x"],
+    "SESSION_IDLE": ["0", "x"],
+    "ACCESS_LIFETIME": ["0", "1e9"],
+    "RATE_LIMIT_SENDS": ["1000", "0/minute", "1000/day", "x/minute", "-1/second"],
+    "MAX_SOCKETS_PER_USER": ["0", "x"],
+    "METRICS_TOKEN": ["short", "sixteen characters and spaces", "é" * 20],
+    "LOG_FORMAT": ["JSON", "xml"],
 }
 
 
@@ -122,10 +132,6 @@ def test_a_wrong_value_is_refused_with_a_sentence_that_names_the_setting(name: s
 NOT_BUILT = {
     "DATABASE_URL": "postgresql://secret@x/y",
     "REDIS_URL": "redis://x",
-    "RATE_LIMIT_SENDS": "1000/minute",
-    "RATE_LIMIT_CONNECTS": "10/minute",
-    "MAX_SOCKETS_PER_USER": "3",
-    "METRICS_TOKEN": "secret",
 }
 
 
@@ -135,6 +141,15 @@ def test_a_setting_that_is_not_built_yet_stops_the_start_when_it_is_set(name: st
         load({f"CHATAPP_{name}": value})
     assert f"CHATAPP_{name}" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_limit_is_a_number_in_a_period_or_off() -> None:
+    found = load({"CHATAPP_RATE_LIMIT_SENDS": "90 / Minute", "CHATAPP_RATE_LIMIT_POLLS": "off"})
+    assert (found.rate_limit_sends.per_s, str(found.rate_limit_sends), str(found.rate_limit_polls)) == (
+        1.5,
+        "90/minute",
+        "off",
+    )
 
 
 def test_what_is_built_of_such_a_setting_may_be_set() -> None:
@@ -179,7 +194,8 @@ def test_values_are_read_in_their_own_type() -> None:
     )
     assert settings.transports == ("websocket", "polling")
     assert settings.allowed_origins == ("https://a.example.org", "http://b:81")
-    assert "10.200.0.1" in settings.trusted_proxies[1] and "11.0.0.1" not in settings.trusted_proxies[1]
+    assert is_within(settings.trusted_proxies[1:2], "10.200.0.1")
+    assert not is_within(settings.trusted_proxies[1:2], "11.0.0.1")
     assert settings.url_prefix == "/chat" and settings.poll_longest_hold == 0
 
 

@@ -11,7 +11,7 @@ from chatapp import create_app
 from chatapp.chat import LONGEST_MESSAGE, LONGEST_TITLE, BadMessage, Chat, Conflict, Gone, title_of
 from chatapp.config import Settings
 from chatapp.parts import Parts
-from chatapp.store import Block, ChangedMessage, Changes, ClaimedRun, ConversationRef, Store
+from chatapp.store import Actor, Block, ChangedMessage, Changes, ClaimedRun, ConversationRef, Store
 
 
 def house_of(app: Flask) -> Parts:
@@ -170,7 +170,7 @@ def test_a_foreign_conversation_is_as_gone_as_one_that_never_was(
             lambda c: chat.place(bob, c),
             lambda c: chat.post(bob, c, new_id(), "hello"),
             lambda c: chat.rename(bob, c, "mine now"),
-            lambda c: chat.delete(bob, c),
+            lambda c: chat.delete(Actor(bob, ""), c),
             lambda c: chat.delete_message(bob, c, message),
             lambda c: chat.stop(bob, c),
             lambda c: chat.again(bob, c),
@@ -202,12 +202,12 @@ def test_a_deleted_conversation_is_gone_also_for_who_had_it_in_a_cache(
 ) -> None:
     post(chat, place, "hello")
     assert chat.place(ada, place.uuid) is chat.place(ada, place.uuid), "it is cached"
-    chat.delete(ada, place.uuid)
+    chat.delete(Actor(ada, ""), place.uuid)
     for act in (lambda: chat.place(ada, place.uuid), lambda: chat.post(ada, place.uuid, new_id(), "x")):
         with pytest.raises(Gone):
             act()
     with pytest.raises(Gone):
-        chat.delete(ada, place.uuid)
+        chat.delete(Actor(ada, ""), place.uuid)
     with pytest.raises(Gone):
         chat.create(ada, place.uuid)
 
@@ -271,7 +271,7 @@ def test_the_list_tells_of_new_renamed_and_deleted_conversations(chat: Chat, ada
     changes = chat.entries(ada, start.end)
     assert [(entry.uuid, entry.title) for entry in changes.items] == [(first.uuid, "hello")]
     chat.rename(ada, second.uuid, "other")
-    chat.delete(ada, first.uuid)
+    chat.delete(Actor(ada, ""), first.uuid)
     after = {entry.uuid: entry for entry in chat.entries(ada, changes.end).items}
     assert after[first.uuid].deleted and not after[second.uuid].deleted
     assert after[second.uuid].title == "other"
@@ -420,7 +420,7 @@ def test_a_reader_at_any_cursor_gets_just_the_rest_of_a_block(chat: Chat, store:
     run = answer(store, chat, place)
     versions: dict[int, str] = {}
     for html in ("<p>a</p>", "<p>ab</p>", "<p>ab<b>c</b></p>", "<p>ab<b>c</b>d</p>", "<p>ab<i>c</i>d</p>"):
-        assert store.runs.write_answer(run, "lease", "x", [(0, html)]) == "go"
+        assert store.runs.write_answer(run, "x", [(0, html)]) == "go"
         versions[end_of(chat, place)] = html
     now = block(chat, place)
     for cursor, html in versions.items():
@@ -438,7 +438,7 @@ def test_a_reader_too_far_behind_gets_the_block_whole(chat: Chat, store: Store, 
     run = answer(store, chat, place)
     cursors = []
     for number in range(1, 40):
-        store.runs.write_answer(run, "lease", "x", [(0, "<p>" + "x" * number)])
+        store.runs.write_answer(run, "x", [(0, "<p>" + "x" * number)])
         cursors.append(end_of(chat, place))
     now = block(chat, place)
     assert now.offset(cursors[0]) == 0
@@ -450,9 +450,9 @@ def test_a_reader_too_far_behind_gets_the_block_whole(chat: Chat, store: Store, 
 
 def test_a_block_that_did_not_change_keeps_its_revision(chat: Chat, store: Store, place: ConversationRef) -> None:
     run = answer(store, chat, place)
-    store.runs.write_answer(run, "lease", "x", [(0, "<p>done</p>"), (1, "<p>op")])
+    store.runs.write_answer(run, "x", [(0, "<p>done</p>"), (1, "<p>op")])
     first = block(chat, place).revision
-    store.runs.write_answer(run, "lease", "x", [(0, "<p>done</p>"), (1, "<p>open")])
+    store.runs.write_answer(run, "x", [(0, "<p>done</p>"), (1, "<p>open")])
     assert block(chat, place).revision == first
     assert chat.changes(place, 0).items[-1].blocks[1].revision > first
 
@@ -462,7 +462,7 @@ def test_one_run_goes_and_one_waits_however_much_is_posted(chat: Chat, store: St
     for number in range(5):
         post(chat, place, f"{number}")
     assert store.runs.claim_run("other") is None
-    store.runs.end_run(run, "lease", "completed", "done", [(0, "<p>done</p>")], None)
+    store.runs.end_run(run, "completed", "done", [(0, "<p>done</p>")], None)
     second = store.runs.claim_run("other")
     assert second is not None
     assert [turn.body for turn in second.history][-5:] == ["0", "1", "2", "3", "4"]
@@ -471,10 +471,10 @@ def test_one_run_goes_and_one_waits_however_much_is_posted(chat: Chat, store: St
 
 def test_whose_lease_is_lost_writes_no_more(chat: Chat, store: Store, place: ConversationRef) -> None:
     run = answer(store, chat, place)
-    store.runs.write_answer(run, "lease", "kept", [(0, "<p>kept</p>")])
+    store.runs.write_answer(run, "kept", [(0, "<p>kept</p>")])
     assert store.runs.reap_runs(lambda _run, _lease: True, "other", 1) == (1, [])
-    assert store.runs.write_answer(run, "lease", "late", [(0, "<p>late</p>")]) == "lost"
-    store.runs.end_run(run, "lease", "completed", "late", [(0, "<p>late</p>")], None)
+    assert store.runs.write_answer(run, "late", [(0, "<p>late</p>")]) == "lost"
+    store.runs.end_run(run, "completed", "late", [(0, "<p>late</p>")], None)
     last = chat.changes(place, 0).items[-1]
     assert (last.state, last.body, last.blocks[0].html) == ("interrupted", "kept", "<p>kept</p>")
     assert store.runs.reap_runs(lambda _run, _lease: True, "other", 1) == (0, [])
@@ -486,11 +486,11 @@ def test_stop_ends_what_is_written_and_the_next_one_starts(
     run = answer(store, chat, place)
     post(chat, place, "another")
     chat.stop(ada, place.uuid)
-    assert store.runs.write_answer(run, "lease", "x", []) == "stop"
-    store.runs.end_run(run, "lease", "stopped", "x", [], None)
+    assert store.runs.write_answer(run, "x", []) == "stop"
+    store.runs.end_run(run, "stopped", "x", [], None)
     second = store.runs.claim_run("other")
     assert second is not None and second.history[-1].body == "another"
-    store.runs.end_run(second, "other", "completed", "y", [], None)
+    store.runs.end_run(second, "completed", "y", [], None)
     assert store.runs.claim_run("other") is None
 
 
@@ -508,11 +508,11 @@ def test_stop_ends_the_answer_that_it_names(chat: Chat, store: Store, place: Con
     run = answer(store, chat, place)
     first = chat.changes(place, 0).items[-1].client_id
     post(chat, place, "another")
-    store.runs.end_run(run, "lease", "completed", "x", [], None)
+    store.runs.end_run(run, "completed", "x", [], None)
     second = store.runs.claim_run("lease")
     assert second is not None
     chat.stop(ada, place.uuid, first)  # it had ended before the click arrived
-    assert store.runs.write_answer(second, "lease", "y", []) == "go"
+    assert store.runs.write_answer(second, "y", []) == "go"
     with pytest.raises(BadMessage):
         chat.stop(ada, place.uuid, "x")
 
@@ -520,9 +520,9 @@ def test_stop_ends_the_answer_that_it_names(chat: Chat, store: Store, place: Con
 def test_a_deleted_conversation_is_answered_no_more(chat: Chat, store: Store, place: ConversationRef, ada: int) -> None:
     run = answer(store, chat, place)
     post(chat, place, "another")
-    chat.delete(ada, place.uuid)
-    assert store.runs.write_answer(run, "lease", "x", []) == "stop"
-    store.runs.end_run(run, "lease", "stopped", "x", [], None)
+    chat.delete(Actor(ada, ""), place.uuid)
+    assert store.runs.write_answer(run, "x", []) == "stop"
+    store.runs.end_run(run, "stopped", "x", [], None)
     assert store.runs.claim_run("other") is None
 
 

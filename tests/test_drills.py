@@ -284,10 +284,19 @@ def test_report() -> None:
         state("a", 3, "polling", "connected", 63_000),
     ]
     found = report(drill, events)
-    assert (found.pages, found.fell_back, found.fell_back_ms, found.fell_back_slowest_ms) == (3, 2, 650, 1000)
-    assert (found.longest_gap_ms, found.still_without) == (800, 1)
-    assert (found.back, found.back_ms, found.sockets_ended) == (1, 2000, 1)
-    assert report(drill, []).fell_back_ms is None
+    assert found == {
+        "pages": 3,
+        "fell_back": 2,
+        "fell_back_ms": 650,
+        "fell_back_slowest_ms": 1000,
+        "longest_gap_ms": 800,
+        "still_without": 1,
+        "back": 1,
+        "back_ms": 2000,
+        "back_slowest_ms": 2000,
+        "sockets_ended": 1,
+    }
+    assert report(drill, [])["fell_back_ms"] is None
 
 
 @pytest.mark.parametrize("command", [("start", "refuse"), ("stop",), ("report",)])

@@ -110,10 +110,17 @@ def reset(proxy: FaultProxy, transport: str) -> bool:
     if transport == "websocket":
         return proxy.reset_sockets() > 0
     before = time.time()
+    if not any(seen.status == 0 and not seen.ended_at for seen in proxy.seen("/changes")):
+        return False  # no poll is under way: a reset would disturb the sends alone
     proxy.reset_all()
-    time.sleep(0.1)
-    if not any(seen.status == 0 and seen.ended_at > before for seen in proxy.seen("/changes")):
-        return False  # the answer was quicker
+
+    def is_cut() -> bool:
+        return any(seen.status == 0 and seen.ended_at > before for seen in proxy.seen("/changes"))
+
+    while not is_cut():  # a busy machine notes it late
+        if time.time() > before + 1:
+            return False  # the answer was quicker
+        time.sleep(0.01)
     # Only after an answer is it polling again, and a second reset a second loss.
     wait_for(lambda: any(seen.status and seen.at > before for seen in proxy.seen("/changes")), 20, "it polls again")
     return True

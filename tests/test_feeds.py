@@ -6,9 +6,16 @@ import pytest
 from headless.core import CONFIG, Page, Script
 
 
-def article(key: str, position: int, revision: int) -> dict[str, Any]:
-    """A message as the server renders it, as far as the rules look at it."""
-    names = {"data-id": key, "data-client-id": key, "data-position": str(position), "data-revision": str(revision)}
+def article(key: str, position: int, revision: int, client_id: str = "", author: str = "me") -> dict[str, Any]:
+    """A message as the server renders it, as far as the rules look at it; `author`: "" for the assistant."""
+    names = {"data-id": key, "data-client-id": client_id or f"client-{key}", "data-position": str(position)}
+    names |= {"data-revision": str(revision)} | ({"data-author-id": author} if author else {})
+    return {"name": "article", "attributes": names}
+
+
+def waiting(run: str, revision: int, state: str = "queued") -> dict[str, Any]:
+    """An answer that has not begun."""
+    names = {"data-id": run, "data-client-id": run, "data-revision": str(revision), "data-state": state}
     return {"name": "article", "attributes": names}
 
 
@@ -41,8 +48,25 @@ def test_a_change_above_what_is_loaded_comes_with_its_page(rules: Script) -> Non
 def test_a_message_that_waits_here_becomes_the_servers_wherever_it_stands(rules: Script) -> None:
     """Its article may come before its acknowledgement, above what is loaded."""
     was = [article("shown", 50, 50)]
-    [found] = rules.call("shown", was, ["mine"], True, [feed(article("mine", 10, 60))])
-    assert found["orders"] == [["replace", "mine"]]
+    [found] = rules.call("shown", was, ["sent"], True, [feed(article("mine", 10, 60, "sent"))])
+    assert found["orders"] == [["replace", "mine", "sent"]]
+
+
+def test_nobody_else_takes_the_place_of_a_message_by_its_client_id(rules: Script) -> None:
+    """Client ids are chosen by their authors, and everybody sees everybody's."""
+    was = [article("mine", 50, 50, "chosen")]
+    stolen = [article("theirs", 51, 51, "chosen", "them"), article("again", 52, 52, "unsent", "them")]
+    found = rules.call("shown", was, ["unsent"], False, [feed(*stolen), feed(article("sent", 53, 53, "unsent"))])
+    assert found[0]["orders"] == [["insert", "theirs"], ["insert", "again"]]
+    assert found[1]["orders"] == [["replace", "sent", "unsent"]]
+
+
+def test_an_answer_takes_the_place_of_the_one_that_waited(rules: Script) -> None:
+    steps = [feed(waiting("run", 5)), feed(waiting("run", 6)), feed(article("answer", 7, 7, "run", ""))]
+    late = [feed(waiting("run", 6, "stopped")), feed(waiting("other", 9)), feed(waiting("other", 10, "stopped"))]
+    found = [step["orders"] for step in rules.call("shown", [], [], False, [*steps, *late])]
+    assert found[:3] == [[["insert", "run"]], [["replace", "run", "run"]], [["replace", "answer", "run"]]]
+    assert found[3:] == [[], [["insert", "other"]], [["remove", "other"]]]
 
 
 def test_what_something_on_the_way_put_in_is_not_shown(rules: Script) -> None:

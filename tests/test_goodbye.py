@@ -7,6 +7,7 @@ import gevent
 import pytest
 
 from chatapp.parts import Parts
+from chatapp.store import Lives
 from chatapp.transports import rfc6455
 from chatapp.transports.connections import STORE_AFTER_S
 from chatapp.transports.event_socket import READ_BYTES
@@ -19,12 +20,12 @@ FLOOD = 500  # reads: 2 MB
 def pair(parts: Parts) -> Iterator[tuple[WebSocketConnection, socket.socket]]:
     """The server's side of a connection, and the other end of its socket."""
     ada = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
-    parts.store.people.add_session(ada, "hash", 3600, "127.0.0.1", "")
+    parts.store.people.add_session(ada, "hash", Lives(3600, 3600, 3600), "127.0.0.1", "")
     sign_in = parts.store.people.session("hash")
     assert sign_in is not None
     ours, theirs = socket.socketpair()
     theirs.settimeout(5)
-    connection = WebSocketConnection(ours.detach(), parts.websockets, sign_in, "127.0.0.1", False)
+    connection = WebSocketConnection(ours.detach(), parts, sign_in, "127.0.0.1", False)
     connection.start(b"")
     with theirs:
         yield connection, theirs

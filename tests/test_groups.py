@@ -10,6 +10,7 @@ import pytest
 
 from chatapp.chat import ChatError
 from chatapp.parts import Parts
+from chatapp.store.database import MOST_REVISIONS
 
 PEOPLE = 12
 
@@ -139,7 +140,7 @@ def test_a_leader_that_is_ended_stops_nobody(
 
     with monkeypatch.context() as broken:
         if moment == "before it begins":
-            broken.setattr(db, "_commit_next", end)
+            broken.setattr(db, "_commit_group", end)
         elif moment == "before the commit":
             broken.setattr(db, "_commit", end)
         with pytest.raises(Ended):
@@ -161,3 +162,16 @@ def test_those_in_the_group_of_an_ended_leader_are_told(
         problems = [future.exception(5) for future in post_at_once(parts, posts)]
     assert sorted(type(problem).__name__ for problem in problems) == ["Ended", "RuntimeError", "RuntimeError"]
     assert all(future.result(5).created for future in post_at_once(parts, posts)), "and may be sent again"
+
+
+@pytest.mark.timeout(30)
+def test_revisions_of_many_feeds_are_bounded_and_read_again(parts: Parts, person: int, conversation: str) -> None:
+    database, place = parts.store.database, parts.chat.place(person, conversation)
+    revision = database.revision(place.feed)
+    database.note_revisions({number: 1 for number in range(1_000_000, 1_000_000 + MOST_REVISIONS + 10)})
+    assert len(database.revisions) <= MOST_REVISIONS
+    assert place.feed not in database.revisions, "the one noted longest ago went"
+    assert database.revision(place.feed) == revision
+    newest = parts.chat.post(person, conversation, str(uuid.uuid4()), "hello").revision
+    assert newest > revision
+    assert database.revisions[place.feed] >= newest

@@ -37,11 +37,15 @@ ROWS: list[set[str]] = [
         "fair_queue",
         "connection_states",
         "network_memory",
+        "histograms",
+        "certificates",
+        "logs",
     },
-    {"strangers", "staticfiles"},
+    {"strangers", "staticfiles", "meters", "access_log"},
     {"store", "gunicorn_bridge"},
     {"chat", "accounts"},
-    {"transports", "assistant", "diagnostics", "monitoring", "knowledge"},
+    {"transports", "assistant", "monitoring", "knowledge"},
+    {"diagnostics"},
     {"parts"},
     {"views", "middleware"},
     {"cli", "server", "factory", ""},
@@ -149,11 +153,11 @@ def test_docstrings_have_no_clause_for_a_noun() -> None:
 
 
 def test_no_import_inside_functions() -> None:
-    """Except where the app is put together: there it keeps `chatapp --help` quick and cycles out. And Alembic is
-    loaded only where there is something to migrate."""
+    """Except where the app is put together: there it keeps `chatapp --help` quick and cycles out. Alembic is loaded
+    only where there is something to migrate, and prometheus_client at the first scrape."""
     wrong = []
     for path in PYTHON:
-        if module_name(path) not in ("", "cli", "store.migrate"):
+        if module_name(path) not in ("", "cli", "store.migrate", "views.metrics"):
             for function in functions(path):
                 inner = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
                 wrong += [where(path, node) for node in inner]
@@ -242,7 +246,7 @@ def test_broad_excepts_are_few_and_explained() -> None:
                 found.append((where(path, node), "#" in near))
     unexplained = [place for place, explained in found if not explained]
     assert not unexplained, listed(unexplained)
-    assert len(found) <= 14, listed(found)
+    assert len(found) <= 15, listed(found)
 
 
 def test_no_utils() -> None:
@@ -331,7 +335,7 @@ def test_scripts_are_plain_modules() -> None:
 
 def test_no_private_host_or_path_in_the_repository() -> None:
     """What is tracked works on any machine: no package index, no directory of one machine, no secret."""
-    hosts = re.compile(r"index-url|--extra-index|find-links|trusted-host|resolved\s*\"")
+    hosts = re.compile(r"index-url|--extra-index|find-links|trusted-host|\"resolved\": *\"http")
     paths = re.compile(r"(?<![\w.:/-])/(work|home|root|Users)/[\w.-]+")
     wrong = []
     for path in tracked():
@@ -360,3 +364,11 @@ def test_every_setting_is_documented() -> None:
     assert names, "Settings has no fields"
     missing = [name for name in names if not re.search(rf"\b(CHATAPP_)?{name}\b", text)]
     assert not missing, listed(missing)
+
+
+def test_the_tests_that_the_checklist_names_exist() -> None:
+    """docs/security.md is a list of promises: one without its test is none."""
+    named = re.findall(r"`((?:browser/)?test_\w+\.py)(?:::(\w+))?", (ROOT / "docs/security.md").read_text())
+    assert len(named) > 40
+    for file, test in named:
+        assert test in (ROOT / "tests" / file).read_text(), f"{file}::{test}"

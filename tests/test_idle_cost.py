@@ -22,6 +22,7 @@ from chatapp.accounts.auth import TOKEN, hash_token
 from chatapp.bus import Bus
 from chatapp.config import Settings
 from chatapp.parts import Parts
+from chatapp.store import Lives
 from chatapp.transports.connections import STORE_AFTER_S
 from chatapp.transports.subscriptions import Subscriber, Subscription
 from chatapp.transports.websocket import WebSocketConnection
@@ -50,7 +51,7 @@ class Visitor:
         people = self.parts.store.people
         self.person = people.add_admin(f"Ada {number}", f"ada-{number}@example.org", "x").id
         self.token = f"token-{number}"
-        people.add_session(self.person, hash_token(self.token), 3600, "127.0.0.1", "")
+        people.add_session(self.person, hash_token(self.token), Lives(3600, 3600, 3600), "127.0.0.1", "")
         self.feed = str(uuid.uuid4())
         self.parts.chat.create(self.person, self.feed)
         self.pairs = [socket.socketpair() for _ in range(sockets)]  # before anything is counted
@@ -141,7 +142,7 @@ def test_an_idle_socket_holds_little(app: Flask) -> None:
         for theirs in open_:
             theirs.close()
     print(f"{each:.0f} bytes a socket")
-    assert len(app.extensions["chatapp"].connections) == SOCKETS + 20
+    assert len(app.extensions["chatapp"].websockets) == SOCKETS + 20
     assert each < MOST_BYTES
 
 
@@ -160,7 +161,7 @@ def test_one_that_ended_is_gone_at_once(app: Flask) -> None:
     try:
         for visitor in visitors:
             visitor.open().close()
-        connections = app.extensions["chatapp"].connections
+        connections = app.extensions["chatapp"].websockets
         for _ in range(100):
             gevent.sleep(STORE_AFTER_S / 10)
             if not len(connections):
@@ -211,7 +212,7 @@ def test_what_the_door_does_not_let_in_flask_refuses(app: Flask, change: dict[st
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
     assert said[0].startswith(status)
-    assert not len(app.extensions["chatapp"].connections)
+    assert not len(app.extensions["chatapp"].websockets)
 
 
 def test_a_topic_with_one_subscriber_and_with_several() -> None:
@@ -221,10 +222,10 @@ def test_a_topic_with_one_subscriber_and_with_several() -> None:
     bus.subscribe(1, one)
     bus.publish([1])
     assert heard == [1], "once however often it subscribes"
-    end = bus.subscribe(1, two)
+    bus.subscribe(1, two)
     bus.publish([1])
     assert heard == [1, 1, -1]
-    end()
+    bus.unsubscribe(1, two)
     bus.unsubscribe(1, two)
     bus.publish([1])
     assert heard == [1, 1, -1, 1]

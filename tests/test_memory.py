@@ -14,10 +14,13 @@ from headless.client import Client
 from lab.elements import parse
 from lab.faultproxy import FaultProxy
 from lab.http import Client as HttpClient
+from lab.people import add_people, signed_in
 from lab.processes import wait_for
 from lab.server import Server, run_chatapp
 
-from chatapp.network_memory import MOST_NETWORKS, Networks, network_key, note, trust
+from chatapp.network_memory import MOST_NETWORKS, Network, Networks, common_lesson, network_key, note
+
+NOW = 1_800_000_000_000
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "memory.json").read_text())
 
@@ -30,7 +33,6 @@ def test_scenario(scenario: dict[str, Any]) -> None:
         note(networks, step["key"], step["now"], step["has_worked"], step["kill_gap"])
         assert networks[step["key"]] == pytest.approx(step["entry"]), step
         assert len(networks) == step["count"]
-        assert trust(networks[step["key"]], step["now"]) == pytest.approx(step["trust"])
 
 
 def test_keys_tell_networks_apart_and_name_none() -> None:
@@ -129,19 +131,14 @@ def test_a_late_report_neither_turns_back_nor_runs_ahead(quiet: Server) -> None:
         assert now <= shown(client)["at"] <= time.time_ns() // 1_000_000
 
 
-def test_the_oldest_network_makes_room_and_a_persons_end_is_theirs(quiet: Server) -> None:
-    """MOST_NETWORKS a person; a deleted person takes them along."""
+def test_the_oldest_network_makes_room(quiet: Server) -> None:
+    """MOST_NETWORKS a person. That a deleted person takes them along: test_people.py."""
     client = HttpClient(quiet.url).sign_in()
     names = [f"{number:012x}" for number in range(MOST_NETWORKS + 1)]
     report(client, *map(lesson, names[:-1]))
     wait_for(lambda: keys(quiet) == set(names[:-1]), 5, "as many as there may be")
     report(client, lesson(names[-1]))
     wait_for(lambda: keys(quiet) == set(names[1:]), 5, "the oldest is gone")
-    with closing(sqlite3.connect(quiet.data / "chat.db")) as database, database:
-        database.execute("PRAGMA foreign_keys=ON")
-        database.execute("DELETE FROM sessions")
-        database.execute("DELETE FROM people WHERE kind = 'person'")
-    assert keys(quiet) == set()
 
 
 BAD: dict[str, Any] = {
@@ -194,3 +191,86 @@ def test_the_third_client_begins_by_polling_and_still_finds_websocket_again(
     assert not proxy.requests[-1].is_upgrade and client.record["wsReason"] is None, "polls first, nothing tried yet"
     proxy.upgrade = "pass"
     client.reach("connected", within=12)
+
+
+def test_a_site_learns_from_two_and_no_liar_changes_it() -> None:
+    def one(worked: float, failed: float, age_ms: int = 0, gap: int = 0) -> Network:
+        return {"worked": worked, "failed": failed, "at": NOW - age_ms, "killGap": gap}
+
+    week = 7 * 24 * 3_600_000
+    assert common_lesson([], NOW) is None
+    assert common_lesson([one(0, 8)], NOW) is None, "one person, however often"
+    found = common_lesson([one(0, 1, gap=60_000), one(0, 2, gap=60_000), one(3, 1)], NOW)
+    assert found is not None and found["killGap"] == 60_000
+    assert (found["worked"], found["failed"]) == (0.0, 2.0)
+    assert common_lesson([one(0, 1)] * 5 + [one(9, 0)], NOW) is not None, "one says that it works"
+    assert common_lesson([one(5, 0)] * 5 + [one(0, 9)], NOW) is None, "one says that it does not"
+    assert common_lesson([one(0, 1)] * 3 + [one(1, 0.5)] * 3, NOW) is None, "mended: half of them have seen it"
+    assert common_lesson([one(0, 1, week), one(0, 1, week + 1)], NOW) is None, "long ago"
+
+
+@pytest.mark.parametrize("declared", ["127.0.0.1", ""])
+def test_the_third_person_of_an_office_starts_by_polling(start_server: Callable[..., Server], declared: str) -> None:
+    server = start_server(assistant="off", trusted_proxies=declared, workers=2)
+    emails = [f"person{number}@example.org" for number in range(4)]
+    add_people(server, *emails)
+    office = {"X-Forwarded-For": "203.0.113.7"}
+
+    def config(email: str, headers: dict[str, str]) -> tuple[HttpClient, dict[str, Any]]:
+        client = signed_in(server, email)
+        meta = client.get("/", headers).page.one("meta", name="chat-config")
+        found: dict[str, Any] = json.loads(meta.get("content"))
+        return client, found
+
+    def fail(email: str) -> None:
+        client, found = config(email, office)
+        data = {"network": found["network"], "worked": False, "killGap": 0}
+        report = {
+            "client": str(uuid.uuid4()),
+            "number": 1,
+            "at": round(time.time() * 1000),
+            "type": "network",
+            "data": data,
+        }
+        assert client.post("/connection/events", office, events=json.dumps([report])).status == 204
+
+    def remembers(email: str, headers: dict[str, str]) -> bool:
+        return config(email, headers)[1]["remembered"] is not None
+
+    fail(emails[0])
+    time.sleep(0.5)
+    assert not remembers(emails[2], office), "one person is not enough"
+    fail(emails[1])
+    if declared:
+        wait_for(lambda: remembers(emails[2], office), 5, "two are")
+        assert not remembers(emails[3], {"X-Forwarded-For": "198.51.100.7"}), "of this network alone"
+    else:
+        time.sleep(1)
+        assert not remembers(emails[2], office), "nobody's address is known"
+        assert "addresses unknown" in HttpClient(server.url).sign_in().get("/monitor").text
+
+
+def test_when_one_has_a_websocket_again_all_of_the_office_try_it(
+    start_server: Callable[..., Server],
+    start_proxy: Callable[[Server], FaultProxy],
+    start_client: Callable[..., Client],
+) -> None:
+    server = start_server(assistant="off", trusted_proxies="127.0.0.1", workers=2)
+    emails = [f"person{number}@example.org" for number in range(4)]
+    add_people(server, *emails)
+    proxy = start_proxy(server)
+    proxy.upgrade = "refuse"
+    clients = [start_client(proxy.url, email=email, reports=True) for email in emails]
+    for client in clients:
+        client.reach("polling")
+        client.wait(lambda client=client: client.record["reason"] == "upgrade-refused", 30, "found out")
+    time.sleep(2)
+    proxy.upgrade = "pass"
+    clients[0].hint("retry")
+    began = time.monotonic()
+    for client in clients:
+        client.reach("connected", within=30)
+    print(f"all back after {time.monotonic() - began:.1f} s")
+    with closing(sqlite3.connect(server.data / "metrics.db", timeout=20)) as database:
+        told = database.execute("SELECT count(*) FROM connection_events WHERE type = 'server-heard'").fetchone()
+    assert told == (1,)

@@ -112,7 +112,7 @@ def test_a_form_draws_what_the_template_draws(parts: Parts, body: str) -> None:
         body=body,
     )
     renderer = parts.renderer
-    drawn = str(renderer._macro("_message.html", "message")(message)).strip()
+    drawn = renderer._draw("_message.html", "message", message)
     assert str(renderer.message(message)) == drawn
     assert message.uuid in drawn and "2026-11-24T01:02:03Z" in drawn
 
@@ -120,5 +120,5 @@ def test_a_form_draws_what_the_template_draws(parts: Parts, body: str) -> None:
 @pytest.mark.parametrize("change", [{"deleted": True}, {"edited": True}, {"state": "failed", "error": "no"}])
 def test_what_is_not_plain_is_drawn_by_the_template(parts: Parts, change: dict[str, Any]) -> None:
     message: ChangedMessage = dataclasses.replace(SAMPLE, uuid=str(uuid.uuid4()), **change)
-    drawn = str(parts.renderer._macro("_message.html", "message")(message)).strip()
+    drawn = parts.renderer._draw("_message.html", "message", message)
     assert str(parts.renderer.message(message)) == drawn

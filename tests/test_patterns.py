@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from chatapp.assistant.builtin import ABILITIES, FOLLOW_UP, GREETING, THANKS
+from chatapp.assistant.builtin import ABILITIES, GREETING, THANKS
+from chatapp.assistant.questions import FOLLOW_UP
 from chatapp.assistant.settled import settled_lines, settled_words
 
 SHORT, LONG = 2000, 20_000  # characters; the longest message has so many

@@ -8,9 +8,9 @@ import pytest
 from flask import Flask
 
 from chatapp import create_app
-from chatapp.accounts.auth import first_run_code
+from chatapp.accounts.keys import first_run_code
 from chatapp.cli import _welcome
-from chatapp.config import Settings, load
+from chatapp.config import Settings, is_within, load
 from chatapp.parts import Parts
 
 
@@ -70,6 +70,6 @@ def test_the_start_prints_where_it_is_found(tmp_path: Path, public_url: str, pre
 def test_a_declared_proxy_is_known_by_either_name_of_its_address(tmp_path: Path, declared: str) -> None:
     """A server that listens on :: sees IPv4 as ::ffff:10.1.2.3."""
     settings = load({"DATA_DIR": str(tmp_path), "CHATAPP_TRUSTED_PROXIES": declared})
-    assert any("::ffff:10.1.2.3" in network for network in settings.trusted_proxies)
-    assert any("10.1.2.3" in network for network in settings.trusted_proxies) or ":" in declared
-    assert not any(other in network for network in settings.trusted_proxies for other in ("::ffff:11.1.2.3", "x", ""))
+    assert is_within(settings.trusted_proxies, "::ffff:10.1.2.3")
+    assert is_within(settings.trusted_proxies, "10.1.2.3") or ":" in declared
+    assert not any(is_within(settings.trusted_proxies, other) for other in ("::ffff:11.1.2.3", "x", ""))

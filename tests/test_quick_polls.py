@@ -15,6 +15,8 @@ from lab.server import Server
 from chatapp import create_app
 from chatapp.accounts.auth import hash_token
 from chatapp.config import Settings
+from chatapp.parts import Parts
+from chatapp.store import Lives
 
 HELD = 30
 
@@ -113,7 +115,7 @@ def test_nothing_new_touches_neither_flask_nor_the_database(tmp_path: Path) -> N
     app = create_app(Settings(data_dir=tmp_path, assistant="off"))
     parts = app.extensions["chatapp"]
     ada = parts.store.people.add_first_admin("Ada", "ada@example.org", "x")
-    parts.store.people.add_session(ada.id, hash_token("secret"), 3600, "127.0.0.1", "")
+    parts.store.people.add_session(ada.id, hash_token("secret"), Lives(3600, 3600, 3600), "127.0.0.1", "")
     serializer = app.session_interface.get_signing_serializer(app)
     cookie = SimpleCookie({app.config["SESSION_COOKIE_NAME"]: serializer.dumps({"token": "secret"})})
     headers = [("Cookie", cookie.output(header="", sep=";").strip())]
@@ -130,3 +132,30 @@ def test_nothing_new_touches_neither_flask_nor_the_database(tmp_path: Path) -> N
     assert statements == []
     parts.store.database.engine.dispose()
     parts.store.events.database.engine.dispose()
+
+
+def test_a_session_is_read_once_for_all_and_again_when_any_ends(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And few enter by a handshake; one that has expired makes room."""
+    people, sessions, looks = parts.store.people, parts.auth.sessions, list[str]()
+    read = people.session
+    monkeypatch.setattr(people, "session", lambda hashed: looks.append(hashed) or read(hashed))  # type: ignore[func-returns-value]
+    ada = people.add_first_admin("Ada", "ada@example.org", "x")
+    seal = sessions._serializer.dumps  # type: ignore[union-attr]
+    headers = []
+    for number, lifetime_s in enumerate((0.5, 3600, 3600)):
+        people.add_session(
+            ada.id, hash_token(f"secret{number}"), Lives(lifetime_s, lifetime_s, lifetime_s), "127.0.0.1", ""
+        )
+        headers.append(f"a=b; {sessions.cookie_name}={seal({'token': f'secret{number}'})}; c=d")
+    for _ in range(3):
+        assert sessions.find(headers[0], most=1) and sessions.find(headers[0])
+        assert sessions.find(headers[1], most=1)
+    assert [looks.count(hash_token(f"secret{number}")) for number in range(2)] == [1, 3]
+    time.sleep(0.6)
+    assert not sessions.find(headers[0])
+    looks.clear()
+    assert sessions.find(headers[1], most=1) and sessions.find(headers[1], most=1) and sessions.find(headers[2])
+    assert len(looks) == 2
+    people.end_session(hash_token("secret2"))
+    assert sessions.find(headers[1]) and not sessions.find(headers[2])
+    assert len(looks) == 4

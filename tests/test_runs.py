@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from typing import Any
@@ -13,79 +13,27 @@ from typing import Any
 import gevent
 import gevent.event
 import pytest
-from flask import Flask
+from lab.answering import Script, Workers, drained
+from lab.asking import answer_html
 from sqlalchemy import select, update
 
-from chatapp.assistant import SHIPPED_KNOWLEDGE, Provider, ProviderError, runner
-from chatapp.assistant.builtin import BuiltIn, Knowledge
-from chatapp.assistant.markdown import MOST_BLOCKS, answer_html
-from chatapp.assistant.runner import Runner
-from chatapp.bus import Bus
-from chatapp.store import ClaimedRun, ConversationRef, Store, Turn, migrate, now_ms, sqlite
-from chatapp.store.tables import messages, runs
+from chatapp.assistant import SHIPPED_KNOWLEDGE, ProviderError, runner
+from chatapp.assistant.builtin import BuiltIn
+from chatapp.assistant.knowledge import Knowledge
+from chatapp.assistant.markdown import MOST_BLOCKS
+from chatapp.assistant.provider import SwitchedOff
+from chatapp.store import ClaimedRun, Turn, now_ms, sqlite
+from chatapp.store.models import Message, Run
 from chatapp.store.workers import Worker
 
 # Durable runs, on the real store
 
 
-class Script:
-    """A provider that does what a test says."""
-
-    def __init__(self, play: Callable[[Sequence[Turn]], Iterator[str]]) -> None:
-        self.answer = play
-
-
-class Workers:
-    """A store on disk, a bus, and one conversation in which questions can be queued."""
-
-    def __init__(self, folder: Path) -> None:
-        self.bus, self.folder = Bus(), folder
-        migrate.migrate(folder)
-        self.store = Store(Flask(__name__), folder, self.bus)
-        self.person = self.store.people.add_first_admin("Ada", "ada@example.org", "x").id
-        self.runners: list[Runner] = []
-
-    def ask(self, question: str) -> ConversationRef:
-        """Post a question in a new conversation and queue its answer."""
-        conversations = self.store.conversations
-        with self.store.database.write() as tx:
-            place = conversations.add(tx, self.person, f"c-{question}")
-            conversations.post(tx, place, f"m-{question}", question)
-            self.store.runs.queue(tx, place)
-        return place
-
-    def start(self, provider: Provider, longest: int = 200_000) -> Runner:
-        """A runner of these workers."""
-        worker = Worker(self.folder / "workers")
-        self.runners.append(Runner(self.store.runs, self.bus, provider, worker, longest))
-        self.runners[-1].start()
-        return self.runners[-1]
-
-    def answer(self, place: ConversationRef) -> Any:
-        """The assistant's message, or None."""
-        return next((m for m in self.store.conversations.changes(place, 0).items if m.author == "assistant"), None)
-
-    def messages(self, place: ConversationRef) -> Any:
-        """All of them."""
-        return self.store.conversations.changes(place, 0).items
-
-    def wait(self, place: ConversationRef, state: str, seconds: float = 5.0) -> Any:
-        """The assistant's message once it is in that state."""
-        with gevent.Timeout(seconds, AssertionError(f"not {state}: {self.answer(place)}")):
-            while (answer := self.answer(place)) is None or answer.state != state:
-                gevent.sleep(0.02)
-        return answer
-
-
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[Workers]:
     """Workers of a fresh database; their runners are drained at the end."""
-    workers = Workers(tmp_path)
-    yield workers
-    for each in workers.runners:
-        each.drain()
-    for engine in (workers.store.database.engine, workers.store.events.database.engine):
-        engine.dispose()
+    with drained(Workers(tmp_path)) as workers:
+        yield workers
 
 
 def slowly(history: Sequence[Turn]) -> Iterator[str]:
@@ -102,6 +50,13 @@ def test_a_queued_question_is_answered(workers: Workers) -> None:
     assert [block.html for block in answer.blocks] == ["<p>You asked: why</p>"]
 
 
+def test_what_was_queued_before_the_assistant_was_switched_off_ends(workers: Workers) -> None:
+    place = workers.ask("why")
+    workers.start(SwitchedOff())
+    answer = workers.wait(place, "failed")
+    assert answer.error == "The assistant is switched off on this server." and answer.body == ""
+
+
 def test_what_was_queued_before_the_start_is_answered(workers: Workers) -> None:
     place = workers.ask("early")
     workers.start(Script(lambda history: iter(["late"])))
@@ -111,12 +66,12 @@ def test_what_was_queued_before_the_start_is_answered(workers: Workers) -> None:
 def test_an_answer_is_written_by_the_clock_and_not_by_the_token(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writes: list[str] = []
+    writes: list[str | None] = []
     write = workers.store.runs.write_answer
 
-    def counted(run: ClaimedRun, lease: str, body: str, changed: Sequence[tuple[int, str]]) -> Any:
+    def counted(run: ClaimedRun, body: str | None, changed: Sequence[tuple[int, str]], phase: str | None) -> Any:
         writes.append(body)
-        return write(run, lease, body, changed)
+        return write(run, body, changed, phase)
 
     monkeypatch.setattr(workers.store.runs, "write_answer", counted)
 
@@ -210,7 +165,10 @@ def test_an_empty_answer_counts_as_failed(workers: Workers) -> None:
 def test_draining_interrupts_at_once_and_keeps_what_was_written(workers: Workers) -> None:
     runner_ = workers.start(Script(slowly))
     places = [workers.ask(f"q{number}") for number in range(3)]
-    gevent.sleep(0.4)
+    for _ in range(100):
+        gevent.sleep(0.05)
+        if all((answer := workers.answer(place)) and answer.body.startswith("word0 word1 ") for place in places):
+            break
     started = time.monotonic()
     runner_.drain()
     assert time.monotonic() - started < 0.5
@@ -254,7 +212,7 @@ def test_a_run_whose_writer_was_killed_is_interrupted_at_the_next_start(workers:
     place = workers.ask("q")
     run = workers.store.runs.claim_run("a process that was killed")
     assert run is not None
-    workers.store.runs.write_answer(run, "a process that was killed", "half", [(0, "<p>half</p>")])
+    workers.store.runs.write_answer(run, "half", [(0, "<p>half</p>")])
     workers.start(Script(slowly))
     assert workers.wait(place, "interrupted", 1).body == "half"
 
@@ -264,10 +222,10 @@ def test_no_clock_says_whether_a_writer_lives(workers: Workers) -> None:
     place = workers.ask("q")
     run = workers.store.runs.claim_run("a process that was killed")
     assert run is not None
-    workers.store.runs.write_answer(run, "a process that was killed", "half", [(0, "<p>half</p>")])
+    workers.store.runs.write_answer(run, "half", [(0, "<p>half</p>")])
     with workers.store.database.write() as tx:
         tomorrow = now_ms() + 86_400_000
-        tx.connection.execute(update(runs).values(heartbeat_at=tomorrow, started_at=tomorrow))
+        tx.connection.execute(update(Run).values(heartbeat_at=tomorrow, started_at=tomorrow))
     workers.start(Script(slowly))
     workers.wait(place, "interrupted", 1)
 
@@ -293,10 +251,13 @@ def test_a_dead_writer_is_found_while_others_go_on(workers: Workers, monkeypatch
     workers.wait(place, "running")
     first = workers.answer(place).uuid
     with workers.store.database.write() as tx:  # its process was killed in this moment
-        tx.connection.execute(update(runs).values(lease="killed"))
-        tx.connection.execute(update(messages).where(messages.c.uuid == first).values(body="kept"))
+        tx.connection.execute(update(Run).values(lease="killed"))
+        tx.connection.execute(update(Message).where(Message.uuid == first).values(body="kept"))
     assert workers.wait(place, "interrupted", 2).uuid == first
-    assert runner.LOOK_AROUND_S <= 5 and workers.runners[0].running() == 0
+    assert runner.LOOK_AROUND_S <= 5
+    with gevent.Timeout(5, AssertionError("the writer ends")):
+        while workers.runners[0].running():
+            gevent.sleep(0.02)
 
 
 def test_a_run_of_which_nothing_was_shown_goes_on_in_the_next_process(workers: Workers) -> None:
@@ -472,7 +433,7 @@ def test_the_built_in_assistant_answers_through_the_runner(workers: Workers) -> 
     assert [block.html for block in answer.blocks] == answer_html(answer.body)
     assert any('class="citation"' in block.html for block in answer.blocks)
     with workers.store.database.read() as connection:
-        assert connection.execute(select(runs.c.state)).scalars().all() == ["completed"]
+        assert connection.execute(select(Run.state)).scalars().all() == ["completed"]
 
 
 def test_an_answer_of_many_small_blocks_is_bounded_rows_written_by_turns(
@@ -482,9 +443,9 @@ def test_an_answer_of_many_small_blocks_is_bounded_rows_written_by_turns(
     text, written = "# h\n" * 2300, list[int]()
     write = workers.store.runs.write_answer
 
-    def counted(run: ClaimedRun, lease: str, body: str, changed: Sequence[tuple[int, str]]) -> Any:
+    def counted(run: ClaimedRun, body: str | None, changed: Sequence[tuple[int, str]], phase: str | None) -> Any:
         written.append(len(changed))
-        return write(run, lease, body, changed)
+        return write(run, body, changed, phase)
 
     monkeypatch.setattr(workers.store.runs, "write_answer", counted)
     workers.start(Script(lambda history: iter([text])))

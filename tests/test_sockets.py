@@ -15,7 +15,7 @@ from test_websocket import CLOSE, TEXT, RawWebSocket, closing_of
 
 IDLE_SOCKETS = 1000
 MOST_KIB = 4  # for an idle socket with one feed; some 2 are needed, a greenlet and a request would be 40
-IDLE_S, MOST_WAKES_S = 4, 6  # 2 or 3 are needed
+IDLE_S, MOST_WAKES_S = 4, 9  # 2 for deadlines, and 4 that look once a second, at times a millisecond early
 LONG = '"' * 19_990  # each character is five bytes of HTML
 
 
@@ -55,6 +55,9 @@ def opened(client: Client, feed: str = "", **options: int) -> RawWebSocket:
     return raw
 
 
+POOLED = 6  # descriptors of the databases' pools: what works in the background may open two more connections
+
+
 def test_an_idle_socket_costs_little_and_leaves_nothing_behind(server: Server, me: Client) -> None:
     conversation = me.create("hello").json["conversation"]
     sockets = [opened(me, conversation) for _ in range(50)]  # what is made once
@@ -63,14 +66,14 @@ def test_an_idle_socket_costs_little_and_leaves_nothing_behind(server: Server, m
     try:
         sockets += [opened(me, conversation) for _ in range(IDLE_SOCKETS)]
         time.sleep(0.5)
-        assert descriptors(server) - files == IDLE_SOCKETS, "one descriptor a socket"
+        assert 0 <= descriptors(server) - files - IDLE_SOCKETS <= POOLED, "one descriptor a socket"
         grown = (memory_kib(server) - before) / IDLE_SOCKETS
         print(f"{grown:.2f} KiB a socket")
         assert grown < MOST_KIB
     finally:
         for raw in sockets:
             raw.socket.close()
-    wait_for(lambda: descriptors(server) <= files - 50, 10, "all descriptors are closed")
+    wait_for(lambda: descriptors(server) <= files - 50 + POOLED, 10, "all descriptors are closed")
 
 
 def test_what_was_sent_just_before_the_end_is_kept(server: Server, me: Client) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from chatapp.bus import Bus
 from chatapp.parts import Parts
-from chatapp.store import AuthSession, StorageUnavailable, database
-from chatapp.transports import connections, long_poll
+from chatapp.store import AuthSession, Lives, StorageUnavailable, database
+from chatapp.transports import connections, event_socket, long_poll
 from chatapp.transports.connections import Connections
 from chatapp.transports.long_poll import LongPoll, Poll
 from chatapp.transports.subscriptions import Subscriber, Update, broadcast
@@ -71,7 +71,7 @@ def test_a_long_sweep_lets_the_loop_look_at_its_sockets(monkeypatch: pytest.Monk
     monkeypatch.setattr(connections, "gevent", counted)
     lives = Connections(1.0, lambda *_: None)
     for _ in range(FLUSHES):
-        lives.wake(Busy())
+        lives.wake(Busy().flush)
     while lives._queue:
         gevent.sleep(0.05)
     watcher.stop()
@@ -92,12 +92,12 @@ def test_a_sweep_that_waits_is_relieved_and_costs_nothing_meanwhile(monkeypatch:
         relieve()
 
     monkeypatch.setattr(lives, "_check_sweeps", counted)
-    lives.wake(Told())
+    lives.wake(Told().flush)
     gevent.sleep(0.05)  # the timer has run once, and rests
     began = time.monotonic()
-    lives.wake(Waits(0.4))
+    lives.wake(Waits(0.4).flush)
     gevent.sleep(0.1)
-    lives.wake(told)  # long after the first look
+    lives.wake(told.flush)  # long after the first look
     gevent.sleep(0.5)
     assert told.at and told.at[0] - began < 0.3, "it did not wait for the first"
     assert looks[0] < 0.6 / connections.WATCHDOG_S + 10
@@ -198,13 +198,6 @@ def test_a_reader_that_is_not_idle_is_flushed_once_a_change() -> None:
 SETTINGS = {"assistant": "off"}
 
 
-@pytest.fixture(autouse=True)
-def access_log(request: pytest.FixtureRequest) -> None:
-    """Long polls are held as under gunicorn, and logged nowhere."""
-    if "parts" in request.fixturenames:
-        request.getfixturevalue("parts").polls.access_log = lambda _line: None
-
-
 Hold = Callable[..., tuple[LongPoll, socket.socket]]
 
 
@@ -212,7 +205,7 @@ Hold = Callable[..., tuple[LongPoll, socket.socket]]
 def hold(parts: Parts) -> Iterator[Hold]:
     """Begins to hold a poll; the poll, and the other end of its socket."""
     ada = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
-    parts.store.people.add_session(ada, "hash", 3600, "127.0.0.1", "")
+    parts.store.people.add_session(ada, "hash", Lives(3600, 3600, 3600), "127.0.0.1", "")
     sign_in = parts.store.people.session("hash")
     assert isinstance(sign_in, AuthSession)
     conversation = str(uuid.uuid4())
@@ -342,6 +335,7 @@ def test_a_reader_that_is_slow_but_steady_gets_its_answer(
 ) -> None:
     monkeypatch.setattr(long_poll, "WRITE_S", 0.6)
     monkeypatch.setattr(long_poll, "LINGER_S", 0.3)
+    monkeypatch.setattr(event_socket, "LINGER_S", 0.3)
     one, end = hold(wait_s=20)
     size, ready = 2_000_000, []
     monkeypatch.setattr(parts.polls, "now", lambda *_: ready)
@@ -370,10 +364,10 @@ def test_a_subscriber_that_fails_leaves_nobody_without_an_outcome(parts: Parts) 
     def fails(_topic: int) -> None:
         raise ValueError("a subscriber")
 
-    end = parts.bus.subscribe(feed, fails)
+    parts.bus.subscribe(feed, fails)
     with pytest.raises(ValueError, match="a subscriber"):
         parts.chat.post_soon(ada, conversation, str(uuid.uuid4()), "hello", outcomes.append)
-    end()
+    parts.bus.unsubscribe(feed, fails)
     assert outcomes[0].outcome().created
     assert parts.chat.post(ada, conversation, str(uuid.uuid4()), "next").created
 
@@ -386,11 +380,11 @@ def test_a_subscriber_that_fails_leaves_nobody_waiting_behind_it(parts: Parts, m
     outcomes: list[Any] = []
 
     def fails(_topic: int) -> None:
-        end()
+        parts.bus.unsubscribe(feed, fails)
         parts.chat.post_soon(ada, conversation, str(uuid.uuid4()), "comes meanwhile", outcomes.append)
         raise ValueError("a subscriber")
 
-    end = parts.bus.subscribe(feed, fails)
+    parts.bus.subscribe(feed, fails)
     parts.chat.post_soon(ada, conversation, str(uuid.uuid4()), "hello", outcomes.append)
     gevent.sleep(0.2)
     assert [job.outcome().created for job in outcomes] == [True, True]

@@ -10,6 +10,7 @@ from chatapp import create_app
 from chatapp.bus import ACCESS, Bus, session_topic
 from chatapp.config import Settings
 from chatapp.parts import Parts
+from chatapp.store import Lives
 from chatapp.store.watch import Watcher
 
 
@@ -65,7 +66,7 @@ def test_what_could_not_be_read_is_looked_at_again(
     people = there.store.people
     ada = people.add_admin("Ada", "ada@example.org", "x").id
     place = there.chat.create(ada, str(uuid.uuid4()))
-    people.add_session(ada, "hash", 3600, "127.0.0.1", "")
+    people.add_session(ada, "hash", Lives(3600, 3600, 3600), "127.0.0.1", "")
     found = people.session("hash")
     assert found is not None
     watcher = quiet_watcher(here, monkeypatch)

@@ -140,12 +140,12 @@ def test_signing_out_ends_the_session_on_both_workers(shared: Server) -> None:
 
 def test_a_password_reset_by_command_ends_the_sessions_of_a_running_server(shared: Server) -> None:
     made = run_chatapp(
-        shared, "admin", "create", "--name", "Bo", "--email", "bo@example.org", "--password", "0123456789"
+        shared, "admin", "create", "--name", "Bo", "--email", "bo@example.org", "--password", "a first password"
     )
     assert made.returncode == 0, made.stderr
-    client = Client(shared.url).sign_in("bo@example.org", "0123456789")
+    client = Client(shared.url).sign_in("bo@example.org", "a first password")
     peers = [WebSocketPeer(client) for _ in range(4)]
-    run_chatapp(shared, "admin", "reset-password", "--email", "bo@example.org", "--password", "9876543210")
+    run_chatapp(shared, "admin", "reset-password", "--email", "bo@example.org", "--password", "a second password")
     assert [peer.wait_closed(3)[0] for peer in peers] == [4401] * 4
 
 

@@ -1,1 +1,1 @@
-"""Authentication and limits: passwords, sessions, the first run, quotas."""
+"""Authentication and limits: passwords, sessions, the first run, the audit."""

@@ -84,7 +84,9 @@ class Hashing:
             if self._is_busy:
                 self._queue.wait(attempts, self._let_next, has_left)
         except Full:
-            self._refuse()
+            retry_s = math.ceil(self._average_s * (MOST_WAITING + 1))
+            self._refusals.wait()
+            raise Busy(retry_s) from None
         self._is_busy = True
         try:
             yield
@@ -93,11 +95,6 @@ class Hashing:
 
     def _let_next(self) -> None:
         self._is_busy = self._queue.let_next()
-
-    def _refuse(self) -> None:
-        retry_s = math.ceil(self._average_s * (MOST_WAITING + 1))
-        self._refusals.wait()
-        raise Busy(retry_s)
 
 
 def _matches(password_hash: str | None, password: str) -> bool:

@@ -4,8 +4,7 @@ Bytes in, the answer's text out; no socket, no clock. An event stream (also one 
 completion as JSON, an error in either. All but the answer's text (reasoning, tools, usage) is skipped.
 """
 
-from __future__ import annotations
-
+import codecs
 import json
 import logging
 import re
@@ -22,8 +21,8 @@ BOM = b"\xef\xbb\xbf"
 FIELD = re.compile(rb"(?:data|event|id|retry)?:|data$|event$|id$|retry$")
 # Some models put their reasoning before the answer instead of into a field.
 THINKING = re.compile(r"\s*<(think|thinking|thought|reasoning)>", re.I)
+REASONING = ("reasoning_content", "reasoning", "reasoning_details")
 LONGEST_TAG = 40  # characters that may be the beginning of such a tag, with white space before it
-HIGH = range(0xD800, 0xDC00)  # high surrogates (RFC 2781)
 
 CUT_SHORT = {
     "length": "The answer reached the limit of length of the model or its server. Ask it to go on.",
@@ -65,23 +64,20 @@ class Reader:
         kind: str,
         status: int,
         is_bounded: bool,
-        hide: Hide = str,
-        on_progress: Callable[[], None] = lambda: None,
-        on_finish: Callable[[], None] = lambda: None,
+        hide: Hide,
+        on_progress: Callable[[], None],
+        on_finish: Callable[[], None],
+        on_thinking: Callable[[], None] = lambda: None,
     ) -> None:
         self._kind, self._status = kind, status
         self._is_bounded = is_bounded
         self._hide = hide
-        self._on_progress, self._on_finish = on_progress, on_finish
+        self._on_progress, self._on_finish, self._on_thinking = on_progress, on_finish, on_thinking
+        self.tokens: tuple[int | None, int | None] = (None, None)  # of prompt and answer, as the server counts them
         self._finish_reason = ""
         self._refusal = ""
         self._has_text = False
         self._is_completion = False  # seen: an object with choices
-
-    @property
-    def is_finished(self) -> bool:
-        """Return True after a `finish_reason`."""
-        return bool(self._finish_reason)
 
     def read(self, chunks: Iterable[bytes]) -> Iterator[str]:
         """Yield the answer's text in pieces. Raises ProviderError."""
@@ -93,13 +89,9 @@ class Reader:
         if first[:1] == b"<":
             raise self._foreign_error(_decode(first))
         pieces = self._completion(everything) if first[:1] in (b"{", b"[") else self._stream(everything)
-        for piece in answer_text(pieces):
+        for piece in _without_thinking(filter(None, _whole_characters(pieces)), self._on_thinking):
             self._has_text = True
             yield piece
-        self.end()
-
-    def end(self) -> None:
-        """End the answer. Raises ProviderError if it is refused or cut short."""
         if self._refusal and not self._has_text:
             raise failure(REFUSED.format(words=quote(self._refusal, self._hide)), "refusal")
         if self._finish_reason in CUT_SHORT:
@@ -130,7 +122,7 @@ class Reader:
                 raise self._error_within(event.data)
             found = _parse_object(event.data)
             if found is None:
-                if event.data.lstrip()[:1] in ("{", "["):
+                if event.data.lstrip()[:1] in ("{", "[") and not self._finish_reason:  # afterwards: half an event
                     raise failure(GARBLED, f"not a JSON object in an event of {len(event.data)} characters")
                 non_json = non_json or event.data
                 continue
@@ -166,6 +158,8 @@ class Reader:
 
     def _handle_object(self, event: dict[str, Any]) -> str:
         """Return the text of the first choice; keep its refusal and finish_reason."""
+        if isinstance(usage := event.get("usage"), dict):
+            self.tokens = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         choices = event.get("choices")
         if not isinstance(choices, list):
             return ""
@@ -175,12 +169,19 @@ class Reader:
         delta = delta if isinstance(delta, dict) else {}
         text = content_text(delta.get("content"))
         self._refusal = (self._refusal + content_text(delta.get("refusal")))[: 2 * LONGEST_WORDS]
-        if text or any(delta.get(name) for name in ("reasoning_content", "reasoning", "reasoning_details", "refusal")):
+        has_thought = any(delta.get(name) for name in REASONING)
+        if has_thought:
+            self._on_thinking()
+        if text or has_thought or delta.get("refusal"):
             self._on_progress()
         if isinstance(reason := choice.get("finish_reason"), str) and reason:
             self._finish_reason = reason
             self._on_finish()
         return text
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 <= value < 1 << 40 and not isinstance(value, bool) else None
 
 
 def events(chunks: Iterable[bytes]) -> Iterator[Event]:
@@ -234,42 +235,26 @@ def _keep_beginning(chunks: Iterable[bytes], beginning: bytearray) -> Iterator[b
         yield chunk
 
 
-def answer_text(pieces: Iterable[str]) -> Iterator[str]:
-    """Drop the reasoning before the answer and join surrogate pairs split between pieces."""
-    return _without_thinking(_whole_characters(pieces))
-
-
 def _whole_characters(pieces: Iterable[str]) -> Iterator[str]:
     """Join surrogates that JSON escaped separately; a lone one becomes U+FFFD."""
-    high = ""
+    decoder = codecs.getincrementaldecoder("utf-16-le")("replace")  # keeps the first half of a pair for the next piece
     for piece in pieces:
-        text, high = high + piece, ""
-        if text and ord(text[-1]) in HIGH:
-            text, high = text[:-1], text[-1]
-        if text:
-            yield _join_surrogates(text)
-    if high:
-        yield _join_surrogates(high)
+        yield decoder.decode(piece.encode("utf-16-le", "surrogatepass"))
+    yield decoder.decode(b"", final=True)
 
 
 def _join_surrogates(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _without_thinking(pieces: Iterable[str]) -> Iterator[str]:
-    held, end_tag = "", ""  # held: possibly the beginning of a tag
-    is_text = False
-    for piece in pieces:
-        if is_text:
-            yield piece
-            continue
+def _without_thinking(pieces: Iterable[str], on_thinking: Callable[[], None]) -> Iterator[str]:
+    """Drop the reasoning before the answer."""
+    held, end_tag, rest = "", "", iter(pieces)  # held: possibly the beginning of a tag
+    for piece in rest:
         held += piece
         if not end_tag and (found := THINKING.match(held)):
             end_tag, held = f"</{found[1].lower()}>", held[found.end() :]
+            on_thinking()
         if end_tag:
             at = held.lower().find(end_tag)
             if at < 0:
@@ -279,9 +264,9 @@ def _without_thinking(pieces: Iterable[str]) -> Iterator[str]:
         elif len(held) < LONGEST_TAG and _may_begin_thinking(held):
             continue
         if held:
-            is_text = True
             yield held
             held = ""
+            yield from rest
     if held and not end_tag:
         yield held
 

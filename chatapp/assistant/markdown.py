@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import nh3
 from markdown_it import MarkdownIt
@@ -16,10 +16,10 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
-from chatapp.assistant import cjk, settled
+from chatapp.assistant import addresses, cjk, colours, definitions, formulas, marks, settled
+from chatapp.assistant.definitions import Definitions
+from chatapp.assistant.links import CITATION, allowed_link, destination
 
-CITATION = re.compile(r"\.\./knowledge/[a-z0-9][a-z0-9_-]*(#[\w-]+)?", re.ASCII)
-EXTERNAL = re.compile(r"(https?://[^/\\]|mailto:.)", re.IGNORECASE)
 LARGE = 6000
 """Characters. A longer open block is parsed once it has grown by a twentieth or rests: parsing costs its length."""
 HUGE = 40_000
@@ -36,10 +36,29 @@ HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
 TAGS = {
     *("p", "br", "hr", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", *HEADINGS),
-    *("table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "span", "button"),
+    *(
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "figure",
+        "figcaption",
+        "span",
+        "button",
+        "sup",
+        "b",
+        "i",
+        "u",
+        "var",
+    ),
 }
 ATTRIBUTES = {
     "a": {"href", "class", "rel", "title"},
+    "code": {"class"},
+    "span": {"class"},
+    "strong": {"class"},
     "ol": {"start"},
     "th": {"align"},
     "td": {"align"},
@@ -51,30 +70,27 @@ ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class Heading:
-    """A top-level heading: its first line (from 0), the first line after it, level 1-6, text and anchor."""
+    """A top-level heading: its first line (from 0), the first line after it, text and anchor."""
 
     line: int
     after: int
-    level: int
     text: str
     anchor: str
-
-
-def allowed_link(url: str) -> bool:
-    """Return True if an answer may link to it: http, https, mailto, or a passage of the knowledge folder."""
-    return bool(CITATION.fullmatch(url) or EXTERNAL.match(url))
 
 
 class _Renderer(RendererHTML):
     """HTML renderer: code as a figure with a copy button, images as links, citations marked."""
 
     def fence(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
-        """Render a code block with its language."""
+        """Render a code block with its language, in colours once it is finished."""
         language = (tokens[idx].info.split() or ["text"])[0]
+        content = tokens[idx].content
+        is_open = "is_open" in tokens[idx].meta
+        code = escape(content, quote=False) if is_open else colours.coloured(content, language)
         return (
             f'<figure class="code"><figcaption><span>{escape(language)}</span>'
             '<button type="button" data-action="copy-code">Copy</button></figcaption>'
-            f"<pre><code>{escape(tokens[idx].content, quote=False)}</code></pre></figure>\n"
+            f"<pre><code>{code}</code></pre></figure>\n"
         )
 
     code_block = fence
@@ -84,11 +100,35 @@ class _Renderer(RendererHTML):
         words = escape(self.renderInlineAsText(tokens[idx].children, options, env) or "image")
         depth = sum(token.nesting for token in tokens[:idx] if token.type.startswith("link_"))
         source = str(tokens[idx].attrGet("src") or "")
-        return words if depth else f"<a {_link_attributes(source)}>{words}</a>"
+        return words if depth else f"<a {_link_attributes(source)}>{words}</a>{_destination(words, source)}"
 
     def link_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         """Render the start of a citation or an external link."""
         return f"<a {_link_attributes(str(tokens[idx].attrGet('href') or ''))}>"
+
+    def link_close(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        """Render the end of a link, and its host if its text names another one."""
+        start = next(at for at in range(idx, -1, -1) if tokens[at].type == "link_open")
+        text = self.renderInlineAsText(tokens[start:idx], options, env)
+        text += "".join(token.content for token in tokens[start:idx] if token.type in ("code_inline", "formula"))
+        return f"</a>{_destination(text, str(tokens[start].attrGet('href') or ''))}"
+
+    def formula(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        """Render a formula as it is written."""
+        return f'<code class="math">{escape(tokens[idx].content, quote=False)}</code>'
+
+    def mention(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        """Render the number of a footnote."""
+        return f"<sup>[{tokens[idx].content}]</sup>"
+
+    def mark(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        """Render the sign of a task or the name of a callout."""
+        return marks.render_mark(tokens, idx)
+
+
+def _destination(text: str, url: str) -> str:
+    found = "" if CITATION.fullmatch(url) else destination(text, url)
+    return f" ({escape(found)})" if found else ""
 
 
 def _link_attributes(url: str) -> str:
@@ -104,11 +144,14 @@ def _keep_attribute(tag: str, name: str, value: str) -> str | None:
 
 def _parser() -> MarkdownIt:
     markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}, renderer_cls=_Renderer)
-    # Without reference definitions no later line can change a finished block.
-    markdown.enable(["table", "strikethrough"]).disable(["reference", "html_block", "html_inline"])
+    markdown.enable(["table", "strikethrough"]).disable(["html_block", "html_inline"])
     vars(markdown)["validateLink"] = allowed_link
     cjk.register(markdown)
+    addresses.register(markdown)
+    formulas.register(markdown)
     settled.register(markdown)
+    marks.register(markdown)
+    definitions.register(markdown)
     return markdown
 
 
@@ -175,18 +218,10 @@ def _render_tokens(tokens: Sequence[Token]) -> str:
     return html
 
 
-def _demote_headings(tokens: Sequence[Token]) -> Sequence[Token]:
-    """Lower headings by two levels: the page's title is the h1."""
-    for token in tokens:
-        if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
-    return tokens
-
-
-def _top_level(text: str, grows: bool = False) -> list[tuple[int, list[Token]]]:
-    """Parse into top-level blocks: (first line, tokens) of each. `grows`: the last paragraph may go on."""
+def _top_level(text: str, env: EnvType | None = None) -> list[tuple[int, list[Token]]]:
+    """Parse into top-level blocks: (first line, tokens) of each. `env` is for the rules of `settled` and `formulas`."""
     found: list[tuple[int, list[Token]]] = []
-    for token in _MARKDOWN.parse(text, {"grows": grows}):
+    for token in _MARKDOWN.parse(text, env):
         token.hidden = False  # else a blank line between two items would change the whole list
         if token.level == 0 and token.nesting >= 0 and token.map is not None:
             found.append((token.map[0], []))
@@ -203,9 +238,9 @@ class GrowingAnswer:
         self._unparsed = 0
         self._quiet_calls = 0  # calls of `changed()` since the last character
         self._finished: list[str] = []
+        self._ends: list[int] = []  # of the finished blocks, in the body
         self._open: list[str] = []
         self._returned: list[str] = []  # by the last `changed()`
-        self._is_complete = False
 
     @property
     def body(self) -> str:
@@ -229,9 +264,13 @@ class GrowingAnswer:
             self._quiet_calls = 0
 
     def finish(self) -> None:
-        """End the text: the open block is rendered as it stands, unclosed delimiters included."""
-        self._is_complete = True
-        self._parse()
+        """End the text: the open block is rendered as it stands, unclosed delimiters included.
+
+        Definitions hold for the whole text, so blocks with brackets are rendered again.
+        """
+        self._parse(is_complete=True)
+        if "]:" in self.body:
+            self._resolve()
 
     def changed(self) -> list[tuple[int, str]]:
         """Return the blocks that changed since the last call: (index, HTML), in order.
@@ -249,39 +288,90 @@ class GrowingAnswer:
         self._returned = now
         return [(index, html) for index, html in enumerate(now) if index >= len(before) or html != before[index]]
 
-    def _parse(self) -> None:
+    def _parse(self, is_complete: bool = False) -> None:
         """Close finished blocks and render the settled part of the rest."""
         self._unparsed = 0
-        context = self._close_blocks()
-        shown, grows = (self._tail, False) if self._is_complete else settled.settled_lines(self._tail, context)
-        self._open = [_render_block(tokens) for _, tokens in _top_level(shown, grows)]
+        context, hidden = self._close_blocks()
+        end = len(self._tail) - hidden
+        shown, grows = (self._tail, False) if is_complete else settled.settled_lines(self._tail[:end], context)
+        self._open = [
+            _render_block(tokens, is_open=not is_complete) for _, tokens in _top_level(shown, {"grows": grows})
+        ]
 
-    def _close_blocks(self) -> str:
-        """Finish every block that has a successor, and return the open block's context (`settled.context`).
+    def _close_blocks(self) -> tuple[str, int]:
+        """Finish every block that has a successor; return the open block's context and the length of an open formula.
 
-        Only whole lines count: "#" may become a heading or text ("#1"), and a row a table.
+        Only whole lines count: "#" may become a heading or text ("#1"), and a row a table. (`settled.context`)
         """
         whole = self._tail[: self._tail.rfind("\n") + 1]
-        blocks = _top_level(whole)
+        env: EnvType = {"is_partial": True}
+        blocks = _top_level(whole, env)
+        hidden = 0
+        if "open_formula" in env:
+            hidden = len(_from_line(self._tail, env["open_formula"]))
+            blocks = _top_level(self._tail[: len(self._tail) - hidden])
         if len(blocks) > 1:
-            for _, tokens in blocks[:-1]:
-                self._add_finished(_render_block(tokens))
-            self._tail = _from_line(self._tail, blocks[-1][0])
+            ends = _starts(self._tail, blocks)[1:]
+            offset = self._ends[-1] if self._ends else 0
+            for (_, tokens), end in zip(blocks, ends, strict=False):
+                self._add_finished(_render_block(tokens), offset + end)
+            self._tail = self._tail[ends[-1] :]
         context = settled.context(blocks[-1][1] if blocks else [])
         for _, tokens in blocks:
             _delete_in_chunks(tokens)
-        return context
+        return context, hidden
 
-    def _add_finished(self, html: str) -> None:
+    def _add_finished(self, html: str, end: int) -> None:
         if len(self._finished) < MOST_BLOCKS:
             self._finished.append(html)
+            self._ends.append(end)
         else:
             self._finished[-1] += f"\n{html}"
+            self._ends[-1] = end
+
+    def _resolve(self) -> None:
+        """Collect the definitions, render every block with brackets again, and add the footnotes as a last block."""
+        found = Definitions()
+        texts = definitions.joined_notes([self.body[a:b] for a, b in pairwise([0, *self._ends])] + sources(self._tail))
+        for text in texts:
+            if "]:" in text:
+                _MARKDOWN.block.parse(text, _MARKDOWN, found.env(), [])
+        if not found.references and not found.notes:
+            return
+        found.is_collecting = False
+        blocks = [*self._finished, *self._open]
+        for at, text in enumerate(texts[: len(blocks)]):  # after the last block may be blank lines
+            if "[" in text or not text:
+                blocks[at] = "\n".join(_render_block(tokens) for _, tokens in _top_level(text, found.env()))
+        count = len(self._finished)
+        self._finished, self._open = blocks[:count], blocks[count:] + _footnotes(found)
 
 
-def _render_block(tokens: list[Token]) -> str:
-    """Render a block of an answer and delete its tokens."""
-    html = _html(_demote_headings(tokens))
+def _from_line(text: str, line: int) -> str:
+    return text.split("\n", line)[-1]
+
+
+def _starts(text: str, blocks: Sequence[tuple[int, list[Token]]]) -> list[int]:
+    """Return the first character of each block; blank lines before the first one belong to it."""
+    lines = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+    return [0, *(lines[line] for line, _ in blocks[1:])]
+
+
+def _footnotes(found: Definitions) -> list[str]:
+    """Render the footnotes, if there are any."""
+    parse = _MARKDOWN.parse
+    items = "".join(f"<li>{_render_block(parse(text, found.env()))}</li>\n" for text in found.numbered_notes())
+    return [f"<hr>\n<ol>\n{items}</ol>"] if items else []
+
+
+def _render_block(tokens: list[Token], is_open: bool = False) -> str:
+    """Render a block of an answer and delete its tokens. Headings are two levels lower: the page's title is the h1."""
+    for token in tokens:
+        if is_open and settled.is_open_fence(token):
+            token.meta["is_open"] = True
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
+    html = _html(tokens)
     _delete_in_chunks(tokens)
     return html
 
@@ -292,27 +382,9 @@ def _delete_in_chunks(tokens: list[Token]) -> None:
         del tokens[-DELETED_AT_ONCE:]
 
 
-def _from_line(text: str, line: int) -> str:
-    """Return the text from that line (from 0) on."""
-    at = 0
-    for _ in range(line):
-        at = text.index("\n", at) + 1
-    return text[at:]
-
-
-def answer_html(markdown: str) -> list[str]:
-    """Render a whole answer into the blocks that ``GrowingAnswer`` ends with."""
-    answer = GrowingAnswer()
-    answer.feed(markdown)
-    answer.finish()
-    return [html for _, html in answer.changed()]
-
-
 def sources(markdown: str) -> list[str]:
     """Return the Markdown of each top-level block, in order; joined they are the text again."""
-    starts = [line for line, _ in _top_level(markdown)][1:]
-    lines = re.findall(r"[^\n]*\n|[^\n]+", markdown)
-    return ["".join(lines[a:b]) for a, b in pairwise([0, *starts, len(lines)])]
+    return [markdown[a:b] for a, b in pairwise([*_starts(markdown, _top_level(markdown)), len(markdown)])]
 
 
 def _anchor(text: str, taken: set[str]) -> str:
@@ -326,31 +398,27 @@ def _anchor(text: str, taken: set[str]) -> str:
     return anchor
 
 
-def _plain_text(inline: Token) -> str:
-    """Return a heading's text without its delimiters."""
-    return "".join(child.content for child in inline.children or [])
-
-
 def _mark_headings(tokens: Sequence[Token]) -> list[Heading]:
     """Return the top-level headings and give each its ``id``."""
     found: list[Heading] = []
     taken: set[str] = set()
     for token, inline in pairwise(tokens):
         if token.type == "heading_open" and token.level == 0 and token.map is not None:
-            text = _plain_text(inline)
+            text = "".join(child.content for child in inline.children or [] if child.type != "mention")
             anchor = _anchor(text, taken)
             token.attrSet("id", anchor)
-            found.append(Heading(token.map[0], token.map[1], int(token.tag[1]), text, anchor))
+            found.append(Heading(token.map[0], token.map[1], text, anchor))
     return found
 
 
 def headings(markdown: str) -> list[Heading]:
     """Return the top-level headings of a document, with the anchors that ``render`` gives them."""
-    return _mark_headings(_MARKDOWN.parse(markdown))
+    return _mark_headings(_MARKDOWN.parse(markdown, Definitions().env()))
 
 
 def render(markdown: str) -> str:
     """Render a whole document as safe HTML; each top-level heading has an ``id`` to link to."""
-    tokens = _MARKDOWN.parse(markdown.replace("\r", ""))
+    found = Definitions()
+    tokens = _MARKDOWN.parse(markdown.replace("\r", ""), found.env())
     _mark_headings(tokens)
-    return _html(tokens)
+    return "\n".join([_html(tokens), *_footnotes(found)])

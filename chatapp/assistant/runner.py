@@ -8,22 +8,26 @@ nothing: reading from the provider goes on, and its text is written once the dat
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from typing import Literal, ParamSpec, TypeVar
 
 import gevent
 from gevent.event import Event
 
 from chatapp.assistant.markdown import GrowingAnswer
-from chatapp.assistant.provider import Provider, ProviderError
+from chatapp.assistant.provider import A_TURN_S, Phase, Provider, ProviderError, Usage, Wishes, with_pauses
 from chatapp.bus import RUNS, Bus
 from chatapp.concurrency import compute_in_thread
-from chatapp.store import ClaimedRun, StorageUnavailable, Turn
-from chatapp.store.runs import AGAIN, MOST_AT_ONCE, IsGone, Verdict
+from chatapp.store import ClaimedRun, StorageUnavailable
+from chatapp.store.runs import AGAIN, MOST_AT_ONCE, Runs, Verdict
 from chatapp.store.workers import Worker
 
 FLUSH_S = 0.15
 """Seconds between two writes of a growing answer."""
+BODY_S = 3.0
+"""Seconds between two writes of its whole text, which costs its length; what is shown is in its blocks."""
 LOOK_S = 1.0
 """Seconds between two checks for a stop request without text to write and without a notice."""
 LOOK_AROUND_S = 5.0
@@ -32,10 +36,6 @@ RECOUNT_S = 1.0
 """Least seconds between two updates of the places in the queue."""
 RETRY_S = 1.0
 """Seconds until a failed write is retried."""
-SLICE_S = 0.004
-"""Seconds after which a provider that never pauses yields to the event loop."""
-A_TURN_S = 1e-6
-"""A timer, however short, lets the event loop poll its sockets; `sleep(0)` does so only every 50th time."""
 MOST_WRITTEN = 50
 """Blocks in one transaction: about 5 ms of the event loop; more follow after a yield."""
 LONG_BLOCK = 3000
@@ -47,7 +47,6 @@ EMPTY = "The assistant gave no answer."
 TOO_LONG = "the answer reached the longest that this chat takes, {most:,} characters. Ask the assistant to go on."
 
 State = Literal["completed", "stopped", "interrupted", "failed"]
-Blocks = Sequence[tuple[int, str]]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,51 +54,31 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
-class RunStore(Protocol):
-    """The runner's interface to the store (``Store.runs``)."""
-
-    def claim_run(self, lease: str) -> ClaimedRun | None:
-        """Take the next queued run."""
-        ...
-
-    def write_answer(self, run: ClaimedRun, lease: str, body: str, changed: Blocks) -> Verdict:
-        """Store the text so far and renew the heartbeat."""
-        ...
-
-    def end_run(self, run: ClaimedRun, lease: str, state: str, body: str, changed: Blocks, error: str | None) -> None:
-        """End the run for good."""
-        ...
-
-    def reap_runs(self, is_gone: IsGone, by: str, room: int) -> tuple[int, list[ClaimedRun]]:
-        """End or take over the runs without a living writer."""
-        ...
-
-    def recount(self) -> None:
-        """Update the places in the queue."""
-        ...
-
-
 class _AnswerWriter:
     """The writing of one run: a greenlet reads from the provider, ``work`` stores the text at intervals."""
 
-    def __init__(self, store: RunStore, provider: Provider, run: ClaimedRun, longest: int) -> None:
+    def __init__(self, store: Runs, provider: Provider, run: ClaimedRun, longest: int) -> None:
         self.run = run
         self._store = store
         self._provider = provider
         self._longest = longest
-        self._room = longest  # characters still to be read at most
+        self._room = longest  # characters still to be read at most; negative: the answer was cut
         self._text = GrowingAnswer()
         self._pieces: list[str] = []  # read, not yet rendered
+        self._phase: str | None = None  # not yet written; "" for none any more
+        self._has_phase = False  # some was told: only then the footer changes with the first word
+        self._usage: Usage | None = None
+        self._body_at = float("-inf")  # monotonic; when the whole text was written
         self._unwritten: dict[int, str] = {}
-        self._reader = gevent.Greenlet(self._read, run.history)
+        self._reader = gevent.Greenlet(self._read, run)
         self._interrupted = False
-        self._must_flush = False
-        self._is_cut = False
-        self._written_at = self._next_try = 0.0  # monotonic
+        self._is_instead = False  # what is shown stands in for an answer that the provider did not give
+        self._look_at = time.monotonic() + LOOK_S  # when the store is asked even without new text
+        self._next_try = 0.0  # monotonic
 
     def flush_soon(self) -> None:
         """Flush soon, even without new text, since the store answers a write with a stop request."""
-        self._must_flush = True
+        self._look_at = 0.0
 
     def interrupt(self) -> None:
         """End the run as interrupted, with its text so far. Does not wait."""
@@ -110,9 +89,9 @@ class _AnswerWriter:
         """Write the answer to its end. Never raises: a failure ends the run as failed and is logged."""
         try:
             self._write()
-        except Exception as error:  # the outermost handler of a run, which must not stay open
+        except Exception:  # the outermost handler of a run, which must not stay open
             log.exception("run %d failed", self.run.id)
-            self._fail(str(error) if isinstance(error, ProviderError) else FAILED)
+            self._fail()
 
     def _write(self) -> None:
         verdict = self._write_until_read()
@@ -127,12 +106,10 @@ class _AnswerWriter:
             self._end("interrupted")
         elif verdict == "stop":
             self._end("stopped")
-        elif self._is_cut:
+        elif self._room < 0:
             self._end("stopped", TOO_LONG.format(most=self._longest))
-        elif isinstance(self._reader.value, ProviderError):
-            self._end("failed", str(self._reader.value))
-        elif isinstance(self._reader.value, Exception):
-            raise self._reader.value
+        elif self._reader.value:
+            self._end("completed" if self._is_instead else "failed", self._reader.value)
         elif self._text.body.strip():
             self._end("completed")
         else:
@@ -142,7 +119,6 @@ class _AnswerWriter:
         """Write at intervals until the provider ends, a person stops the run, or the lease is lost."""
         if not self._interrupted:
             self._reader.start()
-        self._written_at = time.monotonic()
         try:
             while not self._interrupted:
                 self._reader.join(timeout=FLUSH_S)
@@ -157,8 +133,7 @@ class _AnswerWriter:
 
     def _is_due(self) -> bool:
         now = time.monotonic()
-        has_reason = self._unwritten or self._must_flush or now - self._written_at >= LOOK_S
-        return bool(has_reason) and now >= self._next_try
+        return (bool(self._unwritten) or self._phase is not None or now >= self._look_at) and now >= self._next_try
 
     def _render_pieces(self) -> None:
         """Render the pieces read meanwhile, in a thread if the open block is long."""
@@ -173,56 +148,62 @@ class _AnswerWriter:
 
     def _flush(self) -> Verdict:
         """Write changed blocks; if the database fails, they stay for the next time."""
-        self._must_flush = False
+        self._look_at = time.monotonic() + LOOK_S  # before the write: a notice during it counts
         try:
             while (verdict := self._write_first()) == "go" and self._unwritten:
                 gevent.sleep(A_TURN_S)
         except StorageUnavailable:
-            self._must_flush, self._next_try = True, time.monotonic() + RETRY_S
+            self._next_try = time.monotonic() + RETRY_S
             return "go"
         return verdict
 
     def _write_first(self) -> Verdict:
         """Write the first changed blocks, which are stored only if it returns "go". Raises StorageUnavailable."""
-        changed = sorted(self._unwritten.items())[:MOST_WRITTEN]
-        verdict = self._store.write_answer(self.run, self.run.lease, self._text.body, changed)
-        for index, _ in changed if verdict == "go" else ():
-            del self._unwritten[index]
-        self._written_at = time.monotonic()
+        changed, phase = sorted(self._unwritten.items())[:MOST_WRITTEN], self._phase
+        now = time.monotonic()
+        body = self._text.body if now >= self._body_at + BODY_S else None
+        verdict = self._store.write_answer(self.run, body, changed, phase)
+        if verdict == "go":
+            for index, _ in changed:
+                del self._unwritten[index]
+            self._phase = None if self._phase is phase else self._phase
+            self._body_at = now if body is not None and changed else self._body_at
         return verdict
 
-    def _read(self, history: Sequence[Turn]) -> Exception | None:
-        """Read the provider's text as fast as it comes. Returns any exception, for the writer."""
+    def _read(self, run: ClaimedRun) -> str:
+        """Read the provider's text as fast as it comes. Returns a sentence if it failed."""
+        wishes = Wishes(run.model, run.instructions, run.asked_by, self._note)
         try:
-            pieces = self._provider.answer(history)
-            try:
-                self._read_pieces(pieces)
-            finally:
-                close: Callable[[], object] = getattr(pieces, "close", lambda: None)
-                close()
-        except Exception as error:  # raised again by the writer
-            return error
-        return None
+            with closing(self._provider.answer(run.history, wishes)) as pieces:
+                for piece in with_pauses(pieces):
+                    if self._room == self._longest and self._has_phase:
+                        self._phase = ""
+                    self._pieces.append(piece[: self._room])
+                    self._room -= len(piece)
+                    if self._room < 0:  # the longest answer bounds the memory
+                        break
+        except ProviderError as error:
+            if error.instead and self._room == self._longest:
+                self._is_instead = True
+                self._pieces.append(error.instead[: self._room])
+            return str(error) if error.is_fault else ""
+        except Exception:  # the outermost handler of a greenlet
+            log.exception("the provider failed on run %d", self.run.id)
+            return FAILED
+        return ""
 
-    def _read_pieces(self, pieces: Iterator[str]) -> None:
-        """Read up to the longest answer, which bounds the memory."""
-        until = time.monotonic() + SLICE_S
-        for piece in pieces:
-            self._pieces.append(piece[: self._room])
-            self._is_cut = len(piece) > self._room
-            self._room -= min(len(piece), self._room)
-            if self._is_cut:
-                return
-            if time.monotonic() > until:
-                gevent.sleep(A_TURN_S)
-                until = time.monotonic() + SLICE_S
+    def _note(self, told: Phase | Usage) -> None:
+        if isinstance(told, Usage):
+            self._usage = told
+        elif self._room == self._longest:
+            self._phase, self._has_phase = str(told), True
 
-    def _fail(self, sentence: str) -> None:
+    def _fail(self) -> None:
         """End a broken run as failed. If even that cannot be stored, the reaper ends it."""
         try:
             self._render_pieces()
             compute_in_thread(_without_gc, self._text.finish)
-            self._end("failed", sentence)
+            self._end("failed", FAILED)
         except Exception:  # the store itself fails
             log.exception("run %d could not be ended; it will be found as interrupted", self.run.id)
 
@@ -234,7 +215,8 @@ class _AnswerWriter:
                     gevent.sleep(A_TURN_S)
                 # After a stop request the store refuses `write_answer`, so all that is left goes here, however much.
                 rest = sorted(self._unwritten.items())
-                return self._store.end_run(self.run, self.run.lease, state, self._text.body, rest, error)
+                figures = asdict(self._usage) if self._usage else None
+                return self._store.end_run(self.run, state, self._text.body, rest, error, figures)
             except StorageUnavailable:  # kept until the database accepts it or this process ends
                 gevent.sleep(RETRY_S)
 
@@ -254,7 +236,7 @@ def _without_gc(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
 class Runner:
     """The loop that answers queued runs, each in a greenlet, up to MOST_AT_ONCE; the others wait in the database."""
 
-    def __init__(self, store: RunStore, bus: Bus, provider: Provider, worker: Worker, longest: int) -> None:
+    def __init__(self, store: Runs, bus: Bus, provider: Provider, worker: Worker, longest: int) -> None:
         """`longest`: most characters of an answer."""
         self._store = store
         self._bus = bus
@@ -266,24 +248,22 @@ class Runner:
         self._answers: dict[gevent.Greenlet, _AnswerWriter] = {}
         self._loop: gevent.Greenlet | None = None
         self._reaped_at = self._recounted_at = float("-inf")  # monotonic
-        self._unsubscribe: Callable[[], None] | None = None
 
     def start(self) -> None:
         """Start answering queued runs and reaping abandoned ones. Returns at once."""
         self._worker.start()
-        self._unsubscribe = self._bus.subscribe(RUNS, self._on_notice)
+        self._bus.subscribe(RUNS, self._on_notice)
         self._loop = gevent.spawn(self._run)
 
-    def drain(self, timeout: float = DRAIN_S) -> None:
-        """Claim no more runs; those being answered end as interrupted and keep their text. `timeout`: seconds."""
+    def drain(self) -> None:
+        """Claim no more runs; those being answered end as interrupted and keep their text. Takes DRAIN_S at most."""
         self._draining.set()
         self._wake.set()
-        if self._unsubscribe is not None:
-            self._unsubscribe()
+        self._bus.unsubscribe(RUNS, self._on_notice)
         for answer in list(self._answers.values()):
             answer.interrupt()
         # The loop may be claiming: wait for it, or a run would be left without a writer.
-        gevent.joinall([*([self._loop] if self._loop else []), *self._answers], timeout=timeout)
+        gevent.joinall([*([self._loop] if self._loop else []), *self._answers], timeout=DRAIN_S)
         self._worker.stop()
 
     def running(self) -> int:

@@ -4,8 +4,6 @@ An unclosed delimiter, half a table row, a line that may become a list or the en
 meaning is known, so that the shown text only grows. After a while they are shown in their likeliest form.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
@@ -14,6 +12,10 @@ from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
+
+from chatapp.assistant import addresses
+from chatapp.assistant.formulas import end_of_formula
+from chatapp.assistant.marks import HALF_BREAK
 
 MOST_HELD = 200
 """Most characters held back by an open delimiter; then it is closed (backticks, or within a word: text)."""
@@ -26,9 +28,10 @@ _CONTAINER_PREFIX = r"[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t>]+)*"
 _FENCE = re.compile(_CONTAINER_PREFIX + r"(?:~~~|```[^`]*\Z)")
 _TABLE_ROW = re.compile(_CONTAINER_PREFIX + r"\|")
 _CLOSING_FENCE = re.compile(r"[ \t]*(?:`*|~*)[ \t]*")
+_CELLS = ("td_open", "th_open")
 _BLANK_END = re.compile(r"(?:\A|\n)[ \t>]*\n[ \t>]*\Z")
 
-_SPECIAL = re.compile(r"\\|`+|<|!?\[|\]")
+_SPECIAL = re.compile(r"\\[(\[]|\\|`+|<|!?\[|\]|\$+|" + addresses.STARTS)
 _TICKS = re.compile(r"`+")
 _AUTOLINK = re.compile(r"<(?:[A-Za-z][^\s<>]*)?(>?)")
 _DESTINATION_PART = r"(?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.)*\))"
@@ -45,11 +48,12 @@ _UNSURE = " \t\n*_~!\\"
 
 def context(tokens: Sequence[Token]) -> str:
     """Return the context of a block's last whole line: code, inner-code (in a list, a quote), table, heading, words."""
-    leaf = next((token for token in reversed(tokens) if token.nesting == 0), None)
-    if leaf is None or leaf.type != "inline":
-        is_code = leaf is not None and _is_open_fence(leaf)
-        return "" if leaf is None or not is_code else "inner-code" if leaf.level else "code"
-    return "table" if _is_cell(tokens, leaf) else "heading" if _is_in(tokens, leaf, "heading_open") else "words"
+    leaf, parent = _last_leaf(tokens)
+    if leaf is not None and leaf.type == "inline":
+        return "table" if parent in _CELLS else "heading" if parent == "heading_open" else "words"
+    if leaf is None or not is_open_fence(leaf):
+        return ""
+    return "inner-code" if leaf.level else "code"
 
 
 def settled_lines(text: str, context: str) -> tuple[str, bool]:
@@ -69,25 +73,24 @@ def settled_lines(text: str, context: str) -> tuple[str, bool]:
     return whole, not after_blank and context != "heading"
 
 
-def _is_in(tokens: Sequence[Token], leaf: Token, *kinds: str) -> bool:
-    index = next(index for index, token in enumerate(tokens) if token is leaf)
-    return index > 0 and tokens[index - 1].type in kinds
+def _last_leaf(tokens: Sequence[Token]) -> tuple[Token | None, str]:
+    """Return the last token with content, and the type of its parent, which opens just before it."""
+    at = next((at for at in reversed(range(len(tokens))) if tokens[at].nesting == 0), None)
+    return (None, "") if at is None else (tokens[at], tokens[at - 1].type if at else "")
 
 
-def _is_cell(tokens: Sequence[Token], leaf: Token) -> bool:
-    return _is_in(tokens, leaf, "td_open", "th_open")
-
-
-def _is_open_fence(leaf: Token) -> bool:
+def is_open_fence(leaf: Token) -> bool:
     """Return True for a fence without its closing line."""
     if leaf.type != "fence" or leaf.map is None:
         return False
-    return leaf.map[1] - leaf.map[0] - 1 <= leaf.content.count("\n")
+    is_partial = not leaf.content.endswith("\n") and bool(leaf.content)
+    return is_partial or leaf.map[1] - leaf.map[0] - 1 <= leaf.content.count("\n")
 
 
 def settled_words(text: str) -> str:
     """Cut from a paragraph's end any text that may still become code, a link or a delimiter."""
-    text = text[: _first_open(text)]
+    end = _first_open(text)
+    text = text[:end] if end < len(text) else text[: addresses.start_of_half_address(text)]
     while True:
         shorter = text.rstrip(_UNSURE)
         entity = _ENTITY.search(shorter[-33:])
@@ -106,6 +109,10 @@ def _first_open(text: str) -> int:
         start, at, mark = found.start(), found.end(), found.group()
         if mark == "\\":
             at = start + 2
+        elif mark[0] in "$\\":
+            at, end = _after(end_of_formula(text, start, is_whole=False), start, at, end)
+        elif mark[0].isalpha():
+            at, end = _after(addresses.end_of_address(text, start, is_whole=False), start, at, end)
         elif mark[0] == "`":
             at, end = _after_ticks(text, start, at)
         elif mark == "<":
@@ -120,8 +127,13 @@ def _first_open(text: str) -> int:
     return min([end, *(start for start in brackets if end - start <= MOST_HELD_LINK)])
 
 
+def _after(found: int | None, start: int, at: int, end: int) -> tuple[int, int]:
+    """Return the next position to scan, and the end of the settled text: `start` if it is undecided (None)."""
+    return (start, start) if found is None else (max(found, at), end)
+
+
 def _after_ticks(text: str, start: int, at: int) -> tuple[int, int]:
-    """Return the next position to scan, and the end of the settled text: the start of an unclosed code span."""
+    """The same for a code span."""
     closing = next((run.end() for run in _TICKS.finditer(text, at) if len(run.group()) == at - start), len(text))
     if closing < len(text):
         return closing, len(text)
@@ -130,6 +142,8 @@ def _after_ticks(text: str, start: int, at: int) -> tuple[int, int]:
 
 def _after_angle(text: str, start: int, at: int) -> tuple[int, int]:
     """The same for an autolink."""
+    if HALF_BREAK.match(text, start):
+        return start, start
     found = _AUTOLINK.match(text, start)
     if found is None or found.group(1):
         return found.end() if found else at, len(text)
@@ -159,13 +173,8 @@ def register(markdown: MarkdownIt) -> None:
 
 def _set_aside(state: StateCore) -> None:
     """Hide the last paragraph from the inline parser."""
-    leaf = next((token for token in reversed(state.tokens) if token.nesting == 0), None)
-    if (
-        state.env.pop("grows", False)
-        and leaf is not None
-        and leaf.type == "inline"
-        and not _is_cell(state.tokens, leaf)
-    ):
+    leaf, parent = _last_leaf(state.tokens)
+    if state.env.pop("grows", False) and leaf is not None and leaf.type == "inline" and parent not in _CELLS:
         state.env["held"] = leaf, leaf.content
         leaf.content = ""
 

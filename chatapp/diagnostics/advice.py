@@ -3,8 +3,6 @@
 The settings are those of docs/operations.md, line by line: a test compares them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 
@@ -135,16 +133,6 @@ DRILL_WORDS = {
     "429": N_("Requests are answered with “too many requests” on purpose."),
 }
 
-_NGINX_LIMITS = {
-    "timeout": "proxy_read_timeout 75s;",
-    "buffering": "proxy_buffering off;",
-    "host": "proxy_set_header Host $http_host;",
-    "large": "proxy_buffering off;",
-}
-_HAPROXY_TIMES = (
-    "timeout client  75s\ntimeout server  75s\ntimeout tunnel  1h          # applies once a connection is a WebSocket"
-)
-
 # fix → proxy → lines of configuration.
 SETTINGS: dict[str, dict[str, str]] = {
     "upgrade": {
@@ -159,14 +147,17 @@ SETTINGS: dict[str, dict[str, str]] = {
         "cloudflare": "Network → WebSockets",
     },
     "timeout": {
-        "nginx": _NGINX_LIMITS["timeout"],
+        "nginx": "proxy_read_timeout 75s;",
         "apache": "ProxyPass / http://127.0.0.1:8000/ upgrade=websocket timeout=75",
-        "haproxy": _HAPROXY_TIMES,
+        "haproxy": (
+            "timeout client  75s\ntimeout server  75s\n"
+            "timeout tunnel  1h          # applies once a connection is a WebSocket"
+        ),
         "squid": "read_timeout 15 minutes         # squid's default; not under 75 seconds",
     },
-    "buffering": {"nginx": _NGINX_LIMITS["buffering"]},
-    "large": {"nginx": _NGINX_LIMITS["large"]},
-    "host": {"nginx": _NGINX_LIMITS["host"], "apache": "ProxyPreserveHost On"},
+    "buffering": {"nginx": "proxy_buffering off;"},
+    "large": {"nginx": "proxy_buffering off;"},
+    "host": {"nginx": "proxy_set_header Host $http_host;", "apache": "ProxyPreserveHost On"},
     "cache": {"squid": "cache deny all"},
 }
 PROXY_NAMES = {

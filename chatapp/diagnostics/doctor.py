@@ -4,8 +4,6 @@ wire.py          the HTTP client, direct or by a forward proxy
 probe_socket.py  the WebSocket
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,8 +12,8 @@ from uuid import uuid4
 
 from chatapp.diagnostics import advice, verdicts
 from chatapp.diagnostics.probe_socket import ProbeSocket
-from chatapp.diagnostics.verdicts import LARGE_BYTES, Verdict
-from chatapp.diagnostics.wire import ANSWER_S, MARK, NotSignedIn, ProbeClient, ProbeResponse, Unreachable, Way, tags
+from chatapp.diagnostics.verdicts import LARGE_BYTES, MARK, Verdict
+from chatapp.diagnostics.wire import ANSWER_S, NotSignedIn, ProbeClient, ProbeResponse, Unreachable, Way, tags
 
 __all__ = ["Doctor", "Found", "Report", "Unreachable", "Way"]
 
@@ -95,6 +93,7 @@ class Doctor:
         self._found: list[Found] = []
         self._headers = ""
         self._server: dict[str, Any] = {}  # the server's facts about itself, for the rules of later probes
+        self._hold_s = 0.0
 
     def examine(
         self,
@@ -138,23 +137,23 @@ class Doctor:
         facts = response.facts()
         mark = next(iter(tags(response.text, MARK[1:])), {}) if facts["marked"] else {}
         facts |= {"fresh": mark.get("nonce") == nonce, "header": mark.get("header") == "yes"}
-        drill = mark.get("drill") or None
-        self._server = {"drill": drill, "hold": float(mark.get("hold") or 0), "protocol": mark.get("protocol")}
+        self._hold_s = float(mark.get("hold") or 0)
+        self._server = {"drill": mark.get("drill") or None, "protocol": mark.get("protocol")}
         self._server |= {"origin": mark.get("origin") == "yes", "offered": mark.get("offered") == "yes"}
         self._server |= {"expected": mark.get("expected") or "", "came": self._way.origin}
         return Found("mark", verdicts.outcome("mark", facts), facts)
 
     def _probe_chat(self, idle_s: float, hold_s: float | None) -> None:
         socket = ProbeSocket()
-        known = {name: self._server[name] for name in ("drill", "protocol", "origin", "offered", "expected", "came")}
-        facts = socket.open(self._client, "/ws") if known["offered"] else {}
-        self._judge("upgrade", facts | known)
+        drill = {"drill": self._server["drill"]}
+        facts = socket.open(self._client, "/ws") if self._server["offered"] else {}
+        self._judge("upgrade", facts | self._server)
         idle_thread = threading.Thread(target=self._probe_idle, args=(socket, idle_s), daemon=True)
         if self._found[-1].outcome == "ok":
-            self._judge("echo", socket.echo(ECHOES) | {"drill": known["drill"]})
+            self._judge("echo", socket.echo(ECHOES) | drill)
             idle_thread.start()
         poll = self._get("/changes", epoch="test", c="list:0")
-        self._judge("poll", poll.facts(POLL_MARK) | {"drill": known["drill"]})
+        self._judge("poll", poll.facts(POLL_MARK) | drill)
         stream = self._get("/connection/test/stream")
         self._judge("stream", stream.facts() | {"spread_ms": stream.at[-1] - stream.at[0] if stream.at else 0})
         large = self._get("/connection/test/large", LARGE_S)
@@ -169,7 +168,7 @@ class Doctor:
             self._judge("idle", socket.idle(seconds) | {"drill": self._server["drill"]})
 
     def _probe_hold(self, hold_s: float | None) -> None:
-        wanted = self._server["hold"] if hold_s is None else min(hold_s, self._server["hold"])
+        wanted = self._hold_s if hold_s is None else min(hold_s, self._hold_s)
         response, wanted_ms = ProbeResponse(), round(wanted * 1000)
         if wanted:
             response = self._get("/connection/test/hold", wanted + HOLD_GRACE_S, seconds=f"{wanted:g}")

@@ -10,24 +10,24 @@ delay   polls, posts, upgrades and frames from the client reach the server `amou
 429     polls, posts and upgrades are answered 429, with a Retry-After of `amount_s`
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from threading import Event, Thread
-from typing import Protocol
+from typing import Any
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, request
 
 from chatapp.accounts.auth import Auth
 from chatapp.bus import ACCESS, Bus
 from chatapp.config import DrillSlot
+from chatapp.connection_states import is_connected
 from chatapp.store import ConnectionEvent, Drill, DrillRunning, Store
+from chatapp.transports.websocket import WebSockets
 
 CLOSE_EVERY_S = 10.0
 LOOK_EVERY_S = 0.1  # during a drill: the longest delay until a new WebSocket is mute
@@ -42,29 +42,13 @@ AFFECTED = {UPGRADE, "changes.show", "conversations.post", "conversations.create
 log = logging.getLogger("chatapp.drill")
 
 
-class FaultySocket(Protocol):
-    """The socket of a WebSocket, with faults that a drill can inject."""
-
-    is_mute: bool
-    delay_s: float
-
-    def cut(self) -> None:
-        """Cut the connection."""
-
-    def announce_drill(self, ms: int) -> None:
-        """Send the time left of a drill, in ms."""
-
-
-Sockets = Callable[[int | None], Iterable[FaultySocket]]
-
-
 class Drills:
-    """This worker's part in drills. `sockets(person)` returns its WebSockets, for None those of all people."""
+    """This worker's part in drills."""
 
-    def __init__(self, store: Store, bus: Bus, sockets: Sockets, schedule: tuple[DrillSlot, ...]) -> None:
+    def __init__(self, store: Store, bus: Bus, websockets: WebSockets, schedule: tuple[DrillSlot, ...]) -> None:
         self._store = store
         self._bus = bus
-        self._sockets = sockets
+        self._websockets = websockets
         self._schedule = schedule
         self._running: Drill | None = None
         self._ends_at = 0.0  # of the running one, monotonic: the wall clock may be set back meanwhile
@@ -141,119 +125,94 @@ class Drills:
                     pass  # started by another worker, or another drill is running
 
     def _switch_to(self, drill: Drill | None) -> None:
-        before = self._running
-        if drill == before or (drill and before and drill.uuid == before.uuid and drill.ends_at == before.ends_at):
+        before, self._running = self._running, drill
+        if drill == before:
             return
-        self._running = drill
-        if before is not None and (drill is None or drill.uuid != before.uuid):
+        if before is not None:
             self._ended_uuid = before.uuid
             log.warning("drill %s ended: %s", before.uuid, before.fault)
             self._remove_faults(before)
-        if drill is not None and (before is None or drill.uuid != before.uuid):
+        if drill is not None:
             self._cut_at, seconds = -math.inf, drill.left_s()
             self._ends_at = time.monotonic() + seconds
             affected = "everybody" if drill.person_id is None else f"person {drill.person_id}"
             log.warning("drill %s begins: %s for %.0f s, %s", drill.uuid, drill.fault, seconds, affected)
-            for socket in self._sockets(drill.person_id):
+            for socket in self._websockets.of(drill.person_id):
                 socket.announce_drill(round(seconds * 1000))
 
     def _apply_fault(self, drill: Drill) -> None:
         cuts = drill.fault == "close" or (drill.fault == "refuse" and self._cut_at < 0)
         if cuts and time.monotonic() - self._cut_at >= CLOSE_EVERY_S:
             self._cut_at = time.monotonic()
-            for socket in self._sockets(drill.person_id):
+            for socket in self._websockets.of(drill.person_id):
                 socket.cut()
         elif drill.fault == "mute":
-            for socket in self._sockets(drill.person_id):
+            for socket in self._websockets.of(drill.person_id):
                 socket.is_mute = True
         elif drill.fault == "delay":
-            for socket in self._sockets(drill.person_id):
+            for socket in self._websockets.of(drill.person_id):
                 socket.delay_s = drill.amount_s
 
     def _remove_faults(self, drill: Drill) -> None:
-        for socket in self._sockets(drill.person_id):
+        for socket in self._websockets.of(drill.person_id):
             socket.delay_s = 0.0
             if socket.is_mute:
                 socket.cut()
 
 
-class FaultInjection:
-    """The faults in requests, as a `before_request` hook: one comparison without a drill.
+def init_faults(app: Flask, drills: Drills, auth: Auth) -> None:
+    """Inject faults into requests, by a `before_request` hook: one comparison without a drill.
 
-    Call `init_app` before those of the transports.
+    Call it before the hooks of the transports are added.
     """
 
-    def __init__(self, drills: Drills, auth: Auth) -> None:
-        self._drills = drills
-        self._auth = auth
-
-    def init_app(self, app: Flask) -> None:
-        """Register the hook."""
-        app.before_request(self._inject)
-
-    def _inject(self) -> Response | None:
-        if not self._drills.is_running or request.endpoint not in AFFECTED:
+    @app.before_request
+    def inject() -> Any:
+        if not drills.is_running or request.endpoint not in AFFECTED:
             return None
-        session = self._auth.current()
-        drill = self._drills.on(session.person.id) if session else None
+        session = auth.current()
+        drill = drills.on(session.person.id) if session else None
         return _fault(drill, str(request.endpoint)) if drill else None
 
 
-def _fault(drill: Drill, endpoint: str) -> Response | None:
+def _fault(drill: Drill, endpoint: str) -> Any:
     if drill.fault == "refuse" and endpoint == UPGRADE:
         return Response("A drill refuses WebSockets at the moment.\n", 403, content_type="text/plain")
     if drill.fault == "delay":
         time.sleep(drill.amount_s)
     if drill.fault != "429":
         return None
-    response = jsonify(error={"code": "drill", "message": "A drill asks for a pause."})
-    response.status_code = 429
-    response.headers["Retry-After"] = str(max(1, math.ceil(min(drill.amount_s, drill.left_s()))))
-    return response
+    retry_s = max(1, math.ceil(min(drill.amount_s, drill.left_s())))
+    return {"error": {"code": "drill", "message": "A drill asks for a pause."}}, 429, {"Retry-After": str(retry_s)}
 
 
-@dataclass(frozen=True)
-class DrillReport:
-    """Reactions of clients. Times in ms, by the clocks of clients and server; None if there was none."""
+def report(drill: Drill, events: Iterable[ConnectionEvent]) -> dict[str, int | None]:
+    """Summarise the clients' reactions by the events from the start of a drill until `SETTLE_MS` after its end.
 
-    pages: int  # that reported a change of state since the drill's start
-    fell_back: int  # pages that changed to polling
-    fell_back_ms: int | None  # median, from the drill's start
-    fell_back_slowest_ms: int | None
-    longest_gap_ms: int | None  # the longest time of a page without either transport
-    still_without: int  # pages without either transport at the end
-    back: int  # pages that fell back and returned to WebSocket after the end
-    back_ms: int | None  # median, from the drill's end
-    back_slowest_ms: int | None
-    sockets_ended: int  # during the drill, as recorded by the server
-
-
-def report(drill: Drill, events: Iterable[ConnectionEvent]) -> DrillReport:
-    """Summarise the events from the start of a drill until `SETTLE_MS` after its end."""
-    pages: dict[str, list[ConnectionEvent]] = {}
+    Times are ms, by the clocks of clients and server, None if there was none; a gap is a time without either transport.
+    """
+    pages: defaultdict[str, list[ConnectionEvent]] = defaultdict(list)
     ended = 0
     for event in events:
         if event.type == "state":
-            pages.setdefault(event.client, []).append(event)
+            pages[event.client].append(event)
         ended += event.type == "server-close" and event.happened_at < drill.ends_at
     fell = {
         page: at for page, changes in pages.items() if (at := _reached(changes, "polling", drill.starts_at)) is not None
     }
     back = [at for page in fell if (at := _reached(pages[page], "connected", drill.ends_at)) is not None]
-    gaps = [gap for changes in pages.values() for gap in _gaps(changes)]
-    without = sum(changes[-1].state_to not in ("connected", "polling") for changes in pages.values())
-    return DrillReport(
-        pages=len(pages),
-        fell_back=len(fell),
-        fell_back_ms=_median(fell.values()),
-        fell_back_slowest_ms=max(fell.values(), default=None),
-        longest_gap_ms=max(gaps, default=None),
-        still_without=without,
-        back=len(back),
-        back_ms=_median(back),
-        back_slowest_ms=max(back, default=None),
-        sockets_ended=ended,
-    )
+    return {
+        "pages": len(pages),  # that reported a change of state since the drill's start
+        "fell_back": len(fell),  # pages that changed to polling
+        "fell_back_ms": _median(fell.values()),  # from the drill's start
+        "fell_back_slowest_ms": max(fell.values(), default=None),
+        "longest_gap_ms": max((gap for changes in pages.values() for gap in _gaps(changes)), default=None),
+        "still_without": sum(not is_connected(changes[-1].state_to) for changes in pages.values()),  # at the end
+        "back": len(back),  # pages that fell back and returned to WebSocket after the end
+        "back_ms": _median(back),  # from the drill's end
+        "back_slowest_ms": max(back, default=None),
+        "sockets_ended": ended,  # during the drill, as recorded by the server
+    }
 
 
 def _reached(changes: list[ConnectionEvent], state: str, since: int) -> int | None:
@@ -265,8 +224,8 @@ def _gaps(changes: list[ConnectionEvent]) -> list[int]:
     """Return each time without either transport, in ms, from the loss of both to the return of one."""
     gaps, lost_at = [], None
     for change in changes:
-        works = change.state_to in ("connected", "polling")
-        if lost_at is None and not works and change.state_from in ("connected", "polling"):
+        works = is_connected(change.state_to)
+        if lost_at is None and not works and is_connected(change.state_from):
             lost_at = change.happened_at
         elif lost_at is not None and works:
             gaps.append(change.happened_at - lost_at)
@@ -274,6 +233,5 @@ def _gaps(changes: list[ConnectionEvent]) -> list[int]:
     return gaps
 
 
-def _median(values: Iterable[int]) -> int | None:
-    found = list(values)
-    return round(statistics.median(found)) if found else None
+def _median(values: Collection[int]) -> int | None:
+    return round(statistics.median(values)) if values else None

@@ -1,7 +1,5 @@
 """The doctor's WebSocket, tunnelled through the forward proxy if one is set."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from contextlib import ExitStack
@@ -58,7 +56,7 @@ class ProbeSocket:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._socket: ClientConnection | None = None
+        self._socket: ClientConnection  # from `open` on
         self.is_closed = False
 
     def open(self, client: ProbeClient, path: str) -> dict[str, Any]:
@@ -120,7 +118,6 @@ class ProbeSocket:
         self._stack.close()
 
     def _echo(self, n: int) -> bool:
-        assert self._socket is not None
         try:
             self._socket.send(f'{{"type":"echo","n":{n}}}')
         except ConnectionClosed:
@@ -133,7 +130,6 @@ class ProbeSocket:
 
     def _receive(self, within_s: float) -> bytes:
         """Return the next message, or b"" after a timeout or the close."""
-        assert self._socket is not None
         try:
             return self._socket.recv(within_s, decode=False)
         except ConnectionClosed:

@@ -5,8 +5,6 @@ carries `rules_json()` for static/js/check/verdicts.js, `chatapp doctor` calls t
 `tests/vectors/probes.json` runs in both languages, so that browser and shell agree. Times are milliseconds.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,8 @@ FIXES: dict[str, dict[str, str]] = _DATA["fixes"]
 PROXIES: list[tuple[str, str]] = _DATA["proxies"]
 
 EXIT_CODES = {"good": 0, "degraded": 1, "unreachable": 2}  # of doctor, by a verdict's worth
+MARK, END = "<chat-test", "</chat-test>"  # of every answer to a test
+TEST_HEADER = "X-Chatapp-Test"  # unusual, hence stripped by strict proxies
 STREAM_PARTS, STREAM_EVERY_S = 5, 0.4
 LARGE_BYTES = 512 * 1024
 

@@ -1,25 +1,24 @@
 """The doctor's HTTP client: direct or by a forward proxy, one request at a time."""
 
-from __future__ import annotations
-
 import ssl
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, Self
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-MARK, END = "<chat-test", "</chat-test>"
+from chatapp.diagnostics.verdicts import END, MARK, TEST_HEADER
+
 CONNECT_S = 8.0
 ANSWER_S = 10.0  # for an answer that should come at once
 REDIRECTS = (301, 302, 303, 307, 308)
 HIGHEST_PORT = 65535
 MOST_BYTES = 8 * 1024 * 1024  # of an answer: sixteen times the server's largest
 # `identity`, so that sizes and arrivals are those of the transfer.
-HEADERS = {"X-Chatapp-Test": "1", "Cache-Control": "no-cache", "Accept": "*/*", "Accept-Encoding": "identity"}
+HEADERS = {TEST_HEADER: "1", "Cache-Control": "no-cache", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
 class Unreachable(Exception):
@@ -40,7 +39,7 @@ class Way:
     trust: ssl.SSLContext = field(default_factory=ssl.create_default_context, repr=False)
 
     @classmethod
-    def to(cls, url: str, proxy: str | None = None) -> Way:
+    def to(cls, url: str, proxy: str | None = None) -> Self:
         """Make a route from a URL; `proxy`: None takes it from the environment. Raises Unreachable."""
         site = _parse_url(url)
         if proxy is None:
@@ -82,12 +81,9 @@ def _parse_proxy(text: str) -> str:
         url = _parse_url(text if "://" in text else f"http://{text}")
     except Unreachable:  # not quoted: it may contain a password
         raise Unreachable("the forward proxy is not an address such as proxy.example.org:3128") from None
-    return str(url.copy_with(userinfo=_with_password(url.userinfo), path="/", query=None, fragment=None))
-
-
-def _with_password(userinfo: bytes) -> bytes:
-    """Give a name without a password an empty one."""
-    return userinfo if b":" in userinfo or not userinfo else userinfo + b":"
+    needs_password = url.userinfo and b":" not in url.userinfo
+    userinfo = url.userinfo + b":" if needs_password else url.userinfo
+    return str(url.copy_with(userinfo=userinfo, path="/", query=None, fragment=None))
 
 
 @dataclass
@@ -202,22 +198,19 @@ class ProbeClient:
 
     def sign_in(self, email: str, password: str) -> None:
         """Sign in by the form. Raises NotSignedIn."""
+        url, headers = self.way.url("/sign-in"), {"Origin": self.way.origin, "Accept": "text/html"}
         try:
-            self._sign_in(email, password)
+            page = self._client.get(url)
+            if page.status_code != 200:
+                status = f"{page.status_code} {page.headers.get('Location', '')}".strip()
+                raise NotSignedIn(f"{self.way.prefix}/sign-in answered {status}")
+            tokens = [tag.get("value", "") for tag in tags(page.text, "input") if tag.get("name") == "csrf_token"]
+            if not tokens:  # a foreign page must not get the password
+                raise NotSignedIn(f"{self.way.prefix}/sign-in is not the sign-in page.")
+            form = {"email": email, "password": password, "csrf_token": tokens[0]}
+            answer = self._client.post(url, data=form, headers=headers)
         except httpx.HTTPError as problem:
             raise NotSignedIn(f"The sign-in page could not be read: {problem}") from problem
-
-    def _sign_in(self, email: str, password: str) -> None:
-        page = self._client.get(self.way.url("/sign-in"))
-        if page.status_code != 200:
-            status = f"{page.status_code} {page.headers.get('Location', '')}".strip()
-            raise NotSignedIn(f"{self.way.prefix}/sign-in answered {status}")
-        tokens = [tag.get("value", "") for tag in tags(page.text, "input") if tag.get("name") == "csrf_token"]
-        if not tokens:  # a foreign page must not get the password
-            raise NotSignedIn(f"{self.way.prefix}/sign-in is not the sign-in page.")
-        form = {"email": email, "password": password, "csrf_token": tokens[0]}
-        headers = {"Origin": self.way.origin, "Accept": "text/html"}
-        answer = self._client.post(self.way.url("/sign-in"), data=form, headers=headers)
         if answer.status_code != 303:
             raise NotSignedIn(f"Signing in as {email} was answered {answer.status_code}.")
 

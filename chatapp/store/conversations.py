@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from sys import intern
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy.orm import aliased
 
 from chatapp.bus import ACCESS
 from chatapp.cache import Cache
+from chatapp.store import models
 from chatapp.store.database import REVISION, Database, Write, bump_statement, new_id, now_ms
+from chatapp.store.models import Attachment, Conversation, Feed, Membership, Message, Person, Run
 from chatapp.store.prepared import Prepared
 from chatapp.store.records import (
     Block,
@@ -24,7 +28,6 @@ from chatapp.store.records import (
     Waiting,
     utc_datetime,
 )
-from chatapp.store.tables import blocks, conversations, feeds, memberships, messages, people, runs
 
 PAGE = 40  # messages in the first page, and in each older one
 AFTER_ALL = 1 << 62  # a position after all messages
@@ -33,123 +36,123 @@ PLACE_BYTES = 500  # of one entry, without its title
 MOST_CHANGES = 200  # in one result; the next one continues from its end
 
 # Built once: building a statement costs more than running it.
-PLACE = Prepared(
-    select(conversations.c.id, conversations.c.feed_id, conversations.c.uuid, conversations.c.title)
-    .join(memberships)
+_AUTHOR = (Person.uuid.label("person_uuid"), Person.name.label("person_name"))
+_MEMBER = (Membership.role, Conversation.answers)
+_PLACE = (
+    select(Conversation.id, Conversation.feed_id, Conversation.title, *_MEMBER)
+    .join(Membership, Membership.conversation_id == Conversation.id)
     .where(
-        conversations.c.uuid == bindparam("uuid"),
-        conversations.c.deleted_at.is_(None),
-        memberships.c.person_id == bindparam("person"),
-        memberships.c.left_at.is_(None),
+        Conversation.uuid == bindparam("uuid"),
+        Conversation.deleted_at.is_(None),
+        Membership.person_id == bindparam("person"),
+        Membership.left_at.is_(None),
     )
 )
+PLACE = Prepared(_PLACE)
+PLACE_WITH_AUTHOR = Prepared(_PLACE.add_columns(*_AUTHOR).join(Person, Person.id == Membership.person_id))
 POSTED = Prepared(
     select(
-        conversations.c.id,
-        conversations.c.feed_id,
-        conversations.c.title,
-        messages.c.uuid,
-        messages.c.position,
-        messages.c.revision,
-        messages.c.body,
+        Conversation.id,
+        Conversation.feed_id,
+        Conversation.title,
+        Message.uuid,
+        Message.position,
+        Message.revision,
+        Message.body,
+        *_MEMBER,
+        *_AUTHOR,
     )
-    .join(memberships, memberships.c.conversation_id == conversations.c.id)
+    .join(Membership, Membership.conversation_id == Conversation.id)
+    .join(Person, Person.id == Membership.person_id)
     .outerjoin(
-        messages,
+        Message,
         and_(
-            messages.c.conversation_id == conversations.c.id,
-            messages.c.author_id == memberships.c.person_id,
-            messages.c.client_id == bindparam("client"),
+            Message.conversation_id == Conversation.id,
+            Message.author_id == Membership.person_id,
+            Message.client_id == bindparam("client"),
         ),
     )
     .where(
-        conversations.c.uuid == bindparam("uuid"),
-        conversations.c.deleted_at.is_(None),
-        memberships.c.person_id == bindparam("person"),
-        memberships.c.left_at.is_(None),
+        Conversation.uuid == bindparam("uuid"),
+        Conversation.deleted_at.is_(None),
+        Membership.person_id == bindparam("person"),
+        Membership.left_at.is_(None),
     )
 )
-_member_feeds = select(people.c.feed_id).join(memberships)
+_member_feeds = select(Person.feed_id).join(Membership).where(Membership.left_at.is_(None))
 BUMP_WITH_LISTS = bump_statement(
     or_(
-        feeds.c.id == bindparam("feed"),
-        feeds.c.id.in_(_member_feeds.where(memberships.c.conversation_id == bindparam("conversation"))),
+        Feed.id == bindparam("feed"),
+        Feed.id.in_(_member_feeds.where(Membership.conversation_id == bindparam("conversation"))),
     )
 )
 TOUCH_ENTRIES = Prepared(
-    update(memberships)
-    .where(memberships.c.conversation_id == bindparam("conversation"))
+    update(Membership)
+    .where(Membership.conversation_id == bindparam("conversation"), Membership.left_at.is_(None))
     .values(
-        list_revision=select(feeds.c.revision)
-        .join(people, people.c.feed_id == feeds.c.id)
-        .where(people.c.id == memberships.c.person_id)
+        list_revision=select(Feed.revision)
+        .join(Person, Person.feed_id == Feed.id)
+        .where(Person.id == Membership.person_id)
         .scalar_subquery()
     )
 )
 TOUCH = Prepared(
-    update(conversations).where(conversations.c.id == bindparam("conversation")).values(updated_at=bindparam("now"))
+    update(Conversation).where(Conversation.id == bindparam("conversation")).values(updated_at=bindparam("now"))
 )
 NEW = {"uuid", "conversation_id", "author_id", "client_id", "position", "revision", "state", "state_revision", "body"}
-INSERT_MESSAGE = Prepared(messages.insert(), sorted(NEW | {"created_at"}))
-BLOCKS = select(blocks).where(blocks.c.message_id.in_(bindparam("ids", expanding=True))).order_by(blocks.c.ordinal)
+INSERT_MESSAGE = Prepared(insert(Message), sorted(NEW | {"created_at"}))
+BLOCKS = (
+    select(models.Block)
+    .where(models.Block.message_id.in_(bindparam("ids", expanding=True)))
+    .order_by(models.Block.ordinal)
+)
 MESSAGES = (
-    select(messages, people.c.kind)
-    .join(people, people.c.id == messages.c.author_id)
-    .where(messages.c.conversation_id == bindparam("conversation"))
+    select(Message, Person.kind, *_AUTHOR)
+    .join(Person, Person.id == Message.author_id)
+    .where(Message.conversation_id == bindparam("conversation"))
 )
 CHANGED = Prepared(
-    MESSAGES.where(messages.c.revision > bindparam("cursor")).order_by(messages.c.revision).limit(bindparam("most"))
+    MESSAGES.where(Message.revision > bindparam("cursor")).order_by(Message.revision).limit(bindparam("most"))
 )
-NEWEST_ANSWER = Prepared(
-    MESSAGES.where(people.c.kind == "assistant", messages.c.position <= bindparam("end"))
-    .order_by(messages.c.position.desc())
+LAST_CHANGED_ANSWER = Prepared(
+    MESSAGES.where(Person.kind == "assistant", Message.position <= bindparam("end"))
+    .order_by(Message.revision.desc())
     .limit(1)
 )
 BEFORE = Prepared(
-    MESSAGES.where(messages.c.position < bindparam("before"))
-    .order_by(messages.c.position.desc())
-    .limit(bindparam("most"))
+    MESSAGES.where(Message.position < bindparam("before")).order_by(Message.position.desc()).limit(bindparam("most"))
 )
 # Queued answers, and those stopped before they started; a started answer is a message.
 WAITING = Prepared(
-    select(runs.c.uuid, runs.c.revision, runs.c.ahead, runs.c.state).where(
-        runs.c.conversation_id == bindparam("conversation"),
-        or_(runs.c.state == "queued", runs.c.state == "stopped"),
-        runs.c.message_id.is_(None),
-        runs.c.revision > bindparam("cursor"),
+    select(Run.uuid, Run.revision, Run.ahead, Run.state).where(
+        Run.conversation_id == bindparam("conversation"),
+        or_(Run.state == "queued", Run.state == "stopped"),
+        Run.message_id.is_(None),
+        Run.revision > bindparam("cursor"),
     )
 )
+_member = aliased(Membership)
+_people = select(func.count()).where(_member.conversation_id == Conversation.id, _member.left_at.is_(None))
 _ENTRIES = (
     select(
-        conversations.c.uuid,
-        memberships.c.list_revision,
-        conversations.c.title,
-        conversations.c.updated_at,
-        or_(conversations.c.deleted_at.is_not(None), memberships.c.left_at.is_not(None)),
+        Conversation.uuid,
+        Membership.list_revision,
+        Conversation.title,
+        Conversation.updated_at,
+        or_(Conversation.deleted_at.is_not(None), Membership.left_at.is_not(None)),
+        _people.scalar_subquery(),
+        Conversation.answers,
     )
-    .join(memberships)
-    .where(memberships.c.person_id == bindparam("person"))
+    .join(Membership)
+    .where(Membership.person_id == bindparam("person"))
 )
-ENTRIES = Prepared(
-    _ENTRIES.where(conversations.c.deleted_at.is_(None), memberships.c.left_at.is_(None))
-    .order_by(conversations.c.updated_at.desc(), conversations.c.uuid.desc())
-    .limit(MOST_CHANGES)
+SHOWN_ENTRIES = _ENTRIES.where(Conversation.deleted_at.is_(None), Membership.left_at.is_(None)).order_by(
+    Conversation.updated_at.desc(), Conversation.uuid.desc()
 )
-OLDER_ENTRIES = Prepared(
-    _ENTRIES.where(
-        conversations.c.deleted_at.is_(None),
-        memberships.c.left_at.is_(None),
-        or_(
-            conversations.c.updated_at < bindparam("at"),
-            and_(conversations.c.updated_at == bindparam("at"), conversations.c.uuid < bindparam("uuid")),
-        ),
-    )
-    .order_by(conversations.c.updated_at.desc(), conversations.c.uuid.desc())
-    .limit(MOST_CHANGES + 1)
-)
+ENTRIES = Prepared(SHOWN_ENTRIES.limit(MOST_CHANGES))
 CHANGED_ENTRIES = Prepared(
-    _ENTRIES.where(memberships.c.list_revision > bindparam("cursor"))
-    .order_by(memberships.c.list_revision)
+    _ENTRIES.where(Membership.list_revision > bindparam("cursor"))
+    .order_by(Membership.list_revision)
     .limit(bindparam("most"))
 )
 Messages = tuple[ChangedMessage, ...]
@@ -176,7 +179,8 @@ class Conversations:
         place = self._places.get(key)
         if place is None:
             with self.database.read() as connection:
-                place = self._place(connection, person, uuid)
+                row = PLACE.first(connection, uuid=uuid, person=person)
+                place = _ref(row, uuid, person) if row else None
             if place is not None:
                 self._places.put(key, place, PLACE_BYTES + 4 * len(place.title or ""))
         return place
@@ -184,19 +188,34 @@ class Conversations:
     def newest(self, person: int) -> str | None:
         """Return the UUID of the conversation with the newest activity."""
         query = (
-            select(conversations.c.uuid)
-            .join(memberships)
-            .where(memberships.c.person_id == person, memberships.c.left_at.is_(None))
-            .where(conversations.c.deleted_at.is_(None))
-            .order_by(conversations.c.updated_at.desc(), conversations.c.id.desc())
+            select(Conversation.uuid)
+            .join(Membership)
+            .where(Membership.person_id == person, Membership.left_at.is_(None))
+            .where(Conversation.deleted_at.is_(None))
+            .order_by(Conversation.updated_at.desc(), Conversation.id.desc())
             .limit(1)
         )
         with self.database.read() as connection:
             return connection.execute(query).scalar_one_or_none()
 
+    def count_beyond(self, person: int, cursors: Mapping[str, int], before: int) -> int:
+        """Count the messages of others that are beyond these positions, by conversation, and older than a time (ms)."""
+        query = (
+            select(func.count())
+            .select_from(Message)
+            .where(Message.author_id != person, Message.created_at < before, Message.deleted_at.is_(None))
+        )
+        found = 0
+        for uuid, cursor in cursors.items():
+            if place := self.place(person, uuid):
+                its = query.where(Message.conversation_id == place.conversation, Message.position > cursor)
+                with self.database.read() as connection:
+                    found += connection.execute(its).scalar_one()
+        return found
+
     def _place(self, connection: Connection, person: int, uuid: str) -> ConversationRef | None:
-        row = PLACE.first(connection, uuid=uuid, person=person)
-        return ConversationRef(row.id, row.feed_id, uuid, row.title, person) if row else None
+        row = PLACE_WITH_AUTHOR.first(connection, uuid=uuid, person=person)
+        return _with_author(row, uuid, person) if row else None
 
     # Reading
 
@@ -225,8 +244,8 @@ class Conversations:
         """Return the first part of the changes. Later patches assume that the reader has every answer begun by its end:
         so each is included in its current state, even if it changed later."""
         end = found[-1].revision
-        # Only the newest answer of a conversation can still change (`Runs.claim_run`).
-        newest = self._messages(connection, NEWEST_ANSWER, {"conversation": place.conversation, "end": end})
+        # Only one answer of a conversation can still change (`Runs.claim_run`): the one that changed last.
+        newest = self._messages(connection, LAST_CHANGED_ANSWER, {"conversation": place.conversation, "end": end})
         going_on = tuple(answer for answer in newest if answer.revision > end)
         waiting = tuple(each for each in self._waiting(connection, place, cursor) if each.revision <= end)
         return Changes(cursor, end, found + going_on, more=True, waiting=waiting, change=change)
@@ -261,17 +280,18 @@ class Conversations:
             return Changes(cursor, found[-1].revision, found, more=True, change=change)
         return Changes(cursor, end, found, change=change)
 
-    def older_entries(self, person: int, before: EntryPlace) -> tuple[tuple[Entry, ...], bool]:
-        """Return the page of a person's list after `before`, and True if there are more."""
+    def older_entries(self, person: int, before: EntryPlace) -> tuple[Entry, ...]:
+        """Return the page of a person's list after `before`."""
+        follows = tuple_(Conversation.updated_at, Conversation.uuid) < (before.updated_at, before.uuid)
+        query = SHOWN_ENTRIES.where(follows).limit(MOST_CHANGES)
         with self.database.read() as connection:
-            rows = OLDER_ENTRIES.all(connection, person=person, at=before.updated_at, uuid=before.uuid)
-        return _entries(rows[:MOST_CHANGES]), len(rows) > MOST_CHANGES
+            return _entries(connection.execute(query, {"person": person}).all())
 
     def list_feed(self, person: int) -> int:
         """Return the id of the feed of a person's list."""
         if person not in self._list_feeds:
             with self.database.read() as connection:
-                query = select(people.c.feed_id).where(people.c.id == person)
+                query = select(Person.feed_id).where(Person.id == person)
                 self._list_feeds[person] = int(connection.execute(query).scalar_one())
         return self._list_feeds[person]
 
@@ -303,28 +323,29 @@ class Conversations:
         now = self._next_time(tx)
         feed = tx.new_feed()
         row = {"uuid": uuid, "feed_id": feed, "title": "", "created_by": person, "created_at": now}
-        result = tx.connection.execute(conversations.insert().values(**row, updated_at=now))
+        result = tx.connection.execute(insert(Conversation).values(**row, updated_at=now))
         conversation = new_id(result)
         tx.bump(feed)
         entry = {"conversation_id": conversation, "person_id": person, "role": "owner", "joined_at": now}
-        revision = tx.bump(tx.connection.execute(select(people.c.feed_id).where(people.c.id == person)).scalar_one())
-        tx.connection.execute(memberships.insert().values(**entry, list_revision=revision))
-        return ConversationRef(conversation, feed, uuid, "", person)
+        revision = tx.bump(tx.connection.execute(select(Person.feed_id).where(Person.id == person)).scalar_one())
+        tx.connection.execute(insert(Membership).values(**entry, list_revision=revision))
+        return self._place(tx.connection, person, uuid) or ConversationRef(conversation, feed, uuid, "", person)
 
     def empty(self, tx: Write, person: int) -> ConversationRef | None:
-        """Return the newest conversation of the person's that has no title and no message, or None."""
+        """Return the newest conversation of the person's that has no title, no message and nobody else, or None."""
         query = (
-            select(conversations.c.uuid)
-            .join(memberships)
+            select(Conversation.uuid)
+            .join(Membership)
             .where(
-                conversations.c.created_by == person,
-                conversations.c.title == "",
-                conversations.c.deleted_at.is_(None),
-                memberships.c.person_id == person,
-                memberships.c.left_at.is_(None),
-                ~exists().where(messages.c.conversation_id == conversations.c.id),
+                Conversation.created_by == person,
+                Conversation.title == "",
+                Conversation.deleted_at.is_(None),
+                Membership.person_id == person,
+                Membership.left_at.is_(None),
+                ~exists().where(Message.conversation_id == Conversation.id),
+                ~exists().where(_member.conversation_id == Conversation.id, _member.person_id != person),
             )
-            .order_by(conversations.c.updated_at.desc())
+            .order_by(Conversation.updated_at.desc())
             .limit(1)
         )
         uuid = tx.connection.execute(query).scalar_one_or_none()
@@ -336,7 +357,7 @@ class Conversations:
 
     def is_taken(self, tx: Write, uuid: str) -> bool:
         """Return True if any conversation, also a deleted or a foreign one, has this UUID."""
-        query = select(conversations.c.id).where(conversations.c.uuid == uuid)
+        query = select(Conversation.id).where(Conversation.uuid == uuid)
         return tx.connection.execute(query).first() is not None
 
     def posted(self, tx: Write, person: int, uuid: str, client_id: str) -> tuple[ConversationRef, Posted | None] | None:
@@ -344,7 +365,7 @@ class Conversations:
         row = POSTED.first(tx.connection, person=person, uuid=uuid, client=client_id)
         if row is None:
             return None
-        place = ConversationRef(row.id, row.feed_id, uuid, row.title, person)
+        place = _with_author(row, uuid, person)
         if row.position is None:
             return place, None
         return place, Posted(row.uuid, client_id, uuid, row.position, row.revision, row.body, created=False)
@@ -355,14 +376,74 @@ class Conversations:
         message = self._insert(tx, place, place.person, client_id, body, "sent", revision)
         return Posted(message.uuid, client_id, place.uuid, revision, revision, body, created=True)
 
+    def last_own(self, connection: Connection, place: ConversationRef) -> tuple[int, str] | None:
+        """Return position and text of the person's last message, or None if somebody else wrote after it."""
+        query = (
+            select(Message.position, Message.body, Message.author_id)
+            .join(Person, Person.id == Message.author_id)
+            .where(
+                Message.conversation_id == place.conversation,
+                Person.kind != "assistant",
+                Message.deleted_at.is_(None),
+                Message.superseded_by.is_(None),
+            )
+            .order_by(Message.position.desc())
+            .limit(1)
+        )
+        row = connection.execute(query).first()
+        return (row.position, row.body) if row is not None and row.author_id == place.person else None
+
+    def fold(self, tx: Write, place: ConversationRef, start: int, end: int, by: str) -> None:
+        """Fold the messages from position `start` to before `end`: the message `by` (its UUID) takes their place."""
+        new = select(Message.id).where(Message.uuid == by).scalar_subquery()
+        which = (
+            Message.conversation_id == place.conversation,
+            Message.position >= start,
+            Message.position < end,
+            Message.superseded_by.is_(None),
+        )
+        for message in (
+            tx.connection.execute(select(Message.id).where(*which).order_by(Message.position)).scalars().all()
+        ):
+            revision = tx.bump(place.feed)
+            change = {"superseded_by": new, "revision": revision, "state_revision": revision}
+            tx.connection.execute(update(Message).where(Message.id == message).values(**change))
+
     def add_answer(self, tx: Write, place: ConversationRef, author: int, uuid: str) -> int:
         """Append a running, empty answer. Return its id."""
         return self._insert(tx, place, author, uuid, "", "running", tx.bump(place.feed)).id
 
+    def add_finished(
+        self, tx: Write, place: ConversationRef, author: int, uuid: str, body: str, html: Sequence[str]
+    ) -> None:
+        """Append a message of the assistant that answers nobody, as Markdown and as its blocks."""
+        revision = self.touch(tx, place.conversation, place.feed)
+        blocks = tuple(Block(index, text, revision, ()) for index, text in enumerate(html))
+        message = self._insert(tx, place, author, uuid, body, "completed", revision, blocks)
+        common = {"message_id": message.id, "revision": revision}
+        tx.connection.execute(
+            insert(models.Block), [{**common, "ordinal": one.index, "html": one.html} for one in blocks]
+        )
+
+    def has_message(self, tx: Write, place: ConversationRef, author: int, client_id: str) -> bool:
+        """Return True if the author's message with this client id is there."""
+        query = select(Message.id).where(
+            Message.conversation_id == place.conversation, Message.author_id == author, Message.client_id == client_id
+        )
+        return tx.connection.execute(query).first() is not None
+
     def _insert(
-        self, tx: Write, place: ConversationRef, author: int, client_id: str, body: str, state: str, revision: int
+        self,
+        tx: Write,
+        place: ConversationRef,
+        author: int,
+        client_id: str,
+        body: str,
+        state: str,
+        revision: int,
+        blocks: tuple[Block, ...] = (),
     ) -> ChangedMessage:
-        now, uuid = now_ms(), str(uuid4())
+        now, uuid, is_own = now_ms(), str(uuid4()), author == place.person
         values: dict[str, Any] = {"state": state, "position": revision, "revision": revision, "body": body}
         cursor = INSERT_MESSAGE.run(
             tx.connection,
@@ -378,12 +459,14 @@ class Conversations:
             id=int(cursor.lastrowid),
             uuid=uuid,
             client_id=client_id,
-            author="user" if author == place.person else "assistant",
+            author="user" if is_own else "assistant",
+            author_id=place.person_uuid if is_own else "",
+            author_name=place.person_name if is_own else "",
             error=None,
             deleted=False,
             edited=False,
             created_at=utc_datetime(now),
-            blocks=(),
+            blocks=blocks,
             state_revision=revision,
             **values,
         )
@@ -392,32 +475,35 @@ class Conversations:
 
     def set_title(self, tx: Write, place: ConversationRef, title: str) -> None:
         """Set the title, also in every member's list."""
-        is_this = conversations.c.id == place.conversation
-        tx.connection.execute(update(conversations).where(is_this).values(title=title))
+        is_this = Conversation.id == place.conversation
+        tx.connection.execute(update(Conversation).where(is_this).values(title=title))
         tx.bump(ACCESS)  # the title is in the cache of memberships
-        self._bump_with_lists(tx, place.conversation, place.feed)
+        self.bump_with_lists(tx, place)
 
     def delete(self, tx: Write, place: ConversationRef) -> None:
-        """Mark the conversation as deleted for all members; its rows stay."""
-        is_this = conversations.c.id == place.conversation
-        tx.connection.execute(update(conversations).where(is_this).values(deleted_at=now_ms()))
+        """Mark the conversation as deleted for all members; its rows stay, but for its files."""
+        messages = select(Message.id).where(Message.conversation_id == place.conversation)
+        tx.connection.execute(delete(Attachment).where(Attachment.message_id.in_(messages)))
+        is_this = Conversation.id == place.conversation
+        tx.connection.execute(update(Conversation).where(is_this).values(deleted_at=now_ms()))
         tx.bump(ACCESS)
-        self._bump_with_lists(tx, place.conversation, place.feed)
+        self.bump_with_lists(tx, place)
 
     def delete_message(self, tx: Write, place: ConversationRef, uuid: str) -> bool:
         """Turn the person's own message into a tombstone. Return False if there is none."""
         own = and_(
-            messages.c.conversation_id == place.conversation,
-            messages.c.uuid == uuid,
-            messages.c.author_id == place.person,
+            Message.conversation_id == place.conversation,
+            Message.uuid == uuid,
+            Message.author_id == place.person,
         )
-        row = tx.connection.execute(select(messages.c.id, messages.c.deleted_at).where(own)).first()
+        row = tx.connection.execute(select(Message.id, Message.deleted_at).where(own)).first()
         if row is None:
             return False
         if row.deleted_at is None:
             revision = tx.bump(place.feed)
             change = {"revision": revision, "state_revision": revision, "deleted_at": now_ms()}
-            tx.connection.execute(update(messages).where(messages.c.id == row.id).values(**change))
+            tx.connection.execute(update(Message).where(Message.id == row.id).values(**change))
+            tx.connection.execute(delete(Attachment).where(Attachment.message_id == row.id))
         return True
 
     def touch(self, tx: Write, conversation: int, feed: int) -> int:
@@ -429,9 +515,13 @@ class Conversations:
     def _next_time(self, tx: Write) -> int:
         """Return a time after every `updated_at` (the order of lists), even if the clock was set back."""
         if not self._touched_at:
-            self._touched_at = tx.connection.execute(select(func.max(conversations.c.updated_at))).scalar_one() or 0
+            self._touched_at = tx.connection.execute(select(func.max(Conversation.updated_at))).scalar_one() or 0
         self._touched_at = max(now_ms(), self._touched_at + 1)
         return self._touched_at
+
+    def bump_with_lists(self, tx: Write, place: ConversationRef) -> None:
+        """Take the next revision of the conversation, and of its members' lists, where its entry changes, too."""
+        self._bump_with_lists(tx, place.conversation, place.feed)
 
     def _bump_with_lists(self, tx: Write, conversation: int, feed: int) -> None:
         tx.bump_all(BUMP_WITH_LISTS, conversation=conversation, feed=feed)
@@ -440,25 +530,37 @@ class Conversations:
     def last_message(self, tx: Write, place: ConversationRef) -> tuple[str, str] | None:
         """Return author kind and state of the newest message, or None."""
         query = (
-            select(people.c.kind, messages.c.state)
-            .join(people, people.c.id == messages.c.author_id)
-            .where(messages.c.conversation_id == place.conversation)
-            .order_by(messages.c.position.desc())
+            select(Person.kind, Message.state)
+            .join(Person, Person.id == Message.author_id)
+            .where(Message.conversation_id == place.conversation)
+            .order_by(Message.position.desc())
             .limit(1)
         )
         row = tx.connection.execute(query).first()
         return (row[0], row[1]) if row else None
 
 
+def _ref(row: Any, uuid: str, person: int) -> ConversationRef:
+    """Return the conversation; equal words share their memory: thousands are kept."""
+    return ConversationRef(row.id, row.feed_id, uuid, row.title, person, intern(row.role), intern(row.answers))
+
+
+def _with_author(row: Any, uuid: str, person: int) -> ConversationRef:
+    member = (row.role, row.answers, row.person_uuid, row.person_name)
+    return ConversationRef(row.id, row.feed_id, uuid, row.title, person, *member)
+
+
 def _message(row: Any, parts: tuple[Block, ...]) -> ChangedMessage:
-    deleted = row.deleted_at is not None
+    deleted, is_answer = row.deleted_at is not None, row.kind == "assistant"
     return ChangedMessage(
         id=row.id,
         uuid=row.uuid,
         client_id=row.client_id,
         position=row.position,
         revision=row.revision,
-        author="assistant" if row.kind == "assistant" else "user",
+        author="assistant" if is_answer else "user",
+        author_id="" if is_answer else row.person_uuid,
+        author_name="" if is_answer else row.person_name,
         state=row.state,
         state_revision=row.state_revision,
         body="" if deleted else row.body,
@@ -467,8 +569,11 @@ def _message(row: Any, parts: tuple[Block, ...]) -> ChangedMessage:
         edited=row.edited_at is not None,
         created_at=utc_datetime(row.created_at),
         blocks=() if deleted else parts,
+        folded=row.superseded_by is not None,
+        phase=row.phase or "",
+        figures=json.loads(row.figures) if row.figures and not deleted else {},
     )
 
 
 def _entries(rows: Sequence[Any]) -> tuple[Entry, ...]:
-    return tuple(Entry(row[0], row[1], row[2], utc_datetime(row[3]), bool(row[4])) for row in rows)
+    return tuple(Entry(row[0], row[1], row[2], utc_datetime(row[3]), bool(row[4]), row[5], row[6]) for row in rows)

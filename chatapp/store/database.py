@@ -1,7 +1,8 @@
-"""Read and write transactions, group commit and the newest revision of each feed."""
+"""Read and write transactions, their errors, group commit and the newest revision of each feed."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,35 +11,82 @@ from dataclasses import dataclass, field
 from sys import getsizeof
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, bindparam, func, insert, select, update
+from sqlalchemy.exc import DBAPIError, TimeoutError
 
 from chatapp.bus import ACCESS, Bus
 from chatapp.cache import Cache
 from chatapp.concurrency import ParkedWorker, SingleThread, has_loop
 from chatapp.store import sqlite
+from chatapp.store.models import Feed, InstanceValue
 from chatapp.store.prepared import Prepared, Value, driver
 from chatapp.store.records import Changes, Waiting
 from chatapp.store.sqlite import Reason
-from chatapp.store.tables import feeds, instance
-from chatapp.store.unavailable import StorageUnavailable, translate_error, translate_errors
 
+RETRY_S = 2  # Retry-After of a refused request
+LOG_EVERY_S = 10.0  # for each reason: every request fails at the same time
 SLOW_COMMIT_S = 0.003  # slower commits run in a thread, which costs some 0.3 ms
+
+
+log = logging.getLogger("chatapp.store")
+_logged_at: dict[Reason, float] = {}  # monotonic
+
+
+class StorageUnavailable(Exception):
+    """The database is temporarily unavailable. Nothing was stored; the same call may be retried.
+
+    `reason`: busy (another process writes for too long), full (no room on the disk), failed (I/O error or permissions).
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"the database is {reason}: {detail}")
+        self.reason: Reason = reason
+
+
+def translate_error(error: Exception) -> Exception:
+    """Return StorageUnavailable for a temporary error of SQLite, else the error unchanged."""
+    if isinstance(error, TimeoutError):  # of SQLAlchemy's pool
+        return _logged(StorageUnavailable("busy", str(error)))
+    reason = sqlite.reason_of(error)
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return _logged(StorageUnavailable(reason, str(cause))) if reason is not None else error
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raise StorageUnavailable for temporary errors of SQLite and SQLAlchemy."""
+    try:
+        yield
+    except (sqlite.Error, DBAPIError, TimeoutError) as error:
+        found = translate_error(error)
+        if found is error:
+            raise
+        raise found from error
+
+
+def _logged(error: StorageUnavailable) -> StorageUnavailable:
+    now = time.monotonic()
+    if now - _logged_at.get(error.reason, -LOG_EVERY_S) >= LOG_EVERY_S:
+        _logged_at[error.reason] = now
+        log.error("%s", error)
+    return error
 
 
 def bump_statement(which: ColumnElement[bool]) -> Prepared:
     """Return the statement that takes the next revision of these feeds, and returns id, revision and change of each."""
-    change = select(func.coalesce(func.max(feeds.c.change), 0) + 1).scalar_subquery()
-    values = {"revision": feeds.c.revision + 1, "change": change}
-    return Prepared(update(feeds).where(which).values(**values).returning(feeds.c.id, feeds.c.revision, feeds.c.change))
+    change = select(func.coalesce(func.max(Feed.change), 0) + 1).scalar_subquery()
+    values = {"revision": Feed.revision + 1, "change": change}
+    return Prepared(update(Feed).where(which).values(**values).returning(Feed.id, Feed.revision, Feed.change))
 
 
 # Built once: building a statement costs more than running it.
-BUMP = bump_statement(feeds.c.id == bindparam("feed"))
-REVISION = Prepared(select(feeds.c.revision, feeds.c.change).where(feeds.c.id == bindparam("feed")))
+BUMP = bump_statement(Feed.id == bindparam("feed"))
+REVISION = Prepared(select(Feed.revision, Feed.change).where(Feed.id == bindparam("feed")))
 # A write that changes nothing.
-PROBE = update(instance).where(instance.c.name == "epoch").values(value=instance.c.value)
+PROBE = update(InstanceValue).where(InstanceValue.name == "epoch").values(value=InstanceValue.value)
 PROBE_EVERY_S = 5.0
 MOST_JOBS = 100  # in one transaction: the first of them waits for the last
+MOST_REVISIONS, REVISION_BYTES = 50_000, 250  # feeds; another one's revision is read from the database
 MOST_RECENT = 1000  # feeds in the cache of recent changes
 MOST_RECENT_BYTES = 8 << 20  # of all: one item can have 20,000 characters
 MOST_ITEMS = 5  # of one feed: a reader further behind reads the database
@@ -96,7 +144,7 @@ class Write:
 
     def new_feed(self) -> int:
         """Insert a feed. Return its id."""
-        result = self.connection.execute(feeds.insert().values(revision=0, change=0))
+        result = self.connection.execute(insert(Feed).values(revision=0, change=0))
         return new_id(result)
 
     def notify(self, topic: int) -> None:
@@ -116,13 +164,6 @@ class WriteJob(Generic[R]):
         self._done = done
         self._result: list[R] = []
         self.error: Exception | None = None
-
-    @classmethod
-    def failed(cls, error: Exception) -> WriteJob[R]:
-        """Return a job that was refused before it was queued."""
-        job = cls(_do_nothing, _do_nothing)
-        job.error = error
-        return job
 
     def run(self, tx: Write) -> None:
         """Do the work. Raises its errors."""
@@ -163,6 +204,13 @@ def _run_job(connection: Connection, job: WriteJob[Any]) -> list[Write]:
     return [tx]
 
 
+def _run_jobs(connection: Connection, jobs: list[WriteJob[Any]]) -> list[Write]:
+    """Run jobs in one transaction. Return the changes of those that succeeded."""
+    if len(jobs) == 1:
+        return _run_job(connection, jobs[0])
+    return [tx for job in jobs for tx in _run_in_savepoint(connection, job)]
+
+
 def _run_in_savepoint(connection: Connection, job: WriteJob[Any]) -> list[Write]:
     """Run a job in a savepoint: if it fails, the others of its group are unaffected."""
     execute = driver(connection).execute
@@ -183,10 +231,11 @@ class Database:
     def __init__(self, engine: Engine, bus: Bus) -> None:
         self.engine = engine
         self._bus = bus
-        self.revisions: dict[int, int] = {}  # the newest known revision of each feed
+        self.revisions: Cache[int, int] = Cache(MOST_REVISIONS, MOST_REVISIONS * REVISION_BYTES)  # newest, by feed
         self._recent: Cache[int, Changes[Any]] = Cache(MOST_RECENT, MOST_RECENT_BYTES)
         self._access_listeners: list[Callable[[], None]] = []
         self.on_commit: Callable[[int, int], object] = _do_nothing  # called with the first and the last change number
+        self.on_commit_time: Callable[[float], object] = _do_nothing  # called with the duration of each commit, s
         self._commit_s = 0.0  # recent duration of a commit, s
         self.failing: Reason | None = None  # why the last write failed
         self._probe_at = 0.0  # monotonic
@@ -194,8 +243,8 @@ class Database:
         # One writer at a time in this process: SQLite's busy wait would block the event loop, and so the other writer.
         self._writer = threading.RLock()
         self._checkpoints = sqlite.Checkpoints(engine, self._writer)
-        # Reused for every group: a checkout from the pool costs as much as two changes.
-        self._group_connection: Connection | None = None
+        # Of all write transactions: a checkout from the pool costs as much as two changes.
+        self._connection: Connection | None = None
         self._jobs: list[WriteJob[Any]] = []  # queued for the next group
         self._is_committing = False
         self._committer = ParkedWorker(self._commit_queued)
@@ -208,28 +257,49 @@ class Database:
             yield connection
 
     @contextmanager
-    def _writing(self) -> Iterator[float]:
-        """Hold this process's write lock. Yield the deadline (monotonic) of the write, which includes the wait for this
-        lock. Raises StorageUnavailable."""
-        deadline = time.monotonic() + sqlite.BUSY_TIMEOUT_MS / 1000
-        if not self._writer.acquire(timeout=sqlite.BUSY_TIMEOUT_MS / 1000):
-            raise StorageUnavailable("busy", "this process waits for another one's write")
-        try:
-            yield deadline
-        finally:
-            self._writer.release()
-
-    @contextmanager
     def write(self) -> Iterator[Write]:
         """Open a write transaction; commit it and publish its topics when the block ends. Raises StorageUnavailable."""
-        with self._record_failure(), translate_errors(), self._writing() as deadline, self.engine.connect() as plain:
-            connection = plain.execution_options(**{sqlite.WRITES: deadline})
-            with connection.begin():
-                tx = Write(connection)
-                yield tx
-                self._commit(driver(connection).execute)
-        self._record_commit(tx)
+        with self._transaction() as (connection, done):
+            tx = Write(connection)
+            done.append(tx)
+            yield tx
         self._bus.publish(tx.topics)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[tuple[Connection, list[Write]]]:
+        """Open this process's only write transaction. Commit the changes that the block put into the list; roll back if
+        there is none. Raises StorageUnavailable."""
+        deadline = time.monotonic() + sqlite.BUSY_TIMEOUT_MS / 1000
+        with self._record_failure(), translate_errors(), self._lock_writer(deadline):
+            done: list[Write] = []
+            connection = self._connection = self._connection or sqlite.open_writer(self.engine)
+            execute = driver(connection).execute
+            is_complete = False
+            try:
+                sqlite.begin_write(execute, deadline)
+                yield connection, done
+                if done:
+                    self._commit(execute, len(done))
+                else:
+                    execute("ROLLBACK")
+                is_complete = True
+            finally:
+                if not is_complete:
+                    self.close()  # in an unknown state: the next transaction opens another
+            for tx in done:
+                self._record_commit(tx)
+            if changed := [tx for tx in done if tx.change]:
+                self.on_commit(changed[0].first, changed[-1].change)
+
+    @contextmanager
+    def _lock_writer(self, deadline: float) -> Iterator[None]:
+        """Hold this process's write lock. Raises StorageUnavailable if it is not free before `deadline`."""
+        if not self._writer.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise StorageUnavailable("busy", "this process waits for another one's write")
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     @contextmanager
     def _record_failure(self) -> Iterator[None]:
@@ -281,86 +351,52 @@ class Database:
         """Commit groups until the queue is empty."""
         is_complete = False
         try:
-            while self._commit_next():
-                pass
+            while self._has_jobs():
+                self._commit_group()
             is_complete = True
         finally:
             if not is_complete:  # killed, or a subscriber failed: queued jobs need another committer
                 with self._queue_lock:
-                    is_first = self._is_committing = has_loop() and bool(self._jobs)
-                if is_first:
+                    self._is_committing = has_loop() and bool(self._jobs)
+                if self._is_committing:
                     self._committer.ask()
 
-    def _commit_next(self) -> bool:
-        """Commit the next group and publish its topics. Return False if there is none."""
-        try:
-            with self._writing() as deadline:
-                jobs = self._dequeue(MOST_JOBS)
-                self._commit_and_notify(jobs, deadline)
-        except StorageUnavailable as error:  # before a job was dequeued
-            self.failing = error.reason
-            jobs = self._dequeue(None)
-            for job in jobs:
-                job.end(error)
-        return bool(jobs)
+    def _has_jobs(self) -> bool:
+        """Return True if jobs are queued; if not, committing ends."""
+        with self._queue_lock:
+            self._is_committing = bool(self._jobs)
+            return self._is_committing
 
     def _dequeue(self, most: int | None) -> list[WriteJob[Any]]:
-        """Take queued jobs; if there are none, committing ends."""
         with self._queue_lock:
-            taken = self._jobs[:most]
-            self._jobs = self._jobs[len(taken) :]
-            self._is_committing = bool(taken)
-        return taken
+            taken, self._jobs = self._jobs[:most], self._jobs[most:] if most else []
+            return taken
 
-    def _commit_and_notify(self, jobs: list[WriteJob[Any]], deadline: float) -> None:
-        topics: dict[int, None] = {}
+    def _commit_group(self) -> None:
+        """Commit the next group of jobs, publish its topics and end its jobs."""
+        jobs: list[WriteJob[Any]] = []
+        done: list[Write] = []
         problem: Exception | None = RuntimeError("the committing greenlet was killed")
         try:
-            topics, problem = self._commit_group(jobs, deadline) if jobs else {}, None
-        except Exception as error:  # rolled back: every job gets the error
-            problem = translate_error(error)
-            if isinstance(problem, StorageUnavailable) and problem.reason == "busy":
-                jobs += self._dequeue(None)  # they waited as long, and would time out, too
+            with self._transaction() as (connection, done):
+                jobs = self._dequeue(MOST_JOBS)
+                done += _run_jobs(connection, jobs)
+            problem = None
+        except Exception as error:  # rolled back: every job gets the error, also those that waited as long
+            problem, done = error, []
+            jobs = jobs or self._dequeue(None)
         finally:
-            for found in (problem, *(job.error for job in jobs)):
-                if isinstance(found, StorageUnavailable):
-                    self.failing = found.reason
-            try:
-                self._bus.publish(topics)
-            finally:
-                for job in jobs:
-                    job.end(problem)
+            self._finish(jobs, done, problem)
 
-    def _commit_group(self, jobs: list[WriteJob[Any]], deadline: float) -> dict[int, None]:
-        if self._group_connection is None:
-            self._group_connection = self.engine.connect().execution_options(**{sqlite.MANUAL: True})
-            self._group_connection.begin()
-        is_complete = False
+    def _finish(self, jobs: list[WriteJob[Any]], done: list[Write], problem: Exception | None) -> None:
+        for job in jobs:
+            if isinstance(job.error, StorageUnavailable):
+                self.failing = job.error.reason
         try:
-            done = self._run_jobs(self._group_connection, jobs, deadline)
-            is_complete = True
+            self._bus.publish({topic: None for tx in done for topic in tx.topics})
         finally:
-            if not is_complete:
-                self.close()  # in an unknown state: the next group opens another
-        topics: dict[int, None] = {}
-        for tx in done:
-            self._record_commit(tx)
-            topics |= tx.topics
-        return topics
-
-    def _run_jobs(self, connection: Connection, jobs: list[WriteJob[Any]], deadline: float) -> list[Write]:
-        """Run all jobs in one transaction and commit it. Return the writes of those that succeeded."""
-        execute = driver(connection).execute
-        sqlite.begin_write(execute, deadline)
-        if len(jobs) == 1:
-            done = _run_job(connection, jobs[0])
-        else:
-            done = [tx for job in jobs for tx in _run_in_savepoint(connection, job)]
-        if done:
-            self._commit(execute, len(done))
-        else:
-            execute("ROLLBACK")
-        return done
+            for job in jobs:
+                job.end(problem)
 
     def recent(self, feed: int, cursor: int) -> Changes[Any] | None:
         """Return the changes after `cursor` from the cache of this process's writes, or None."""
@@ -375,8 +411,6 @@ class Database:
 
     def _record_commit(self, tx: Write) -> None:
         self.note_revisions(tx.revisions)
-        if tx.change:
-            self.on_commit(tx.first, tx.change)
         for feed, changes in tx.recent.items():
             kept = _merge(self._recent.get(feed), changes)
             self._recent.put(feed, kept, ITEM_BYTES + sum(ITEM_BYTES + getsizeof(item.body) for item in kept.items))
@@ -384,7 +418,8 @@ class Database:
     def note_revisions(self, revisions: Mapping[int, int]) -> list[int]:
         """Note the newest revisions of feeds. Return the feeds that moved."""
         changed = [feed for feed, revision in revisions.items() if revision > self.revisions.get(feed, -1)]
-        self.revisions.update({feed: revisions[feed] for feed in changed})
+        for feed in changed:
+            self.revisions.put(feed, revisions[feed], REVISION_BYTES)
         if ACCESS in changed:
             for listener in self._access_listeners:
                 listener()
@@ -402,11 +437,12 @@ class Database:
         took = time.monotonic() - started
         # Rises at once, decays slowly: a slow commit must not block the event loop twice.
         self._commit_s = took if took > self._commit_s else 0.98 * self._commit_s + 0.02 * took
+        self.on_commit_time(took)
         self._checkpoints.count(changes)
 
     def close(self) -> None:
-        """Close the connection of group commits; the next group opens another."""
-        kept, self._group_connection = self._group_connection, None
+        """Close the connection of write transactions; the next one opens another."""
+        kept, self._connection = self._connection, None
         if kept is not None:
             kept.invalidate()  # not back into the pool: its busy_timeout is 0
             kept.close()

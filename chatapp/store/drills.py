@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from uuid import uuid4
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from chatapp.bus import ACCESS
+from chatapp.store import models
+from chatapp.store.audit import SCHEDULE, SHELL, Actor, record
 from chatapp.store.database import Database, now_ms
-from chatapp.store.tables import drills, people
+from chatapp.store.models import Person
 
 
 class DrillRunning(Exception):
@@ -36,7 +38,7 @@ class Drill:
         return min(left, length) / 1000 if 0 < left <= 2 * length else 0.0
 
 
-COLUMNS = [people.c.uuid if field.name == "person" else drills.c[field.name] for field in fields(Drill)]
+COLUMNS = [Person.uuid if field.name == "person" else getattr(models.Drill, field.name) for field in fields(Drill)]
 
 
 class DrillTable:
@@ -57,7 +59,9 @@ class DrillTable:
                 if newest and newest.left_s():
                     raise DrillRunning
                 values = {"uuid": str(uuid4()), "fault": fault, "person_id": person, "amount_s": amount_s}
-                tx.connection.execute(drills.insert().values(**values, starts_at=now, ends_at=ends_at, slot=slot))
+                tx.connection.execute(insert(models.Drill).values(**values, starts_at=now, ends_at=ends_at, slot=slot))
+                by = Actor(None, SCHEDULE if slot else SHELL)
+                record(tx, "drill-started", by, person, detail=f"{fault} {seconds:g} s")
                 tx.bump(ACCESS)
         except IntegrityError:
             raise DrillRunning from None
@@ -69,8 +73,11 @@ class DrillTable:
         """End the running drills. Return their number."""
         now = now_ms()
         with self._database.write() as tx:
-            ended = tx.connection.execute(update(drills).where(drills.c.ends_at > now).values(ends_at=now)).rowcount
+            ended = tx.connection.execute(
+                update(models.Drill).where(models.Drill.ends_at > now).values(ends_at=now)
+            ).rowcount
             if ended:
+                record(tx, "drill-ended", Actor(None, SHELL))
                 tx.bump(ACCESS)
         return ended
 
@@ -79,12 +86,18 @@ class DrillTable:
         newest = self.newest()
         return newest if newest and newest.left_s() else None
 
+    def since(self, at: int) -> list[Drill]:
+        """Return the drills that ended after a time (ms), or still run, in their order."""
+        query = select(*COLUMNS).select_from(models.Drill).outerjoin(Person).where(models.Drill.ends_at > at)
+        with self._database.read() as connection:
+            return [Drill(*row) for row in connection.execute(query.order_by(models.Drill.id)).all()]
+
     def newest(self) -> Drill | None:
         """Return the drill started last, or None."""
         with self._database.read() as connection:
             return self._newest(connection)
 
     def _newest(self, connection: Connection) -> Drill | None:
-        query = select(*COLUMNS).select_from(drills.outerjoin(people)).order_by(drills.c.id.desc()).limit(1)
+        query = select(*COLUMNS).select_from(models.Drill).outerjoin(Person).order_by(models.Drill.id.desc()).limit(1)
         row = connection.execute(query).first()
         return Drill(*row) if row else None

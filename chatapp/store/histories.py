@@ -16,12 +16,11 @@ from secrets import token_hex
 from threading import Event, Thread
 from uuid import uuid4
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from chatapp.bus import ACCESS
-from chatapp.store.database import REVISION, Database
-from chatapp.store.tables import feeds, instance
-from chatapp.store.unavailable import StorageUnavailable
+from chatapp.store.database import REVISION, Database, StorageUnavailable
+from chatapp.store.models import Feed, InstanceValue
 
 PREFIX = "history:"  # of rows of `instance`; their value: the number of the history, and its first change
 MOST_HISTORIES = 500  # kept; an older mark is invalid: its reader loads everything again
@@ -83,7 +82,7 @@ class Histories:
                 written,
             )
             with self._database.write() as tx:
-                epoch = update(instance).where(instance.c.name == "epoch").values(value=str(uuid4()))
+                epoch = update(InstanceValue).where(InstanceValue.name == "epoch").values(value=str(uuid4()))
                 tx.connection.execute(epoch)
         self._high_water.record(change)
 
@@ -109,9 +108,9 @@ class Histories:
             known = _read_histories(tx.connection)
             number = known[-1][0] + 1 if known else 1
             value = f"{number} {_newest_change(tx.connection)}"
-            tx.connection.execute(instance.insert().values(name=PREFIX + name, value=value))
+            tx.connection.execute(insert(InstanceValue).values(name=PREFIX + name, value=value))
             too_old = [PREFIX + old for _, _, old in known[: max(0, len(known) - MOST_HISTORIES + 1)]]
-            tx.connection.execute(delete(instance).where(instance.c.name.in_(too_old)))
+            tx.connection.execute(delete(InstanceValue).where(InstanceValue.name.in_(too_old)))
             tx.bump(ACCESS)  # other processes reload the histories
         self._load()
 
@@ -165,11 +164,13 @@ class Histories:
 
 
 def _newest_change(connection: Connection) -> int:
-    return int(connection.execute(select(func.coalesce(func.max(feeds.c.change), 0))).scalar_one())
+    return int(connection.execute(select(func.coalesce(func.max(Feed.change), 0))).scalar_one())
 
 
 def _read_histories(connection: Connection) -> list[tuple[int, int, str]]:
     """Return number, first change and name of each, oldest first."""
-    rows = connection.execute(select(instance.c.name, instance.c.value).where(instance.c.name.like(PREFIX + "%")))
+    rows = connection.execute(
+        select(InstanceValue.name, InstanceValue.value).where(InstanceValue.name.like(PREFIX + "%"))
+    )
     found = [(*map(int, row.value.split()), row.name.removeprefix(PREFIX)) for row in rows]
     return sorted(found)

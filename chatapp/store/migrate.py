@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from sqlalchemy.exc import DatabaseError
 
 from chatapp.config import asset_dir
 from chatapp.store import database_url, metrics_url, sqlite
-from chatapp.store.unavailable import StorageUnavailable
+from chatapp.store.database import StorageUnavailable
+from chatapp.store.prepared import driver
 
 log = logging.getLogger("chatapp.store")
 
@@ -138,8 +140,9 @@ def _upgrade(engine: Engine, name: str) -> None:
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.set_main_option("version_locations", str(folder / name).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    with engine.connect() as plain:
-        connection = plain.execution_options(**{sqlite.WRITES: time.monotonic() + sqlite.BUSY_TIMEOUT_MS / 1000})
-        with connection.begin():
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+    with closing(sqlite.open_writer(engine)) as connection:
+        execute = driver(connection).execute
+        sqlite.begin_write(execute, time.monotonic() + sqlite.BUSY_TIMEOUT_MS / 1000)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        execute("COMMIT")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 
@@ -18,6 +19,10 @@ class ConversationRef:
     uuid: str
     title: str
     person: int
+    role: str = "owner"  # the person's: owner, member
+    answers: str = "always"  # when the assistant answers: always, addressed
+    person_uuid: str = ""  # this and the name only in a write transaction: many places are kept in memory
+    person_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class ChangedMessage:
     position: int
     revision: int
     author: str  # user, assistant
+    author_id: str  # the person's UUID; "" of the assistant
+    author_name: str  # "" of the assistant and of deleted people
     state: str
     state_revision: int
     body: str
@@ -55,6 +62,9 @@ class ChangedMessage:
     edited: bool
     created_at: datetime
     blocks: tuple[Block, ...]
+    folded: bool = False  # another version of it, and what followed, took its place
+    phase: str = ""  # of a running answer without a word: asking, thinking, paused 4 (seconds)
+    figures: Mapping[str, Any] = field(default_factory=dict)  # of an answer: model, tokens, times (ms)
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,9 @@ class Entry:
     revision: int
     title: str
     updated_at: datetime
-    deleted: bool
+    deleted: bool  # or left
+    people: int = 1
+    answers: str = "always"
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,11 @@ from chatapp.concurrency import ParkedWorker, SingleThread, has_loop
 from chatapp.store.prepared import driver
 
 __all__ = ["Checkpoints", "Error", "begin_write", "commit", "configure", "data_version", "insert", "migrations_of"]
-__all__ += ["is_damaged", "reason_of", "url"]
+__all__ += ["VERSION", "is_damaged", "open_writer", "reason_of", "url"]
 
 Error = sqlite3.Error
-# Execution options. WRITES: the deadline of BEGIN IMMEDIATE. MANUAL: the driver begins and ends transactions;
-# SQLAlchemy sees a single one that never ends, which saves a tenth of a post's cost.
-WRITES, MANUAL = "writes", "by_hand"
+VERSION = sqlite3.sqlite_version
+MANUAL = "manual"  # execution option: the driver begins and ends transactions
 BUSY_TIMEOUT_MS = 5000  # timeout of a write that waits for other writers, in this process or another
 
 PAGES = 1000  # of the WAL, about, between two checkpoints: SQLite's default
@@ -80,24 +79,22 @@ def configure(engine: Engine, synchronous: str) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A deferred transaction that becomes a writer can fail with SQLITE_BUSY at once; IMMEDIATE waits.
-        options = connection.get_execution_options()
-        execute = driver(connection).execute
-        if options.get(MANUAL, False):
-            execute("PRAGMA busy_timeout=0")  # for the life of the connection
-        elif WRITES in options:
-            execute("PRAGMA busy_timeout=0")
-            try:
-                begin_write(execute, options[WRITES])
-            finally:
-                execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-        else:
-            execute("BEGIN")
+        if not connection.get_execution_options().get(MANUAL):
+            driver(connection).execute("BEGIN")
+
+
+def open_writer(engine: Engine) -> Connection:
+    """Open a connection for write transactions: `begin_write` begins them, the driver ends them. SQLAlchemy sees a
+    single one that never ends, which saves a tenth of a post's cost."""
+    connection = engine.connect().execution_options(**{MANUAL: True})
+    connection.begin()
+    driver(connection).execute("PRAGMA busy_timeout=0")
+    return connection
 
 
 def begin_write(execute: Callable[[str], object], deadline: float) -> None:
     """Take the write lock; wait until `deadline` (monotonic) if another process holds it. SQLite's busy handler would
-    block the event loop meanwhile."""
+    block the event loop meanwhile, and a deferred transaction that becomes a writer can fail at once."""
     pause_s = 0.001
     while True:
         try:
@@ -122,6 +119,15 @@ def commit(execute: Callable[[str], object]) -> sqlite3.Error | None:
 def data_version(connection: Any) -> int:
     """Return a number that changes with every commit of another connection."""
     return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+
+def used_bytes(connection: Connection) -> int:
+    """Return the size of a database's used pages."""
+    size, pages, free = (
+        int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+        for name in ("page_size", "page_count", "freelist_count")
+    )
+    return size * (pages - free)
 
 
 def reason_of(error: BaseException) -> Reason | None:

@@ -14,19 +14,15 @@ from sqlalchemy import and_, func, or_, select
 
 from chatapp.bus import ACCESS, Bus, session_topic
 from chatapp.store import sqlite
-from chatapp.store.database import Database
-from chatapp.store.prepared import Prepared
-from chatapp.store.tables import feeds, people, sessions
-from chatapp.store.unavailable import StorageUnavailable, translate_errors
+from chatapp.store.database import Database, StorageUnavailable, translate_errors
+from chatapp.store.models import AuthSession, Feed, Person
 
 LOOK_EVERY_S = 0.02  # with several workers: the latency of their updates
 LOOK_SELDOM_S = 1.0  # with one: only a command such as `admin reset-password` is another writer
-SESSION_ENDS = Prepared(
-    select(
-        select(func.max(sessions.c.revoked_at)).scalar_subquery(),
-        func.count(people.c.disabled_at),
-        func.max(people.c.disabled_at),
-    )
+SESSION_ENDS = select(
+    select(func.max(AuthSession.revoked_at)).scalar_subquery(),
+    func.count(Person.disabled_at),
+    func.max(Person.disabled_at),
 )
 
 log = logging.getLogger("chatapp.watch")
@@ -51,8 +47,8 @@ class Watcher:
         self._connection = self._database.engine.raw_connection()
         self._version = self._data_version()
         with self._database.read() as connection:
-            self._change = connection.execute(select(func.coalesce(func.max(feeds.c.change), 0))).scalar_one()
-            self._ends = tuple(SESSION_ENDS.run(connection).fetchone())
+            self._change = connection.execute(select(func.coalesce(func.max(Feed.change), 0))).scalar_one()
+            self._ends = tuple(connection.execute(SESSION_ENDS).one())
         Thread(target=self._watch, name="chatapp-watch", daemon=True).start()
 
     def stop(self) -> None:
@@ -64,10 +60,10 @@ class Watcher:
         version = self._data_version()
         if version == self._version:
             return
-        query = select(feeds.c.id, feeds.c.revision, feeds.c.change).where(feeds.c.change > self._change)
+        query = select(Feed.id, Feed.revision, Feed.change).where(Feed.change > self._change)
         with self._database.read() as connection:
             moved = connection.execute(query).all()
-            ends = tuple(SESSION_ENDS.run(connection).fetchone())
+            ends = tuple(connection.execute(SESSION_ENDS).one())
         ended = [ACCESS, *map(session_topic, self._ended_sessions())] if ends != self._ends else []
         # Only after every read succeeded: if one fails, the next call repeats it.
         self._version = version
@@ -78,9 +74,9 @@ class Watcher:
 
     def _ended_sessions(self) -> list[int]:
         """Return sessions revoked since the last call, and all of disabled people."""
-        is_new = sessions.c.revoked_at > (self._ends[0] or 0)
-        is_disabled = and_(sessions.c.revoked_at.is_(None), people.c.disabled_at.is_not(None))
-        query = select(sessions.c.id).join(people).where(or_(is_new, is_disabled))
+        is_new = AuthSession.revoked_at > (self._ends[0] or 0)
+        is_disabled = and_(AuthSession.revoked_at.is_(None), Person.disabled_at.is_not(None))
+        query = select(AuthSession.id).join(Person).where(or_(is_new, is_disabled))
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 

@@ -19,12 +19,14 @@ class Worker:
         self._folder = folder
         self._file: int | None = None
         self.name = uuid4().hex
+        self.dead: list[str] = []  # processes that ended without `stop`, found at the start
 
     def start(self) -> None:
         """Take the lock, and remove the files of dead processes. Call it after the fork."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         for path in self._folder.glob("[!.]*"):
             if not _is_locked(path):
+                self.dead.append(path.name)
                 path.unlink(missing_ok=True)
         unseen = self._folder / f".{self.name}"
         self._file = os.open(unseen, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)

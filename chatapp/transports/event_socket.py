@@ -23,8 +23,13 @@ PlainSocket: Any = monkey.get_original("socket", "socket")
 close: Any = monkey.get_original("os", "close")
 
 
+Slot = dict["EventSocket", None]  # sockets whose time-outs are due within one tick of the timer
+NO_SLOT: Slot = {}  # of a socket without time-outs; always empty
+
+
 class EventSocket:
-    """A socket with callbacks (`on_bytes`, `on_blocked`, `on_writable`, `on_cut`, `on_end`) that buffers one write."""
+    """A socket with callbacks (`on_bytes`, `on_blocked`, `on_writable`, `check`, `on_cut`, `on_end`) that buffers one
+    write."""
 
     __slots__ = (
         "_fd",
@@ -40,10 +45,12 @@ class EventSocket:
         "is_mute",
         "is_paused",
         "received_at",
+        "slot",
     )
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.slot = NO_SLOT  # set by the timer
         self._reading: Any = gevent.get_hub().loop.io(fd, READABLE)
         self._writing: Any = None
         self._rest: memoryview | None = None  # of a write; the bytes are shared between readers
@@ -66,19 +73,27 @@ class EventSocket:
 
     def on_writable(self) -> None:
         """Continue: the kernel has taken the rest of a blocked write."""
-        raise NotImplementedError
 
     def on_blocked(self) -> None:
         """Start the write timeout: the kernel's buffer is full."""
         raise NotImplementedError
 
+    def check(self, now: float) -> float:
+        """Handle expired time-outs; returns the time of the next check (monotonic clock, s)."""
+        raise NotImplementedError
+
     def on_cut(self) -> None:
         """Handle a stream that ended or failed before `end`."""
-        raise NotImplementedError
 
     def on_end(self) -> None:
         """Clean up: the socket is closed. The last callback."""
         raise NotImplementedError
+
+    def _cut_if_late(self, now: float, write_s: float) -> None:
+        """Cut if a write has been blocked for `write_s`, or if the peer has not closed LINGER_S after the last one."""
+        since, most = (self.blocked_at, write_s) if self.is_blocked else (self.ended_at, LINGER_S)
+        if since is not None and now - since >= most:
+            self.cut()
 
     # Reading
 

@@ -12,22 +12,29 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from werkzeug.datastructures import MultiDict
-from werkzeug.wsgi import get_host
 
 from chatapp.accounts.auth import SessionCache
+from chatapp.accounts.limits import Limits
 from chatapp.cache import Cache
 from chatapp.config import Settings
-from chatapp.gunicorn_bridge import end_request, note_session
+from chatapp.gunicorn_bridge import end_request, header_lines, note_session
 from chatapp.store import AuthSession, StorageUnavailable
-from chatapp.transports.integrity import ARMOUR, UNKEPT
-from chatapp.transports.long_poll import Poll, Polls
+from chatapp.transports.armour import ARMOUR
+from chatapp.transports.long_poll import NOTHING, Poll, Polls
+from chatapp.transports.over_budget import POLLS, HeadersOf, document_headers, too_many
 from chatapp.transports.subscriptions import MOST_FEEDS
 
-# Headers of a 204.
-NOTHING = [("Cache-Control", UNKEPT), ("Vary", "Cookie"), ("Cross-Origin-Resource-Policy", "same-origin")]
 MOST_QUERIES, MOST_QUERY_BYTES = 4096, 4 << 20  # in the cache of parsed queries
 POLL_BYTES, FEED_BYTES = 800, 200  # size of a parsed query, and of each feed in it
 DRAIN_RETRY_S = 1  # Retry-After of a draining server
+
+
+class TooManyPolls(Exception):
+    """The person's budget of polls is spent."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(wait_s)
+        self.wait_s = wait_s
 
 
 class BadPoll(Exception):
@@ -64,22 +71,6 @@ def within(poll: Poll, session: AuthSession) -> Poll:
     return poll if left_s >= poll.wait_s else replace(poll, wait_s=left_s)
 
 
-class Queries:
-    """A cache of parsed queries: an idle client repeats its query."""
-
-    def __init__(self, longest_hold_s: float) -> None:
-        self._longest_hold_s = longest_hold_s
-        self._known: Cache[str, Poll] = Cache(MOST_QUERIES, MOST_QUERY_BYTES)
-
-    def poll(self, query: str) -> Poll:
-        """Return a query as a poll. Raises BadPoll."""
-        found = self._known.get(query)
-        if found is None:
-            found = parse(MultiDict(parse_qsl(query, keep_blank_values=True)), self._longest_hold_s)
-            self._known.put(query, found, POLL_BYTES + 3 * len(query) + FEED_BYTES * len(found.cursors))
-        return found
-
-
 class PollMiddleware:
     """WSGI middleware: answers polls with a session in memory, and passes everything else on to Flask."""
 
@@ -87,22 +78,30 @@ class PollMiddleware:
         self,
         app: Any,
         polls: Polls,
-        cookies: SessionCache,
+        sessions: SessionCache,
         settings: Settings,
-        headers: Callable[[bool, str], list[tuple[str, str]]],
+        limits: Limits,
+        headers: HeadersOf,
         is_injecting: Callable[[], bool],
+        note_transport: Callable[[int, str], None],
     ) -> None:
         self._app = app
         self._polls = polls
-        self._cookies = cookies
-        self._queries = Queries(settings.poll_longest_hold)
+        self._sessions = sessions
+        self._limits = limits
+        self._longest_hold_s = settings.poll_longest_hold
+        self._parsed: Cache[str, Poll] = Cache(MOST_QUERIES, MOST_QUERY_BYTES)
         self._is_injecting = is_injecting  # a drill is running; faults are injected in Flask
-        self._headers = headers  # of every answer: (is https, host) -> names and values
+        self._note_transport = note_transport
+        self._headers = headers
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = None
         if environ.get("PATH_INFO") == "/changes" and environ.get("REQUEST_METHOD") == "GET":
-            body = self._answer(environ)
+            try:
+                body = self._answer(environ)
+            except TooManyPolls as refused:
+                return too_many(start_response, document_headers(self._headers, environ), POLLS, refused.wait_s)
         if body is None:
             answer: Iterable[bytes] = self._app(environ, start_response)
             return answer
@@ -113,36 +112,37 @@ class PollMiddleware:
         return [body]
 
     def _document_headers(self, environ: dict[str, Any]) -> list[tuple[str, str]]:
-        fixed = self._headers(environ["wsgi.url_scheme"] == "https", get_host(environ))
-        return [*fixed, ("Vary", "Cookie"), ("Content-Type", "text/html; charset=utf-8")]
+        return [*document_headers(self._headers, environ), ("Content-Type", "text/html; charset=utf-8")]
 
     def _answer(self, environ: dict[str, Any]) -> bytes | None:
-        """Return the answer's body, empty if nothing is new, or None if Flask has to answer."""
-        if self._is_injecting():
+        """Return the answer's body, empty if nothing is new, or None if Flask has to answer. Raises TooManyPolls."""
+        polls, query = self._polls, environ.get("QUERY_STRING", "")
+        if self._is_injecting() or polls.connections.is_draining or not query.isascii():
             return None
-        query = environ.get("QUERY_STRING", "")
         try:
-            session = self._cookies.find(environ.get("HTTP_COOKIE", ""))
-        except StorageUnavailable:
+            session = self._sessions.find(environ.get("HTTP_COOKIE", ""))
+            poll = self._parse(query) if session else None
+            if session is None or poll is None or poll.person not in (None, session.person.uuid):
+                return None
+            note_session(environ)
+            if wait_s := self._limits.polls.take(session.person.id):
+                raise TooManyPolls(wait_s)
+            self._note_transport(session.id, "polling")
+            poll, published = within(poll, session), polls.bus.published
+            found = polls.news(session, environ.get("REMOTE_ADDR", ""), poll)
+            if not found and poll.wait_s > 0:
+                head = header_lines(self._document_headers(environ))
+                if polls.try_detach(environ, session, poll, head, published):
+                    end_request()
+                found = polls.answer(session.person.id, session.id, poll)
+        except (BadPoll, StorageUnavailable):
             return None
-        if session is None or self._polls.is_draining or not query.isascii():
-            return None
-        note_session(environ)
-        try:
-            poll = within(self._queries.poll(query), session)
-        except BadPoll:
-            return None
-        if poll.person not in (None, session.person.uuid):
-            return None
-        published = self._polls.bus.published
-        try:
-            found = self._polls.now(session.person.id, poll)
-        except StorageUnavailable:
-            return None
-        if found or poll.wait_s <= 0:
-            return self._polls.body(found, poll.armour) if found else b""
-        head = "".join(f"{name}: {value}\r\n" for name, value in self._document_headers(environ))
-        if self._polls.try_detach(environ, session, poll, head, published):
-            end_request()
-        found = self._polls.answer(session.person.id, session.id, poll)
-        return self._polls.body(found, poll.armour) if found else b""
+        return polls.body(found, poll.armour) if found else b""
+
+    def _parse(self, query: str) -> Poll:
+        """Return a query as a poll; an idle client repeats it. Raises BadPoll."""
+        poll = self._parsed.get(query)
+        if poll is None:
+            poll = parse(MultiDict(parse_qsl(query, keep_blank_values=True)), self._longest_hold_s)
+            self._parsed.put(query, poll, POLL_BYTES + 3 * len(query) + FEED_BYTES * len(poll.cursors))
+        return poll

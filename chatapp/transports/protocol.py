@@ -11,6 +11,9 @@ from markupsafe import escape
 from chatapp.store import Posted
 from chatapp.store.histories import Histories
 
+REVISION = 2
+"""Of this protocol: one more where a client must know of a change. 2: several people, `data-author-id`."""
+
 
 class BadFrame(Exception):
     """An invalid frame; the message is for the client."""
@@ -104,12 +107,22 @@ def hello(epoch: str, person: str, connection: str, max_message: int, ping_s: fl
     """Return the first frame on a WebSocket."""
     ids = {"epoch": epoch, "person": person, "connection": connection}
     limits = {"max_message": max_message, "ping": f"{ping_s:g}"}
-    return element("chat-hello", "", **ids, **limits, drill_ms=drill_ms or None)
+    return element("chat-hello", "", **ids, **limits, protocol=REVISION, drill_ms=drill_ms or None)
 
 
 def drill(ms: int) -> str:
     """Announce a drill of `ms`: clients must not learn from its failures."""
     return element("chat-drill", ms=ms)
+
+
+def retry() -> str:
+    """Tell a page that polls to try WebSocket now: it works again on its network."""
+    return element("chat-retry")
+
+
+def mended(is_there: bool) -> str:
+    """Tell a network test that its WebSocket works, and whether it came from the network in question."""
+    return element("chat-mended", there="yes" if is_there else "no")
 
 
 def echo(n: int) -> str:
@@ -142,11 +155,11 @@ def reload(feed: str, reason: str, epoch: str | None = None, mark: str | None = 
     return element("chat-reload", feed=feed, reason=reason, epoch=epoch, mark=mark)
 
 
-def stale(histories: Histories | None, epoch: str, own: str, mark: str) -> Callable[[str], str] | None:
+def stale(histories: Histories, epoch: str, own: str, mark: str) -> Callable[[str], str] | None:
     """Return a function from a feed to its reload frame, or None if the client's epoch and mark are valid."""
     if epoch != own:
-        return lambda name: reload(name, "epoch", own, (histories.mark(0) if histories else "") or None)
-    if histories is not None and not histories.holds(mark):
+        return lambda name: reload(name, "epoch", own, histories.mark(0) or None)
+    if not histories.holds(mark):
         return lambda name: reload(name, "history", None, histories.mark(0))
     return None
 

@@ -8,20 +8,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from html import unescape
 from sys import getsizeof
 from typing import Any
+from zlib import crc32
 
 from flask import Flask
 from markupsafe import Markup, escape
 
 from chatapp.cache import Cache
-from chatapp.store import ChangedMessage, Changes, Entry, Waiting
-from chatapp.transports.integrity import checksum, message_checksum
+from chatapp.store import Block, ChangedMessage, Changes, Entry, Waiting
+from chatapp.store.attachments import MARK, REFERENCE
 from chatapp.transports.protocol import element
 
+_TAG = re.compile(r'<(?:[^<>"]|"[^"]*")*>')
+_LINK = re.compile(r'<a (?:[^>"]|"[^"]*")*?\bhref="([^"]*)"')
+_FILE = r'<a class="file" href="../attachments/\3" download>[file: \1, \2<span class="visually-hidden">, \3</span>]</a>'
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
 MOST_RENDERED_BYTES = 16 << 20  # in total: a long one has 20,000 characters, each up to six as HTML
-PLAIN = ("sent", None, False, False)  # state, error, deleted, edited of a message that MessageTemplate can render
+PLAIN = ("sent", None, False, False, True)  # state, error, deleted, edited, named: what MessageTemplate can render
 SAMPLE = ChangedMessage(
     id=0,
     uuid="\ue000uuid\ue001",
@@ -29,6 +34,8 @@ SAMPLE = ChangedMessage(
     position=9_000_000_000_000_001,
     revision=9_000_000_000_000_002,
     author="user",
+    author_id="\ue000author_id\ue001",
+    author_name="\ue000author_name\ue001",
     state="sent",
     state_revision=0,
     body="\ue000body\ue001",
@@ -38,15 +45,53 @@ SAMPLE = ChangedMessage(
     created_at=datetime(9999, 12, 31, 23, 59, 58, tzinfo=UTC),
     blocks=(),
 )
-PLACEHOLDERS = {
-    SAMPLE.uuid: "uuid",
-    SAMPLE.client_id: "client_id",
-    str(SAMPLE.position): "position",
-    str(SAMPLE.revision): "revision",
-    SAMPLE.body: "body",
-    message_checksum(SAMPLE): "check",
-    f"{SAMPLE.created_at:%Y-%m-%dT%H:%M:%SZ}": "time",
-}
+
+
+def checksum(text: str) -> str:
+    """Return the CRC-32 of the UTF-8, as eight hexadecimal digits: against accidents, not against attackers."""
+    return f"{crc32(text.encode('utf-8', 'surrogatepass')):08x}"
+
+
+def with_files(text: str) -> Markup:
+    """Return a person's text as HTML, with links to the files that it names. The text stays the same."""
+    return Markup(REFERENCE.sub(_FILE, str(escape(text))))
+
+
+def message_checksum(message: ChangedMessage) -> str:
+    """Return the checksum of a message: of its text as a browser shows it, its links' targets, and its open block's
+    HTML.
+    """
+    if message.author == "user":
+        return checksum(message.body)
+    text = "".join([_shown_text(block) for block in message.blocks])
+    source = message.blocks[-1].html if message.blocks and message.state == "running" else ""
+    return checksum(text + "".join(_links(message.blocks)) + source)
+
+
+def _shown_text(block: Block) -> str:
+    return unescape(_TAG.sub("", block.html))
+
+
+def _links(blocks: tuple[Block, ...]) -> list[str]:
+    return [unescape(target) for block in blocks for target in _LINK.findall(block.html)]
+
+
+def _fields(message: ChangedMessage) -> dict[str, object]:
+    """Return the parts of a person's message that differ from others'."""
+    return {
+        "uuid": message.uuid,
+        "client_id": message.client_id,
+        "position": message.position,
+        "revision": message.revision,
+        "author_id": message.author_id,
+        "author_name": escape(message.author_name),
+        "body": escape(message.body),
+        "check": message_checksum(message),
+        "time": message.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+PLACEHOLDERS = {str(value): name for name, value in _fields(SAMPLE).items()}
 
 
 class MessageTemplate:
@@ -60,27 +105,18 @@ class MessageTemplate:
 
     def render(self, message: ChangedMessage) -> Markup:
         """Return the message's HTML."""
-        values = {
-            "uuid": message.uuid,
-            "client_id": message.client_id,
-            "position": message.position,
-            "revision": message.revision,
-            "body": escape(message.body),
-            "check": message_checksum(message),
-            "time": message.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-        return Markup(self._format % values)
+        return Markup(self._format % _fields(message))
 
 
 class Renderer:
     """A renderer of feeds, messages and list entries, with a cache."""
 
-    def __init__(self, app: Flask, base: str, mark: Callable[[int], str] = lambda _: "") -> None:
+    def __init__(self, app: Flask, base: str, mark: Callable[[int], str]) -> None:
         self._app = app
-        app.jinja_env.filters.update(check=checksum, message_check=message_checksum)
+        app.jinja_env.filters.update(with_files=with_files, check=checksum, message_check=message_checksum)
         self._mark = mark  # of a change's number
         self._base = base  # URL prefix with a final slash
-        self._macros: dict[str, Any] = {}
+        self._macros: dict[tuple[str, str, str], Any] = {}
         self._templates: dict[str, MessageTemplate] = {}  # by language
         self._rendered: Cache[tuple[int, int, str], str] = Cache(MOST_RENDERED, MOST_RENDERED_BYTES)
 
@@ -101,35 +137,43 @@ class Renderer:
 
     def message(self, message: ChangedMessage) -> Markup:
         """Return a whole message, cached by id, revision and language."""
-        if message.author == "user" and (message.state, message.error, message.deleted, message.edited) == PLAIN:
+        is_edited = message.edited or message.folded or MARK in message.body
+        form = (
+            message.state,
+            message.error,
+            message.deleted,
+            is_edited,
+            message.author_name != "",
+        )
+        if message.author == "user" and form == PLAIN:
             return self._template().render(message)
         key = (message.id, message.revision, self._language())
         html = self._rendered.get(key)
         if html is None:
-            html = str(self._macro("_message.html", "message")(message)).strip()
+            html = self._draw("_message.html", "message", message)
             self._rendered.put(key, html, getsizeof(html))
         return Markup(html)
 
     def waiting(self, waiting: Waiting) -> Markup:
         """Return the element of a queued answer."""
-        return Markup(str(self._macro("_message.html", "waiting")(waiting)).strip())
+        return Markup(self._draw("_message.html", "waiting", waiting))
 
     def _template(self) -> MessageTemplate:
         template = self._templates.get(self._language())
         if template is None:
-            sample = str(self._macro("_message.html", "message")(SAMPLE)).strip()
-            template = self._templates[self._language()] = MessageTemplate(sample)
+            template = MessageTemplate(self._draw("_message.html", "message", SAMPLE))
+            self._templates[self._language()] = template
         return template
 
     def entry(self, entry: Entry) -> Markup:
         """Return an entry of the list of conversations."""
-        return Markup(str(self._macro("_list_entry.html", "entry")(entry, self._base)).strip())
+        return Markup(self._draw("_list_entry.html", "entry", entry, self._base))
 
     def _item(self, item: ChangedMessage | Entry, changes: Changes[Any]) -> str:
         if isinstance(item, Entry):
             return self.entry(item)
         is_known = not changes.reset and item.position <= changes.start
-        if is_known and item.author == "assistant" and not item.deleted:
+        if is_known and item.author == "assistant" and not item.deleted and not item.folded:
             return self._patch(item, changes.start)
         return self.message(item)
 
@@ -143,18 +187,18 @@ class Renderer:
                 tails += tail
                 parts.append(element("chat-block", _text(tail), index=block.index, offset=utf16_length(start)))
         if message.state_revision > cursor:
-            parts.append(str(self._macro("_message.html", "footer")(message)).strip())
+            parts.append(self._draw("_message.html", "footer", message))
         # Small, because a long answer is hundreds of patches: the state only if it changed.
         state = message.state if message.state_revision > cursor else None
         numbers = {"position": message.position, "revision": message.revision}
         return element("chat-patch", "".join(parts), **numbers, state=state, check=checksum(tails) if tails else None)
 
-    def _macro(self, template: str, name: str) -> Any:
-        key = f"{template}:{name}:{self._language()}"
+    def _draw(self, template: str, macro: str, *values: object) -> str:
+        key = (template, macro, self._language())
         if key not in self._macros:
             module = self._app.jinja_env.get_template(f"conversation/{template}").module
-            self._macros[key] = getattr(module, name)
-        return self._macros[key]
+            self._macros[key] = getattr(module, macro)
+        return str(self._macros[key](*values)).strip()
 
     def _language(self) -> str:
         return "en"  # the only catalogue so far

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from sys import getsizeof
-from typing import Protocol
+from typing import Any, Protocol
 
-from chatapp.bus import Bus, Wake, session_topic
+from chatapp.bus import Bus, Wake
 from chatapp.cache import Cache
 from chatapp.chat import Chat, Gone
-from chatapp.store import Changes, ConversationRef, Store
+from chatapp.store import Changes, Store
 from chatapp.transports.rendering import Renderer
 
 LIST = "list"  # the name of a person's list feed on the wire
@@ -48,7 +48,7 @@ class Reader:
     """A reader of feeds for connections: checks permission, then shares one frame between readers."""
 
     def __init__(self, store: Store, chat: Chat, renderer: Renderer) -> None:
-        self._store = store
+        self._conversations, self._database = store.conversations, store.database
         self._chat = chat
         self._renderer = renderer
         self._frames: Cache[tuple[int, int], tuple[int, Update]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
@@ -62,26 +62,25 @@ class Reader:
     def feed(self, person: int, name: str) -> int:
         """Return the number of a feed that this person may read. Raises Gone."""
         if name == LIST:
-            return self._store.conversations.list_feed(person)
+            return self._conversations.list_feed(person)
         return self._chat.place(person, name).feed
 
-    def is_new(self, person: int, name: str, cursor: int) -> bool:
-        """Return True if there are changes after a cursor; no database if the feed is cached. Raises Gone."""
-        return self._store.database.revision(self.feed(person, name)) != cursor
-
     def read(self, person: int, name: str, cursor: int) -> Update:
-        """Return the changes after a cursor. Raises Gone, StaleCursor."""
+        """Return the changes after a cursor; if there are none, without the database. Raises Gone, StaleCursor."""
         ref = None if name == LIST else self._chat.place(person, name)
-        feed = ref.feed if ref else self._store.conversations.list_feed(person)
-        head = self._store.database.revision(feed)
+        feed = ref.feed if ref else self._conversations.list_feed(person)
+        head = self._database.revision(feed)
         if cursor > head:  # another process may have committed since the last notice
-            head = self._store.database.revision(feed, reread=True)
+            head = self._database.revision(feed, reread=True)
         if cursor > head:
             raise StaleCursor
+        if cursor == head:
+            return Update(None, cursor)
         cached = self._frames.get((feed, cursor))
         if cached is not None and cached[0] == head:
             return cached[1]
-        update = self._read_feed(person, name, ref, cursor)
+        changes: Changes[Any] = self._chat.changes(ref, cursor) if ref else self._chat.entries(person, cursor)
+        update = Update(self._renderer.feed(name, changes), changes.end, changes.more, compresses=name != LIST)
         size = 3 * getsizeof(update.frame) + getsizeof(update)  # with room for `encoded` and `deflated`
         self._frames.put((feed, cursor), (head, update), size)
         return update
@@ -93,14 +92,6 @@ class Reader:
             return None
         update = cached[1]
         return None if update.more or update.frame is None else update
-
-    def _read_feed(self, person: int, name: str, ref: ConversationRef | None, cursor: int) -> Update:
-        changes: Changes[object] = (
-            self._chat.changes(ref, cursor) if ref else self._chat.entries(person, cursor)  # type: ignore[assignment]
-        )
-        if changes.end == cursor:
-            return Update(None, cursor)
-        return Update(self._renderer.feed(name, changes), changes.end, changes.more, compresses=name != LIST)
 
 
 class Subscription:
@@ -205,16 +196,8 @@ class Subscriber:
         self._subscriptions: tuple[Subscription, ...] = ()
 
     def __call__(self, _topic: int) -> None:
-        """Have the transport check the session; called by the bus."""
+        """Have the transport check the session; the bus calls this at its end."""
         self.transport.recheck_session()
-
-    def follow_session(self, session: int) -> None:
-        """Subscribe to the end of a session."""
-        self._bus.subscribe(session_topic(session), self)
-
-    def forget_session(self, session: int) -> None:
-        """Unsubscribe from the end of a session."""
-        self._bus.unsubscribe(session_topic(session), self)
 
     def reply(self, frame: str) -> None:
         """Add a frame to be written before updates."""
@@ -235,17 +218,18 @@ class Subscriber:
         """Unsubscribe from a feed, if subscribed."""
         for subscription in self._subscriptions:
             if subscription.name == name:
-                subscription.is_dirty = True  # makes a pending notice do nothing
-                self._subscriptions = _without(self._subscriptions, subscription)
-                self._bus.unsubscribe(subscription.feed, subscription)
-                self.dirty = _without(self.dirty, subscription)
+                self._end(subscription)
 
     def close(self) -> None:
         """End all subscriptions."""
         for subscription in self._subscriptions:
-            subscription.is_dirty = True
-            self._bus.unsubscribe(subscription.feed, subscription)
-        self._subscriptions = self.dirty = ()
+            self._end(subscription)
+
+    def _end(self, subscription: Subscription) -> None:
+        subscription.is_dirty = True  # makes a pending notice do nothing
+        self._bus.unsubscribe(subscription.feed, subscription)
+        self._subscriptions = _without(self._subscriptions, subscription)
+        self.dirty = _without(self.dirty, subscription)
 
     def abandon(self) -> None:
         """Close, and break the reference cycle with the transport."""

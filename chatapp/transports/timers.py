@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Protocol
 
 import gevent
 
+from chatapp.transports.event_socket import EventSocket, Slot
+
 log = logging.getLogger("chatapp.websocket")
-
-
-class Timed(Protocol):
-    """A connection with time-outs."""
-
-    slot: Slot  # set by the timer
-
-    @property
-    def is_closed(self) -> bool:
-        """True after it has closed."""
-
-    def check(self, now: float) -> float:
-        """Handle expired time-outs; returns the time of the next check (monotonic clock, s)."""
-
-    def cut(self) -> None:
-        """Close now."""
-
-
-Slot = dict[Timed, None]  # connections due within one tick
-NO_SLOT: Slot = {}  # of a connection without a timer; always empty
 
 
 class Timer:
@@ -39,7 +20,7 @@ class Timer:
         self._slots: dict[int, Slot] = {}
         self._is_running = False
 
-    def set(self, connection: Timed, at: float) -> None:
+    def set(self, connection: EventSocket, at: float) -> None:
         """Check a connection at `at` (monotonic clock, s); replaces an earlier call."""
         self.clear(connection)
         # Rounded up: never early.
@@ -50,7 +31,7 @@ class Timer:
             self._is_running = True
             gevent.spawn(self._run)
 
-    def clear(self, connection: Timed) -> None:
+    def clear(self, connection: EventSocket) -> None:
         """Cancel the check of a connection."""
         connection.slot.pop(connection, None)
 
@@ -65,11 +46,11 @@ class Timer:
             gevent.sleep(self._tick_s)
         self._is_running = False
 
-    def _check(self, connection: Timed, now: float) -> None:
+    def _check(self, connection: EventSocket, now: float) -> None:
         try:
             at = connection.check(now)
         except Exception:  # one connection must not stop the timer of all
-            log.exception("checking a WebSocket failed")
+            log.exception("checking a WebSocket failed", extra={"connection": getattr(connection, "name", "-")})
             connection.cut()
         else:
             if not connection.is_closed:

@@ -10,52 +10,59 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 from uuid import uuid4
 
 import gevent
 
-from chatapp.accounts.auth import Auth
-from chatapp.accounts.quotas import EVENT_BYTES, Quotas
-from chatapp.bus import Bus
+from chatapp.accounts.limits import EVENT_BYTES, Limits
+from chatapp.bus import Bus, session_topic
 from chatapp.chat import Chat, ChatError
 from chatapp.config import Settings
-from chatapp.store import AuthSession, ConnectionEvent, Posted, StorageUnavailable, now_ms
-from chatapp.store.database import WriteJob
-from chatapp.store.histories import Histories
-from chatapp.store.unavailable import RETRY_S
+from chatapp.meters import Meters
+from chatapp.store import AuthSession, ConnectionEvent, Posted, StorageUnavailable, Store, now_ms
+from chatapp.store.database import RETRY_S, WriteJob
+from chatapp.store.workers import Worker
 from chatapp.transports import protocol, rfc6455
 from chatapp.transports.connections import Connections
 from chatapp.transports.event_socket import LINGER_S, EventSocket
 from chatapp.transports.rfc6455 import CloseCode, Opcode, Violation
 from chatapp.transports.subscriptions import MOST_FEEDS, Reader, StaleCursor, Subscriber, TooManyFeeds, Update
-from chatapp.transports.timers import NO_SLOT, Slot
 
 log = logging.getLogger("chatapp.websocket")
 
 OPENED, CLOSED = (-2, "server-open"), (-1, "server-close")  # number (clients report from 0) and type of the event
 MOST_WAITING = 64  # unwritten replies and unhandled frames, before reading pauses
+TOO_MANY_SENDS = "These are more messages than one person may send. They are kept, and go on by themselves."
 MOST_BAD_FRAMES = 10  # before the connection is closed
 ENOUGH_BYTES = 16_384  # for one write; further feeds wait for room
-RECHECK_S = 600.0  # between session checks, in case the bus lost a notice
+RECONNECTS_PER_S = 100  # advised by a draining server
+FIRST_RETRY_S = 0.2  # until the next server listens
+FINISH_S = 5.0  # for the closing handshakes of a worker that exits
+RECHECK_S = 600.0  # at most, between session checks: the bus may have lost a notice
 
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of an app that its WebSocket connections use."""
+    """The parts of an app that its WebSocket connections use. `Parts` has the others."""
 
     settings: Settings
     epoch: str
+    store: Store
     chat: Chat
-    auth: Auth
-    quotas: Quotas
+    limits: Limits
     reader: Reader
     bus: Bus
-    histories: Histories
     connections: Connections
+    websockets: WebSockets
     drill_left_ms: Callable[[int], int]  # of a person
+    network_of: Callable[[str], str]  # the key of an address's network
+    meters: Meters
+    worker: Worker
 
 
 class WebSocketConnection(EventSocket):
@@ -64,11 +71,9 @@ class WebSocketConnection(EventSocket):
     __slots__ = (
         "_address",
         "_bad_frames",
-        "_checked_at",
         "_close",
         "_closed_as",
         "_deflates",
-        "_expires_at",
         "_inbox",
         "_is_awake",
         "_is_flushing",
@@ -76,45 +81,51 @@ class WebSocketConnection(EventSocket):
         "_must_recheck",
         "_next_ping",
         "_opened_at",
+        "_page",
         "_parser",
         "_person",
         "_pinged_at",
+        "_recheck_at",
         "_sending",
         "_services",
         "_session_id",
         "_subscriber",
         "feeds",
         "name",
-        "slot",
     )
 
-    def __init__(self, fd: int, services: Services, session: AuthSession, address: str, deflates: bool) -> None:
+    def __init__(
+        self, fd: int, services: Services, session: AuthSession, address: str, deflates: bool, page: str = ""
+    ) -> None:
+        """`page`: the id of the page that opened it, "" if it is unknown."""
         super().__init__(fd)
-        self.slot: Slot = NO_SLOT
         self.feeds = 0  # subscriptions at the close
         self._services = services
         self.name = str(uuid4())
         self._person, self._session_id = session.person.uuid, session.id
         self._address, self._deflates = sys.intern(address), deflates  # many share a proxy's or a router's
+        self._page = page
         self._subscriber = Subscriber(services.reader, services.bus, session.person.id, self)
         self._parser: rfc6455.Parser | None = None
-        self._inbox: tuple[protocol.Subscribe | protocol.Unsubscribe, ...] = ()
+        self._inbox: tuple[protocol.Subscribe | protocol.Unsubscribe | protocol.Send, ...] = ()
         self._sending = 0  # messages not yet on disk
         self._is_awake = self._is_flushing = self._is_working = False
         self._must_recheck = False  # check the session before the next write
         self._close: tuple[int, str] | None = None  # close code and reason, perhaps not yet written
         self._closed_as: int | None = None
         self._bad_frames = 0
-        self._opened_at = self._checked_at = self.received_at
-        self._expires_at = self.received_at + session.left_s()
+        self._opened_at = self.received_at
+        self._recheck_at = self.received_at + min(session.left_s(), RECHECK_S)
         self._next_ping = self.received_at + services.settings.ws_ping_interval
         self._pinged_at: float | None = None  # of a ping without a pong
 
     def start(self, answer: bytes) -> None:
         """Write the handshake's answer and the hello, and start reading. Does not block."""
         services, settings, connections = self._services, self._services.settings, self._services.connections
-        self._subscriber.follow_session(self._session_id)
-        self._record(OPENED, {"address": self._address})
+        services.bus.subscribe(session_topic(self._session_id), self._subscriber)
+        network = services.network_of(self._address)
+        self._record(OPENED, {"address": self._address, "worker": services.worker.name}, network)
+        services.store.people.last_seen.note_transport(self._session_id, "websocket")
         limits = (settings.ws_max_message_size, settings.ws_ping_interval)
         drill_ms = services.drill_left_ms(self._subscriber.person)
         hello = rfc6455.frame(protocol.hello(services.epoch, self._person, self.name, *limits, drill_ms).encode())
@@ -123,7 +134,7 @@ class WebSocketConnection(EventSocket):
         self.bytes_out = max(0, self.bytes_out - len(answer))  # the handshake does not count
         if not self.is_closed:
             connections.timer.set(self, self._due())
-            connections.add(self)
+            services.websockets.add(self)
 
     @property
     def person(self) -> int:
@@ -200,19 +211,23 @@ class WebSocketConnection(EventSocket):
             return
         if isinstance(frame, protocol.Echo):
             self._subscriber.reply(protocol.echo(frame.n))
-        elif isinstance(frame, protocol.Send):
+        elif isinstance(frame, protocol.Send) and not (self._inbox or self._is_working or self._must_ask()):
             self._send(frame)
         else:
             self._inbox += (frame,)
 
-    # Subscribing, in a greenlet, because the database may block
+    def _must_ask(self) -> bool:
+        """Return True if the person's budget of sends must be asked of the database."""
+        return self._services.limits.sends.must_ask(self._subscriber.person)
+
+    # Frames in a greenlet, because the database may block
 
     def _handle_inbox(self) -> None:
         try:
             while self._inbox:
                 frame, self._inbox = self._inbox[0], self._inbox[1:]
                 if self._close is None:
-                    self._handle_feeds(frame)
+                    self._handle(frame)
                 self.wake()
         except Exception as error:  # the top of a greenlet: the client must learn of the failure
             self._inbox = ()
@@ -223,14 +238,16 @@ class WebSocketConnection(EventSocket):
                 self._unsubscribe()  # from feeds subscribed to during the close
             self.wake()
 
-    def _handle_feeds(self, frame: protocol.Subscribe | protocol.Unsubscribe) -> None:
-        """Subscribe or unsubscribe; updates and errors are written by the next flush."""
+    def _handle(self, frame: protocol.Subscribe | protocol.Unsubscribe | protocol.Send) -> None:
+        """Handle a frame; updates and errors are written by the next flush."""
         match frame:
+            case protocol.Send():
+                self._send(frame)
             case protocol.Unsubscribe(names):
                 for name in names:
                     self._subscriber.unsubscribe(name)
             case protocol.Subscribe(epoch, feeds, mark):
-                reload = protocol.stale(self._services.histories, epoch, self._services.epoch, mark)
+                reload = protocol.stale(self._services.store.histories, epoch, self._services.epoch, mark)
                 for name, cursor in feeds.items():
                     if reload is None:
                         self._subscribe(name, cursor)
@@ -249,20 +266,27 @@ class WebSocketConnection(EventSocket):
     def _send(self, frame: protocol.Send) -> None:
         """Post a message; the reply follows when it is on disk, or at once if it is refused."""
 
+        began = time.monotonic()
+
         def on_posted(job: WriteJob[Posted]) -> None:
             self._sending -= 1
+            self._services.meters.observe("post", time.monotonic() - began)
             if (reply := _reply_to(frame, job)) is not None:
                 self._subscriber.reply(reply)
             else:
                 self._fail("a message from a WebSocket could not be stored", job.error)
             self.wake()
 
+        person = self._subscriber.person
+        if wait_s := self._services.limits.send(person, frame.body):
+            refusal = protocol.refused(frame.client_id, "rate", TOO_MANY_SENDS, ceil(wait_s))
+            return self._subscriber.reply(refusal)
         self._sending += 1
         try:
-            person = self._subscriber.person
             self._services.chat.post_soon(person, frame.conversation, frame.client_id, frame.body, on_posted)
         except ChatError as error:
-            on_posted(WriteJob.failed(error))
+            self._sending -= 1
+            self._subscriber.reply(protocol.refused(frame.client_id, error.code, error.message))
 
     # Writing, in the sweep of `Connections`
 
@@ -270,7 +294,7 @@ class WebSocketConnection(EventSocket):
         """Schedule a flush."""
         if not self._is_awake:
             self._is_awake = True
-            self._services.connections.wake(self)
+            self._services.connections.wake(self.flush)
 
     def on_blocked(self) -> None:
         """Start the write timeout."""
@@ -298,8 +322,8 @@ class WebSocketConnection(EventSocket):
             return  # another sweep is blocked in it, and checks for more afterwards
         self._is_flushing = True
         try:
-            if self._must_recheck and not self._check_session():
-                self.close(CloseCode.SIGNED_OUT, "signed out")
+            if self._must_recheck:
+                self._check_session()
             if self._may_flush() and (data := self._output()) and self._may_flush():
                 self.write(data)
             if self._may_flush() and (self._subscriber.dirty or self._subscriber.replies or self._must_recheck):
@@ -347,7 +371,7 @@ class WebSocketConnection(EventSocket):
 
     def _due(self) -> float:
         settings = self._services.settings
-        due = min(self._next_ping, self.received_at + settings.ws_read_timeout, self._expires_at)
+        due = min(self._next_ping, self.received_at + settings.ws_read_timeout, self._recheck_at)
         if self._pinged_at is not None:
             due = min(due, self._pinged_at + settings.ws_pong_timeout)
         return due if self.blocked_at is None else min(due, self.blocked_at + settings.ws_write_timeout)
@@ -362,15 +386,12 @@ class WebSocketConnection(EventSocket):
 
     def _check(self, now: float) -> float:
         settings = self._services.settings
-        if self.blocked_at is not None and now - self.blocked_at >= settings.ws_write_timeout:
-            self.cut()
-        elif self.ended_at is not None:
-            if now - self.ended_at >= LINGER_S and not self.is_blocked:
-                self.cut()
+        self._cut_if_late(now, settings.ws_write_timeout)
+        if self.is_closed or self.ended_at is not None:
             return now + LINGER_S / 4
-        elif now >= self._expires_at and self._close is None and not self._check_session():
-            self.close(CloseCode.SIGNED_OUT, "signed out")
-        elif self._pinged_at is not None and now - self._pinged_at >= settings.ws_pong_timeout:
+        if now >= self._recheck_at and self._close is None:
+            self._check_session()
+        if self._pinged_at is not None and now - self._pinged_at >= settings.ws_pong_timeout:
             self.close(CloseCode.POLICY, "no pong")
         elif now - self.received_at >= settings.ws_read_timeout:
             self.close(CloseCode.POLICY, "nothing received")
@@ -380,9 +401,7 @@ class WebSocketConnection(EventSocket):
 
     def _ping(self, now: float) -> None:
         self._next_ping = max(self._next_ping + self._services.settings.ws_ping_interval, now)
-        if now - self._checked_at >= RECHECK_S and not self._check_session():
-            self.close(CloseCode.SIGNED_OUT, "signed out")
-        elif self._may_write():
+        if self._may_write():
             self._pinged_at = self._pinged_at or now
             self.write(rfc6455.frame(b"", Opcode.PING))
 
@@ -393,12 +412,14 @@ class WebSocketConnection(EventSocket):
         self._must_recheck = True
         self.wake()
 
-    def _check_session(self) -> bool:
-        """Return True if the session is valid; updates its expiry. Raises StorageUnavailable."""
-        self._checked_at, self._must_recheck = time.monotonic(), False
-        left_s = self._services.auth.left_s(self._session_id)
-        self._expires_at = self._checked_at + left_s
-        return left_s > 0
+    def _check_session(self) -> None:
+        """Close if the session has ended; set the time of the next check. Raises StorageUnavailable."""
+        self._must_recheck = False
+        left_s = self._services.store.people.left_s(self._session_id)
+        self._recheck_at = time.monotonic() + min(left_s, RECHECK_S)
+        self._services.store.people.last_seen.note_transport(self._session_id, "websocket")
+        if left_s <= 0:
+            self.close(CloseCode.SIGNED_OUT, "signed out")
 
     # Closing
 
@@ -407,7 +428,7 @@ class WebSocketConnection(EventSocket):
         if isinstance(error, StorageUnavailable):
             self.close(CloseCode.SERVER_ERROR, "storage")  # the store has logged it
         else:
-            log.error(message, exc_info=error)
+            log.error(message, exc_info=error, extra={"connection": self.name})
             self.close(CloseCode.SERVER_ERROR, "the server made a mistake")
 
     def close(self, code: int, reason: str = "") -> None:
@@ -417,14 +438,6 @@ class WebSocketConnection(EventSocket):
             self._parser = None
             if not self.is_blocked:
                 self._send_close()
-
-    def restart(self, advice: str) -> None:
-        """Close with 1012: the worker exits. The reason carries the retry time."""
-        self.close(CloseCode.RESTART, advice)
-
-    def replace(self) -> None:
-        """Close in favour of the same browser's newer connection."""
-        self.close(CloseCode.REPLACED, "replaced")
 
     def _send_close(self) -> None:
         assert self._close is not None
@@ -446,26 +459,103 @@ class WebSocketConnection(EventSocket):
         if self._subscriber.feeds():
             self.feeds = self._subscriber.feeds()
             self._subscriber.close()
-        self._subscriber.forget_session(self._session_id)
+        self._services.bus.unsubscribe(session_topic(self._session_id), self._subscriber)
 
     def on_end(self) -> None:
         """Unregister, and record the close as an event and in the access log, which gunicorn does not write."""
         self._unsubscribe()
         self._parser = None
-        self._services.connections.remove(self)
+        self._services.websockets.remove(self)
         seconds, code = time.monotonic() - self._opened_at, self._closed_as or CloseCode.ABNORMAL
         line = f'{self._address} - {self._person} "WEBSOCKET /ws" {code} in={self.bytes_in} out={self.bytes_out}'
         data = {"code": code, "seconds": round(seconds, 3), "in": self.bytes_in, "out": self.bytes_out}
-        self._record(CLOSED, {**data, "feeds": self.feeds}, f"{line} {seconds:.1f}s")
+        self._services.connections.log_access(f"{line} {seconds:.1f}s {self.name}")
+        self._record(CLOSED, {**data, "feeds": self.feeds})
+        self._services.store.people.last_seen.note_transport(self._session_id, "")
         self._subscriber.abandon()
 
-    def _record(self, kind: tuple[int, str], data: dict[str, object], line: str = "") -> None:
+    def _record(self, kind: tuple[int, str], data: dict[str, object], network: str = "") -> None:
         text = json.dumps(data)
         event = ConnectionEvent(
-            self.name, kind[0], self._person, kind[1], "websocket", None, None, None, now_ms(), text
+            self.name,
+            kind[0],
+            self._person,
+            kind[1],
+            "websocket",
+            None,
+            None,
+            None,
+            now_ms(),
+            text,
+            page=self._page,
+            network=network,
         )
-        is_kept = not self._services.quotas.events.consume(self._person, 1, EVENT_BYTES + len(text))
-        self._services.connections.record(event if is_kept else None, line)
+        if not self._services.limits.events.consume(self._person, 1, EVENT_BYTES + len(text)):
+            self._services.connections.record(event)
+
+
+class WebSockets:
+    """The WebSockets of this worker, by name."""
+
+    def __init__(self, connections: Connections, most_of_a_person: int) -> None:
+        """`most_of_a_person`: 0 for any number."""
+        self._connections = connections
+        self._most_of_a_person = most_of_a_person
+        self._open: dict[str, WebSocketConnection] = {}
+        self._of_people: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def of(self, person: int | None) -> list[WebSocketConnection]:
+        """Return the connections of a person, or all."""
+        return [one for one in self._open.values() if person in (None, one.person)]
+
+    def has_room(self, person: int) -> bool:
+        """Return True if this person may open another one."""
+        return not self._most_of_a_person or self._of_people[person] < self._most_of_a_person
+
+    def add(self, connection: WebSocketConnection) -> None:
+        """Register a connection; during a drain, close it."""
+        self._open[connection.name] = connection
+        self._of_people[connection.person] += 1
+        self._connections.websocket_count = len(self._open)
+        if self._connections.is_draining:
+            connection.close(CloseCode.RESTART, _advice(0))
+
+    def remove(self, connection: WebSocketConnection) -> None:
+        """Unregister a connection."""
+        if self._open.pop(connection.name, None) is not None:
+            self._of_people[connection.person] -= 1
+            if not self._of_people[connection.person]:
+                del self._of_people[connection.person]
+        self._connections.websocket_count = len(self._open)
+        self._connections.timer.clear(connection)
+
+    def replace(self, name: str, person: int) -> None:
+        """Close this person's connection of that name, if it is in this worker: its browser has opened another one."""
+        connection = self._open.get(name)
+        if connection is not None and connection.person == person:
+            connection.close(CloseCode.REPLACED, "replaced")
+
+    def drain(self) -> None:
+        """Close all connections, each with its own retry time."""
+        for number, connection in enumerate(self.of(None)):
+            connection.close(CloseCode.RESTART, _advice(number))
+
+    def finish(self) -> None:
+        """Wait for the closing handshakes, then cut the rest. Gunicorn does not know these sockets."""
+        end = time.monotonic() + FINISH_S
+        while self._open and time.monotonic() < end:
+            gevent.sleep(0.02)
+        for connection in self.of(None):
+            connection.cut()
+        while self._connections.is_storing and time.monotonic() < end + FINISH_S:
+            gevent.sleep(0.01)
+
+
+def _advice(number: int) -> str:
+    return f"retry={FIRST_RETRY_S + number / RECONNECTS_PER_S:.3f}"
 
 
 def _reply_to(frame: protocol.Send, job: WriteJob[Posted]) -> str | None:

@@ -4,71 +4,65 @@ A form is answered by a redirect (303), a program with `Accept: application/json
 strict proxies strip headers such as X-Requested-With.
 """
 
-from __future__ import annotations
-
 import re
 from math import ceil
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from flask import abort, jsonify, make_response, redirect, render_template, request, url_for
+from flask import Response, abort, jsonify, make_response, redirect, render_template, request, url_for
 from flask_babel import gettext as _
 
-from chatapp.accounts.auth import expected_origins, origin_is_allowed
-from chatapp.chat import ChatError, Conflict, Gone
+from chatapp.accounts.auth import expected_origins, origin_is_allowed, wants_json
+from chatapp.chat import ChatError, Conflict, Forbidden, Gone
 from chatapp.parts import current_parts
+from chatapp.store import Actor, AuthSession
+
+UNLIMITED = ("conversations.post", "auth.sign_out")  # sends have a limit of their own; nobody is kept from leaving
+
+
+def signed_in() -> AuthSession:
+    """Return the current session. Ends a request without one with 401."""
+    return current_parts().auth.current() or abort(401)
 
 
 def person_id() -> int:
     """Return the current person's number. Ends a request without a session with 401."""
-    sign_in = current_parts().auth.current()
-    if sign_in is None:
-        abort(401)
-    return sign_in.person.id
+    return signed_in().person.id
 
 
-def wants_json() -> bool:
-    """Return True for a program's request, False for a person's form."""
-    accepts = request.accept_mimetypes
-    return (
-        accepts.best_match(["text/html", "application/json"]) == "application/json" or "HX-Request" in request.headers
-    )
-
-
-def has_allowed_origin() -> bool:
-    """Return False for a foreign Origin.
-
-    Without PUBLIC_URL or ALLOWED_ORIGINS only the CSRF token counts: strict proxies rewrite Host, so that our own
-    origin is unknown.
-    """
-    settings, origin = current_parts().settings, request.headers.get("Origin", "")
-    if not origin or not (settings.public_url or settings.allowed_origins):
-        return True
-    return origin_is_allowed(settings, origin, request.host_url)
-
-
-def _wrong_origin_message() -> str:
-    expected = expected_origins(current_parts().settings, request.host_url)[1:]
-    origin = request.headers.get("Origin", "")[:200]
-    words = _(
-        "This page was opened at %(origin)s, but the server is set up for %(expected)s. Open it there; if that is "
-        "wrong, CHATAPP_PUBLIC_URL is, which its operator can correct.",
-        origin=origin,
-        expected=" and ".join(expected),
-    )
-    return str(words)
+def actor() -> Actor:
+    """Return the current person, as an actor. Ends a request without a session with 401."""
+    return Actor(person_id(), request.remote_addr or "")
 
 
 def check_origin() -> Any:
-    """Refuse a cross-site POST. For `before_request`."""
-    if request.method == "POST" and not has_allowed_origin():
-        return refuse("origin", _wrong_origin_message(), 403)
-    return None
+    """Refuse a cross-site POST. For `before_request`.
+
+    Browsers say so by themselves (Sec-Fetch-Site), whatever a proxy makes of Host. Without that, and without PUBLIC_URL
+    or ALLOWED_ORIGINS, only the CSRF token counts: strict proxies rewrite Host, so that our own origin is unknown.
+    """
+    settings, origin = current_parts().settings, request.headers.get("Origin", "")
+    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") == "cross-site":
+        is_ours = origin and origin_is_allowed(settings, origin, request.host_url)
+        return None if is_ours else refuse("origin", _("This form came from another site. Open the chat itself."), 403)
+    is_checked = request.method == "POST" and origin and (settings.public_url or settings.allowed_origins)
+    if not is_checked or origin_is_allowed(settings, origin, request.host_url):
+        return None
+    message = _(
+        "This page was opened at %(origin)s, but the server is set up for %(expected)s. Open it there; if that is "
+        "wrong, CHATAPP_PUBLIC_URL is, which its operator can correct.",
+        origin=origin[:200],
+        expected=" and ".join(expected_origins(settings, request.host_url)[1:]),
+    )
+    return refuse("origin", message, 403)
 
 
 def require_session() -> Any:
     """Redirect a request without a session to the sign-in form; 401 for programs. For `before_request`."""
-    if current_parts().auth.current() is not None:
+    session = current_parts().auth.current()
+    if session is not None:
+        if request.endpoint not in UNLIMITED:
+            enforce_pages(session.person.id)
         return None
     if wants_json() or request.method == "POST":
         return refuse("signed-out", _("You are signed out. Sign in again; what you wrote is kept."), 401)
@@ -78,26 +72,36 @@ def require_session() -> Any:
     return redirect(url_for("auth.sign_in", next=target))
 
 
+def enforce_pages(person: int) -> None:
+    """Count a page, or another request of a person; end the request if it is one too many."""
+    message = _("This is more than one person may ask in a short time. Wait a moment, then go on.")
+    enforce_quota(current_parts().limits.pages.take(person), message)
+
+
 def enforce_quota(wait_s: float, message: str) -> None:
     """End the request with 429 and Retry-After if `wait_s` is not 0."""
     if wait_s > 0:
-        response = make_response(refuse("rate", message, 429))
-        response.headers["Retry-After"] = str(ceil(wait_s))
-        abort(response)
+        abort(refuse("rate", message, 429, retry_s=wait_s))
 
 
-def refuse(code: str, message: str, status: int) -> Any:
-    """Return an error response: JSON or a page."""
+def refuse(code: str, message: str, status: int, title: str = "", retry_s: float = 0) -> Response:
+    """Return an error response, JSON or a page, with a Retry-After of `retry_s` if that is not 0."""
     if wants_json():
-        return jsonify(error={"code": code, "message": message}), status
-    title = {401: "Signed out", 404: "Not found", 409: "Already there"}.get(status, "That did not work")
-    return render_template("errors/error.html", code=status, title=title, message=message), status
+        response = jsonify(error={"code": code, "message": message})
+    else:
+        titles = {401: _("Signed out"), 404: _("Not found"), 409: _("Already there")}
+        title = title or titles.get(status, _("That did not work"))
+        response = make_response(render_template("errors/error.html", code=status, title=title, message=message))
+    response.status_code = status
+    if retry_s:
+        response.headers["Retry-After"] = str(ceil(retry_s))
+    return response
 
 
-def handle_chat_error(error: ChatError) -> Any:
+def handle_chat_error(error: ChatError) -> Response:
     """Return the response to a broken rule of the chat."""
-    status = 404 if isinstance(error, Gone) else 409 if isinstance(error, Conflict) else 422
-    return refuse(error.code, error.message, status)
+    statuses = {Gone: 404, Conflict: 409, Forbidden: 403}
+    return refuse(error.code, error.message, statuses.get(type(error), 422))
 
 
 def came_from() -> str | None:

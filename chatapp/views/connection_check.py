@@ -1,27 +1,30 @@
-"""The server's side of Run test and `chatapp doctor` (`/connection/test/…`): cheap, rate-limited, with a session.
+"""The server's side of Run test and `chatapp doctor` (`/connection/test/…`): cheap, rate-limited, with a session, or
+with the ticket of a network test (network_test.py).
 
 Every response begins with `<chat-test` and ends with `</chat-test>`, so that clients recognise a proxy's page.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from html import escape
+from math import ceil
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, g, request, url_for
 
+from chatapp.accounts.administration import origin_of
 from chatapp.accounts.auth import origin_is_allowed
+from chatapp.accounts.tickets import Ticket
 from chatapp.diagnostics import advice, verdicts
-from chatapp.diagnostics.verdicts import LARGE_BYTES, STREAM_EVERY_S, STREAM_PARTS
+from chatapp.diagnostics.verdicts import END, LARGE_BYTES, MARK, STREAM_EVERY_S, STREAM_PARTS, TEST_HEADER
 from chatapp.parts import current_parts
+from chatapp.views import enforce_pages, signed_in
 
-MARK, END = "<chat-test", "</chat-test>"
-HEADER = "X-Chatapp-Test"  # unusual, hence stripped by strict proxies
-MOST_AT_ONCE = 4  # long responses for one person at a time in this process
+MOST_AT_ONCE = 4  # long responses for one person, or ticket, at a time in this process
+MOST_OF_TICKETS = 16  # of all tickets
+NOBODY = 0  # the number of a ticket's holder
 RETRY_S = 5
 DRAIN_CHECK_S = 0.25
 LONGEST_NONCE = 64
@@ -31,25 +34,21 @@ PART = "." * 63 + "\n"  # as short as an echo: some proxies buffer up to 1.4 kB
 LINE = "." * 1023 + "\n"
 
 bp = Blueprint("connection_check", __name__, url_prefix="/connection/test")
-_running: Counter[int] = Counter()
-
-
-def _person_id() -> int:
-    sign_in = current_parts().auth.current()
-    return sign_in.person.id if sign_in else 0
-
-
-@bp.app_context_processor
-def template_names() -> dict[str, Any]:
-    """Return the variable of templates/connection/_check.html."""
-    return {"connection_check": connection_check}
+_running: Counter[int | str] = Counter()  # by person, or id of a ticket
 
 
 def connection_check() -> dict[str, Any]:
-    """Return the rules, texts and URLs of Run test, and the person's latest transitions."""
-    parts, sign_in = current_parts(), current_parts().auth.current()
-    drill = parts.drills.on(_person_id())
-    states = parts.store.events.states_of(sign_in.person.uuid, MOST_HISTORY) if sign_in else []
+    """Return the variable of _check.html: `probe_context`, and the person's latest transitions."""
+    person = signed_in().person
+    history = current_parts().store.events.history_of(person.uuid, MOST_HISTORY)
+    shown = [{"at": _iso(event.happened_at), "state": event.state_to, "reason": event.reason} for event in history]
+    return {**probe_context(person.id), "history": shown}
+
+
+def probe_context(person: int = NOBODY) -> dict[str, Any]:
+    """Return rules, texts and URLs of Run test."""
+    parts = current_parts()
+    drill = parts.drills.on(person)
     return {
         "rules": verdicts.rules_json(),
         "probes": verdicts.PROBES,
@@ -67,9 +66,8 @@ def connection_check() -> dict[str, Any]:
         "hold_s": parts.settings.poll_longest_hold,
         "idle_s": IDLE_S,
         "long_s": LONG_IDLE_S,
-        "history": [
-            {"at": _iso(event.happened_at), "state": event.state_to, "reason": event.reason} for event in states
-        ],
+        "inside": f"{origin_of(parts.settings)}{url_for('network_test.show')}",
+        "history": None,
     }
 
 
@@ -79,29 +77,41 @@ def _iso(ms: int) -> str:
 
 @bp.before_request
 def guard() -> Any:
-    """Refuse a request without a session, in a response that is recognisable as ours."""
-    if current_parts().auth.current() is None:
+    """Refuse a request without a session or ticket, in a response that is recognisable as ours."""
+    parts = current_parts()
+    ticket = parts.tickets.find(request.environ)
+    session = None if ticket else parts.auth.current()
+    g.tester = ticket or (session.person.id if session else None)
+    if session is not None:
+        enforce_pages(session.person.id)
+    elif ticket is None:
         return _answer('error="signed-out"'), 401
+    elif wait_s := parts.tickets.take(ticket, str(request.endpoint)):
+        return _answer('error="busy"'), 429, {"Retry-After": str(ceil(wait_s))}
     return None
 
 
 @bp.get("/mark")
 def mark() -> Response:
     """Identify this server, and report how the request arrived."""
-    parts = current_parts()
-    origin, fails_ms = request.args.get("origin", ""), parts.drills.left_ms(_person_id())
+    parts, person = current_parts(), NOBODY if isinstance(g.tester, Ticket) else g.tester
+    origin, fails_ms = request.args.get("origin", ""), parts.drills.left_ms(person)
+    is_limited = parts.limits.connects.spent_s(person) > 0 or not parts.websockets.has_room(person)
     facts = {
         "nonce": request.args.get("nonce", "")[:LONGEST_NONCE],
         "protocol": request.environ.get("SERVER_PROTOCOL", ""),
         "origin": _yes_or_no(origin_is_allowed(parts.settings, origin, request.host_url)),
         "expected": request.host_url.rstrip("/"),
-        "header": _yes_or_no(HEADER in request.headers),
-        "drill": drill.fault if (drill := parts.drills.on(_person_id())) else "",
+        "header": _yes_or_no(TEST_HEADER in request.headers),
+        "drill": drill.fault if (drill := parts.drills.on(person)) else "",
         "drill-ms": str(fails_ms),
         "room": _yes_or_no(not parts.connections.is_full()),
+        "limited": _yes_or_no(is_limited),
         "offered": _yes_or_no("websocket" in parts.settings.transports),
         "hold": f"{parts.settings.poll_longest_hold:g}",
     }
+    if person and "ticket" in request.args:  # for the letter to the network's admin
+        facts["ticket"] = parts.tickets.make(parts.network_of(request.remote_addr or ""))
     return _answer(" ".join(f'{name}="{escape(value)}"' for name, value in facts.items()))
 
 
@@ -118,7 +128,7 @@ def hold() -> Any:
             time.sleep(min(left, DRAIN_CHECK_S))
         yield f"{MARK}>{END}"
 
-    return _long(lambda: iter(["".join(parts())]))
+    return _long(parts())
 
 
 @bp.get("/stream")
@@ -132,30 +142,31 @@ def stream() -> Any:
             yield PART
         yield END
 
-    return _long(parts)
+    return _long(parts())
 
 
 @bp.get("/large")
 def large() -> Any:
     """Respond with half a megabyte."""
     body = LINE * (LARGE_BYTES // len(LINE))
-    return _long(lambda: iter([f"{MARK}>{body}{END}"]))
+    return _long([f"{MARK}>{body}{END}"])
 
 
-def _long(make: Callable[[], Iterator[str]]) -> Any:
-    """Return a long or large response; 429 if the person has too many at once."""
-    person = _person_id()
-    if _running[person] >= MOST_AT_ONCE:
+def _long(parts: Iterable[str]) -> Any:
+    """Return a long or large response; 429 if the person, or the ticket, has too many at once."""
+    tester: int | str = g.tester.id if isinstance(g.tester, Ticket) else g.tester
+    of_tickets = sum(number for one, number in _running.items() if isinstance(one, str))
+    if _running[tester] >= MOST_AT_ONCE or (isinstance(tester, str) and of_tickets >= MOST_OF_TICKETS):
         return _answer('error="busy"'), 429, {"Retry-After": str(RETRY_S)}
 
     def counted() -> Iterator[str]:
-        _running[person] += 1
+        _running[tester] += 1
         try:
-            yield from make()
+            yield from parts
         finally:
-            _running[person] -= 1
-            if not _running[person]:
-                del _running[person]
+            _running[tester] -= 1
+            if not _running[tester]:
+                del _running[tester]
 
     return Response(counted(), content_type="text/plain; charset=utf-8")
 

@@ -1,27 +1,28 @@
 """Conversations and their messages: pages, fragments and forms."""
 
-from __future__ import annotations
-
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
-from flask import Blueprint, abort, jsonify, make_response, redirect, render_template, request, url_for
+from flask import Blueprint, abort, jsonify, redirect, render_template, request, url_for
 from flask_babel import gettext as _
 
-from chatapp.chat import LONGEST_MESSAGE, ChatError
+from chatapp.accounts.auth import wants_json
+from chatapp.chat import LONGEST_MESSAGE, BadMessage, ChatError
 from chatapp.parts import current_parts
 from chatapp.store import ConversationRef, Entry, EntryPlace, Posted
 from chatapp.store.conversations import MOST_CHANGES
+from chatapp.transports.over_budget import SENDS
 from chatapp.views import (
+    actor,
     check_origin,
     enforce_quota,
     handle_chat_error,
     person_id,
     refuse,
     require_session,
-    wants_json,
 )
 from chatapp.views.connection import connection_context
 
@@ -51,18 +52,20 @@ def show(uuid: UUID) -> Any:
 def _page(place: ConversationRef | None) -> Any:
     parts, person = current_parts(), person_id()
     uuid = place.uuid if place else str(uuid4())
-    before = _position()
-    shown = parts.chat.older(place, before or NEWEST) if place else None
+    before = _position(NEWEST)
+    shown = parts.chat.older(place, before) if place else None
     oldest = shown.items[0].position if shown and shown.more else 0
     entries = parts.chat.entries(person, 0)
     return render_template(
         "conversation/show.html",
         conversation=place or {"uuid": uuid, "title": ""},
         unsaved=place is None,
+        people=len(parts.chat.members(place)) if place else 1,
+        newcomer=parts.auth.newcomer(),
         messages=shown.items if shown else (),
         waiting=shown.waiting if shown else (),
         # A page of older messages does not continue the feed: cursor 0 replaces it by the newest page.
-        cursor=shown.end if shown and not before else 0,
+        cursor=shown.end if shown and before == NEWEST else 0,
         older_url=url_for("conversations.show", uuid=uuid, before=oldest) if oldest else None,
         answering=bool(place and parts.store.runs.is_answering(place.conversation)),
         conversations=entries.items,
@@ -80,7 +83,7 @@ def _next_page_url(person: int, shown: Sequence[Entry]) -> str | None:
     if len(shown) < MOST_CHANGES:
         return None
     place = EntryPlace(round(shown[-1].updated_at.timestamp() * 1000), shown[-1].uuid)
-    more = current_parts().chat.older_entries(person, place)[0]
+    more = current_parts().chat.older_entries(person, place)
     return url_for("conversations.older_list", before=f"{place.updated_at}.{place.uuid}") if more else None
 
 
@@ -90,23 +93,17 @@ def older_list() -> Any:
     match = re.fullmatch(r"(\d{1,15})\.([0-9a-f-]{36})", request.args.get("before", ""), re.ASCII)
     if match is None:
         return refuse("bad-position", _("Say before which conversation: follow the link below the list."), 400)
-    entries = current_parts().chat.older_entries(person_id(), EntryPlace(int(match[1]), match[2]))[0]
+    entries = current_parts().chat.older_entries(person_id(), EntryPlace(int(match[1]), match[2]))
     next_url = _next_page_url(person_id(), entries)
     return render_template("conversation/older.html", conversations=entries, older_conversations=next_url)
 
 
-def _position() -> int | None:
-    """Return the position in `?before=`; None without one. Ends the request with 400 if it is invalid."""
-    if "before" not in request.args:
-        return None
-    before = request.args.get("before", type=int)
-    if before is None or not 1 <= before <= NEWEST:
-        abort(make_response(_bad_position()))
+def _position(default: int = 0) -> int:
+    """Return the position in `?before=`, without one `default`. Ends the request with 400 if it is invalid."""
+    before = request.args.get("before", 0, type=int) if "before" in request.args else default
+    if not 1 <= before <= NEWEST:
+        abort(refuse("bad-position", _("Say before which position: ?before=41."), 400))
     return before
-
-
-def _bad_position() -> Any:
-    return refuse("bad-position", _("Say before which position: ?before=41."), 400)
 
 
 @bp.post("/c")
@@ -116,7 +113,7 @@ def create() -> Any:
     uuid = form.get("id") or str(uuid4())
     if current_parts().store.conversations.place(person_id(), uuid) is None:  # a repeated request costs no quota
         message = _("You began very many conversations in a short time. Try again in a while; what you wrote is kept.")
-        enforce_quota(current_parts().quotas.conversations.consume(person_id(), 1), message)
+        enforce_quota(current_parts().limits.conversations.consume(person_id(), 1), message)
     if not form.get("body", "").strip():
         # Five clicks on the button open one empty conversation; a request with an id creates that one.
         is_named = wants_json() or "id" in form
@@ -124,6 +121,7 @@ def create() -> Any:
         if wants_json():
             return jsonify(conversation=place.uuid), 201
         return redirect(url_for("conversations.show", uuid=place.uuid), 303)
+    _enforce_send(form["body"])
     posted = chat.post(person_id(), uuid, form.get("client_id") or str(uuid4()), form["body"], create=True)
     return _posted(posted)
 
@@ -132,10 +130,18 @@ def create() -> Any:
 def post(uuid: UUID) -> Any:
     """Append a message."""
     form = request.form if not request.is_json else request.get_json()
+    _enforce_send(form.get("body") if isinstance(form, dict) else "")
     if not isinstance(form, dict):
         return refuse("bad-body", _("Send fields client_id and body."), 400)
     client_id = form.get("client_id") or str(uuid4())
-    return _posted(current_parts().chat.post(person_id(), str(uuid), client_id, form.get("body", "")))
+    began = time.monotonic()
+    posted = current_parts().chat.post(person_id(), str(uuid), client_id, form.get("body", ""))
+    current_parts().meters.observe("post", time.monotonic() - began)
+    return _posted(posted)
+
+
+def _enforce_send(body: object) -> None:
+    enforce_quota(current_parts().limits.send(person_id(), body), SENDS)
 
 
 def _posted(posted: Posted) -> Any:
@@ -148,10 +154,7 @@ def _posted(posted: Posted) -> Any:
 @bp.get("/c/<uuid:uuid>/messages")
 def older(uuid: UUID) -> Any:
     """Show the messages before a position."""
-    before = _position()
-    if before is None:
-        return _bad_position()
-    place = current_parts().chat.place(person_id(), str(uuid))
+    before, place = _position(), current_parts().chat.place(person_id(), str(uuid))
     changes = current_parts().chat.older(place, before)
     return current_parts().renderer.older(place.uuid, changes)
 
@@ -166,7 +169,7 @@ def rename(uuid: UUID) -> Any:
 @bp.post("/c/<uuid:uuid>/delete")
 def delete(uuid: UUID) -> Any:
     """Delete a conversation."""
-    current_parts().chat.delete(person_id(), str(uuid))
+    current_parts().chat.delete(actor(), str(uuid))
     return ("", 204) if wants_json() else redirect(url_for("conversations.home"), 303)
 
 
@@ -187,8 +190,40 @@ def stop(uuid: UUID) -> Any:
 @bp.post("/c/<uuid:uuid>/again")
 def again(uuid: UUID) -> Any:
     """Have the last message answered again."""
-    current_parts().chat.again(person_id(), str(uuid))
+    _enforce_send("")
+    current_parts().chat.again(person_id(), str(uuid), request.form.get("goes_on") == "1")
     return _done(uuid)
+
+
+@bp.get("/c/<uuid:uuid>/edit")
+def edit(uuid: UUID) -> Any:
+    """Show the person's last message in a form."""
+    chat = current_parts().chat
+    place = chat.place(person_id(), str(uuid))
+    position, body = chat.last_own(place)
+    return _edit_page(place, str(uuid4()), position, body)
+
+
+@bp.post("/c/<uuid:uuid>/edit")
+def send_edited(uuid: UUID) -> Any:
+    """Send the person's last message again, with another text."""
+    chat, client_id, body = current_parts().chat, request.form.get("client_id", ""), request.form.get("body", "")
+    position = request.form.get("position", 0, type=int)
+    _enforce_send(body)
+    try:
+        chat.edit_last(person_id(), str(uuid), client_id, body, position)
+    except BadMessage as refused:
+        if wants_json():
+            raise
+        return _edit_page(chat.place(person_id(), str(uuid)), client_id, position, body, refused.message), 422
+    return _done(uuid)
+
+
+def _edit_page(place: ConversationRef, client_id: str, position: int, body: str, problem: str = "") -> str:
+    title = place.title or _("New conversation")
+    values = {"conversation": place, "title": title, "client_id": client_id, "position": position}
+    values |= {"body": body, "problem": problem}
+    return render_template("conversation/edit.html", longest=LONGEST_MESSAGE, **values)
 
 
 def _done(uuid: UUID) -> Any:

@@ -1,12 +1,10 @@
 """Error responses: a page, or JSON for programs."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, current_app, jsonify, render_template, request
+from flask import Blueprint, Response, current_app, request
 from flask_babel import gettext as _
 from flask_wtf.csrf import CSRFError
 from gunicorn.http.errors import ParseException
@@ -15,8 +13,8 @@ from werkzeug.exceptions import HTTPException
 from chatapp.gunicorn_bridge import reject_body
 from chatapp.parts import current_parts
 from chatapp.store import StorageUnavailable
-from chatapp.store.unavailable import RETRY_S
-from chatapp.views import wants_json
+from chatapp.store.database import RETRY_S
+from chatapp.views import refuse
 from chatapp.wellformed import MALFORMED, PLAIN, shown
 
 bp = Blueprint("errors", __name__)
@@ -27,7 +25,8 @@ log = logging.getLogger("chatapp.requests")
 @bp.app_errorhandler(CSRFError)
 def csrf(error: CSRFError) -> Any:
     """Answer a missing or invalid CSRF token."""
-    return _error("csrf", 400, *_explain_token())
+    title, message = _explain_token()
+    return refuse("csrf", message, 400, title)
 
 
 @bp.app_errorhandler(StorageUnavailable)
@@ -35,10 +34,9 @@ def storage(error: StorageUnavailable) -> Any:
     """Answer while the database is unavailable."""
     message = _("The server cannot use its storage just now. Nothing of this was stored: send it again in a moment.")
     try:
-        answer, status = _error("storage", 503, _("Please try again in a moment"), message)
+        return refuse("storage", message, 503, _("Please try again in a moment"), RETRY_S)
     except StorageUnavailable:  # the page looks up the session
-        answer, status = Response(f"{message}\n", content_type="text/plain; charset=utf-8"), 503
-    return answer, status, {"Retry-After": str(RETRY_S)}
+        return Response(f"{message}\n", 503, {"Retry-After": str(RETRY_S)}, content_type="text/plain; charset=utf-8")
 
 
 @bp.app_errorhandler(ParseException)
@@ -55,7 +53,7 @@ def http(error: HTTPException) -> Any:
     code = error.code or 500
     if code < 400:
         return error
-    return _error(f"http-{code}", code, error.name, error.description or "")
+    return refuse(f"http-{code}", error.description or "", code, error.name)
 
 
 def _explain_token() -> tuple[str, str]:
@@ -79,9 +77,3 @@ def _explain_token() -> tuple[str, str]:
         message = _("As %(name)s, in another tab or window. To be somebody else, sign out there first.", name=name)
         return _("You are signed in already"), message
     return _("Please reload"), _("This page is from before the last sign-in. Reload it and try again.")
-
-
-def _error(name: str, code: int, title: str, message: str) -> Any:
-    if wants_json():
-        return jsonify(error={"code": name, "message": message}), code
-    return render_template("errors/error.html", code=code, title=title, message=message), code

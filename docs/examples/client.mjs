@@ -18,7 +18,7 @@ async function stubborn(work, attempt = 0) {  // again and again, with growing w
 
 // --- HTTP and signing in
 const cookies = new Map(), cookie = () => [...cookies].map((pair) => pair.join("=")).join("; ");
-let token, epoch;
+let token, epoch, me;
 async function request(method, path, fields, accept = "text/html", seconds = 10) {
   const answer = await fetch(new URL(path, base), { method, headers: { accept, cookie: cookie() }, redirect: "manual",
     body: fields && new URLSearchParams(fields), signal: AbortSignal.timeout(seconds * 1000) });
@@ -30,7 +30,7 @@ async function signIn() {
   let page = await request("GET", "sign-in");  // who is signed in is sent on to the chat
   const csrf_token = /name="csrf_token" value="([^"]+)"/.exec(page.text)?.[1];
   if (!page.text.includes("data-epoch")) page = await request("POST", "sign-in", { csrf_token, email, password });
-  [token, epoch] = [/"csrf-token" content="([^"]+)"/, /data-epoch="([^"]+)"/].map((one) => one.exec(page.text)?.[1]);
+  [token, epoch, me] = ['-token" content', "-epoch", "-person"].map((one) => page.text.match(`${one}="([^"]+)"`)?.[1]);
   if (!token) throw Object.assign(new Error(`no chat page: status ${page.status}`), { fatal: page.status === 422 });
 }
 
@@ -59,14 +59,14 @@ const conversation = randomUUID(), nothing = () => ({ cursor: 0, shown: new Map(
 const feeds = new Map([["list", nothing()], [conversation, nothing()]]);
 const cursors = (feeds) => [...feeds].map(([name, { cursor }]) => [name, cursor]);
 function applyChild({ shown }, { name, attrs, children }) {
-  const [id, client, author, state, revision, position] = ["id", "client-id", "author", "state", "revision", "position"]
-    .map((key) => attrs[`data-${key}`] ?? attrs[key]), patch = name === "chat-patch";
+  const [id, said, author, by, state, revision, position] = "id client-id author author-id state revision position"
+    .split(" ").map((key) => attrs[`data-${key}`] ?? attrs[key]), patch = name === "chat-patch";
   const known = patch ? [...shown.values()].find((one) => one.position === Number(position)) : shown.get(id);
   if (known?.revision >= Number(revision) || (patch && !known) || (name === "article" && !position)) return;
   if (!patch) {
-    const parts = children.find((child) => child.attrs.class === "body")?.children ?? [];
+    const { children: parts = [] } = children.find((child) => child.attrs.class === "body") ?? {};
     const blocks = new Map(parts.map((one) => [one.attrs["data-index"], one.attrs["data-source"] ?? one.source]));
-    return shown.set(id, { client, author, state, blocks, revision: Number(revision), position: Number(position) });
+    return shown.set(id, { own: by === me && said, author, state, blocks, revision: +revision, position: +position });
   }
   for (const { attrs: { index, offset }, source } of children.filter((child) => child.name === "chat-block")) {
     const old = known.blocks.get(index) ?? "";
@@ -178,7 +178,7 @@ const send = ({ client_id, body }) => new Promise((resolve, reject) => {
 // --- The work, and what became of it
 const outbox = Array.from({ length: messages }, (_, n) => ({ client_id: randomUUID(), body: `${question} (${++n})` }));
 const shown = (of = feeds) => [...of.get(conversation).shown.values()].sort((a, b) => a.position - b.position);
-const found = () => outbox.map(({ client_id }) => shown().filter(({ client }) => client === client_id));
+const found = () => outbox.map(({ client_id }) => shown().filter(({ own }) => own === client_id));
 const ended = () => feeds.get("list").shown.has(conversation) && found().every(({ length }) => length)
   && shown().at(-1).author === "assistant" && shown().at(-1).state !== "running";
 async function work() {

@@ -9,17 +9,19 @@ import { copy } from "./chat/clipboard.js"
 import { Composer, focusComposer } from "./chat/composer.js"
 import { Outbox } from "./connection/outbox.js"
 import { Posts, advice } from "./connection/posts.js"
-import { isConnected } from "./connection/states.js"
+import { ENDED, isConnected } from "./connection/states.js"
 import { ConversationView } from "./chat/conversation.js"
 import { readOffline } from "./browser/offline.js"
 import { guardOlderEntries } from "./chat/older-entries.js"
 import { announce } from "./chat/announcer.js"
 import { words } from "./chat/words.js"
 import { connectionFor } from "./browser/sharing.js"
+import { SignIn } from "./chat/sign-in.js"
 import { StatusView } from "./chat/status.js"
 import { Drafts, NEW } from "./chat/drafts.js"
 import { forgetOlder, movedEntries } from "./browser/older.js"
 import { Storage } from "./browser/storage.js"
+import { followVersion } from "./browser/version.js"
 import { noteUnkept } from "./chat/unkept.js"
 
 const PAUSE = 300 // ms between pages of older messages, tripled after each failure
@@ -37,7 +39,8 @@ async function start(parts) {
   const prefix = `${instance}:${person}`
   const world = pageWorld(prefix, config)
   const connection = connectionFor(prefix, config, states, world)
-  connection.reports = new Reports(prefix, uuid(), config.events_url, () => connection.mayAsk)
+  connection.reports = new Reports(prefix, world.id, config.events_url, () => connection.mayAsk)
+  connection.reports.onEnd = () => connection.leave()
   const storage = new Storage(`chatapp:${prefix}`)
   const older = { take: () => movedEntries(storage, prefix), forget: (id) => forgetOlder(prefix, id) }
   const outbox = new Outbox(world, storage, older, (entry) => connection.deliver(entry))
@@ -47,29 +50,30 @@ async function start(parts) {
   if (isUnsaved()) body.dataset.conversation = outbox.unmade ?? body.dataset.conversation
   const { conversation } = body.dataset
   await openDraft(composer, outbox, conversation)
-  const view = new ConversationView(conversation, `${prefix}:place:${conversation}`)
+  const view = new ConversationView(conversation, person, `${prefix}:place:${conversation}`)
   connection.view = view
   if (view.isAltered) connection.rewriters.note()
   connection.outbox = outbox
   guard(() => new StatusView(connection, config))
 
-  outbox.onChange = (entry, change, reason) => {
+  outbox.onChange = (entry, change, reason, advice) => {
     const isMade = change === "sent" && entry.create && entry.conversation === conversation
     const moving = isMade ? composer?.moveTo(conversation) : null
     if (isMade) adopt(connection, conversation, config)
     if (["stored", "sent"].includes(change) && entry.conversation === conversation) composer?.confirm(entry)
-    view.onOutbox(entry, change, reason)
+    view.onOutbox(entry, change, reason, advice)
     const isLost = entry.failed?.code === "gone" && entry.conversation !== conversation // its page no longer exists
     if (isLost && ["added", "failed"].includes(change)) outbox.moveToDrafts(entry, NEW)
     if (change === "added" && ["reconnecting", "error"].includes(connection.record.status)) connection.retry()
     connection.dispatch({ type: "queue", queued: outbox.size })
     return moving
   }
+  guard(() => new SignIn(connection, world.session, () => composer?.text ?? ""))
   document.addEventListener("connection:changed", ({ detail }) => {
     outbox.setOpen(isConnected(detail.status))
     composer?.setEnabled(detail.status !== "disconnected" && detail.reason !== "refused")
   })
-  const posts = new Posts(config, world, (event) => connection.dispatch(event))
+  const posts = new Posts(config, world, connection.access, (event) => connection.dispatch(event))
   const act = actor(posts, config)
   view.onGone = (feed) => onGone(feed, outbox, composer, posts, config)
 
@@ -82,7 +86,8 @@ async function start(parts) {
   guard(() => loadOlder(view, config, connection.rewriters))
   view.onListCut = guard(() => guardOlderEntries(connection.rewriters, () => view.know("list"))) ?? view.onListCut
   guard(() => listenToDialogs(act))
-  guard(() => readOffline(config, () => view.isAwaiting(), connection.rewriters))
+  view.onListRemoved = guard(() => readOffline(config, () => view.isAwaiting(), connection.rewriters)) ?? view.onListRemoved
+  guard(() => followVersion(config.protocol, () => view.isAwaiting()))
   connection.start()
   // The click that created a new conversation took the focus.
   if (document.activeElement === body && isEmpty()) focusComposer()
@@ -125,6 +130,7 @@ function onGone(feed, outbox, composer, posts, config) {
   const texts = () => [...outbox.of(feed).map((entry) => entry.body), composer?.text].filter((text) => text?.trim())
   if ("deleting" in body.dataset && texts().length === 0) return location.assign(body.dataset.base ?? "/")
   body.dataset.gone = ""
+  byId("people")?.remove() // it leads nowhere now
   composer?.moveTo(NEW).catch((error) => console.error(error)) // the next new conversation shows it
   const note = byId("gone")
   if (!note) return
@@ -163,7 +169,7 @@ function actor(posts, config) {
     button.disabled = false
     if (hadFocus) button.isConnected ? button.focus() : focusComposer()
     if (outcome.ok) return ""
-    return outcome.words || words(outcome.retry === "signed-out" ? "reason-signed-out" : "not-done")
+    return outcome.words || words(ENDED.includes(outcome.retry) ? `reason-${outcome.retry}` : "not-done")
   }
 }
 
@@ -180,6 +186,7 @@ function listenToButtons(outbox, act, composer) {
     // Names the answer: when the request arrives, the next answer may be running.
     stop: (button) => ask(button, "stop", { answer: button.closest("article").dataset.clientId }),
     again: (button) => ask(button, "again"),
+    "continue": (button) => ask(button, "again", { goes_on: 1 }),
     "copy-code": (button) => copy(button, button.closest("figure")?.querySelector("code")?.textContent ?? "", words("copied")),
     "retry-message": (button) => outbox.retry(entryOf(button)?.id),
     "copy-message": (button) => copy(button, entryOf(button)?.body ?? "", words("copied")),

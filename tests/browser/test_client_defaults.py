@@ -57,7 +57,9 @@ def test_a_poll_that_fails_is_retried_before_polling_counts_as_lost(
     lost_at = time.time()
     failed = [s.at for s in proxy.seen("/changes") if s.status == 500 and s.at < lost_at]
     found = gaps(failed)[: len(waits)]
-    assert found == pytest.approx(waits, rel=0.1, abs=0.35), found
+    assert len(found) == len(waits), found
+    # Jittered by a tenth; a busy machine only makes it later.
+    assert all(0.9 * wait - 0.05 <= gap < 1.1 * wait + 0.7 for gap, wait in zip(found, waits, strict=True)), found
 
 
 @pytest.mark.parametrize(

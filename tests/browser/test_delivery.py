@@ -109,7 +109,7 @@ def settled(page: Page) -> list[dict[str, object]]:
         done = users == {"sent"} and answers == {"completed"} and shown[-1]["author"] == "assistant"
         return shown if done else None
 
-    wait_for(page, quiet, 60, "all is sent and answered")
+    wait_for(page, quiet, 60 + MESSAGES / 4, "all is sent and answered")
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
         page.wait_for_timeout(100)

@@ -22,7 +22,8 @@ VISITS = 5
 def url(server: Server, client: Client) -> str:
     """A conversation of a server that has been running for a while: the smallest forms of its files are made."""
     conversation = str(uuid.uuid4())
-    client.create("A conversation", conversation)
+    client.create("Thanks", conversation)  # with a short answer: the page is weighed, not what it says
+    wait_for(lambda: 'data-state="completed"' in client.get(f"/c/{conversation}").text, 20, "the answer is whole")
     page = client.get(f"/c/{conversation}").text
     files = {part.split('"')[0] for part in page.split('="/static/')[1:]}
 

@@ -11,7 +11,7 @@ from lab.server import Server
 from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
-ALIVE_S = 25  # some 1.5 s until the watchdog looks, pauses, a busy machine
+ALIVE_S = 60  # some 1.5 s until the watchdog looks, pauses, a busy machine
 HOW = ["429", "503", "cut"]
 FILES = ["js/app.js", "js/check/check.js", "js/watchdog/watchdog.js", "vendor/htmx-4.0.1.min.js", "css/all.css"]
 SOME = {

@@ -64,6 +64,7 @@ def usable_after_load(browser: Browser, proxy: FaultProxy, upgrade: str) -> tupl
         page.evaluate("window.lab.say('hello ' + Date.now())")
         wait_for(page, lambda: first_read(page) and acknowledged(page, since), 15, "usable")
         usable = max(first_read(page), acknowledged(page, since))
+        wait_for(page, lambda: record(page, "sockets"), 10, "a WebSocket was tried")
         attempt = record(page, "sockets")[0]["at"] / 1000
         refused = [seen.answered_at for seen in proxy.upgrades(since) if seen.answered_at]
         return attempt, min(refused, default=0), usable

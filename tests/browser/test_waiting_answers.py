@@ -32,7 +32,7 @@ def test_what_waits_stands_last_until_it_starts_or_is_stopped(start_server: Call
     page.locator("article[data-author=assistant][data-state=running] .block").first.wait_for()
     say(page, "And through HAProxy?")
     page.locator(WAITING).wait_for()
-    assert "1 answer before" in page.locator(f"{WAITING} .state").inner_text()
+    wait_for(page, lambda: "1 answer before" in page.locator(f"{WAITING} .state").inner_text(), 5, "it says so")
     assert page.locator(WAITING).get_attribute("data-position") is None
     say(page, "And through squid?")
     settled = ["user sent", "assistant running", "user sent", "user sent", "assistant queued"]
@@ -54,14 +54,14 @@ def test_what_waits_stands_last_until_it_starts_or_is_stopped(start_server: Call
     wait_for(page, lambda: writes_on(page), 3, "the keyboard does not go with it")
     say(page, "And without any?")
     page.locator(WAITING).wait_for()
-    name = page.locator(WAITING).get_attribute("id")
+    run = page.locator(WAITING).get_attribute("data-client-id")
     stop = page.locator(f"{WAITING} [data-action=stop]").element_handle()
     stop.focus()
     second.locator("article[data-state=running] [data-action=stop]").click()
-    page.locator(f"article#{name}[data-state=running][data-position]:not(.waiting)").wait_for()
+    page.locator(f"article[data-client-id='{run}'][data-state=running][data-position]:not(.waiting)").wait_for()
     assert stop.evaluate("button => button === document.activeElement"), "the same button, with the focus"
     page.keyboard.press("Enter")
-    page.locator(f"article#{name}[data-state=stopped] [data-action=again]").wait_for()
+    page.locator(f"article[data-client-id='{run}'][data-state=stopped] [data-action=again]").wait_for()
     wait_for(page, lambda: writes_on(page), 3, "a second Enter does not ask again")
     assert page.evaluate("document.querySelectorAll('#messages > .day').length") == 1
 

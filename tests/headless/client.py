@@ -27,6 +27,7 @@ from headless.core import Message, Page, Script
 from headless.elements import Tree, trees
 
 CONNECT_S = 10.0
+REPORT_S = 0.3  # in which reports are collected
 SIGN_IN_TRIES = 20
 TIMEOUT_S = 40.0  # of a request; the core's own deadlines are shorter
 FORM = "application/x-www-form-urlencoded"
@@ -201,7 +202,9 @@ class Client:
         on_record: Callable[[dict[str, Any]], None] = lambda record: None,
         on_shown: Callable[[str, dict[str, Any]], None] = lambda feed, row: None,
         notes: dict[str, Any] | None = None,
+        reports: bool = False,
     ) -> None:
+        """`reports`: it sends the server its connection events, as a browser's page does."""
         self._loop, self._session = loop, Session(url)
         self._email, self._password, self._transports = email, password, tuple(transports)
         self._on_record, self._on_shown = on_record, on_shown
@@ -212,6 +215,9 @@ class Client:
         self._requests: dict[int, http.client.HTTPConnection | None] = {}
         self._seq = 0
         self._ws_path = ""
+        self.id = str(uuid4())
+        self._reports: list[dict[str, Any]] | None = [] if reports else None
+        self._reported_count = 0
 
     @property
     def due(self) -> float:
@@ -232,6 +238,7 @@ class Client:
 
         def begin() -> None:
             more = {"wall": time.time() * 1000, "tells": True, "notes": self._notes, "origin": self._session.origin}
+            more["reports"] = self._reports is not None
             self._page = Page(config, page, random.getrandbits(31), now_ms(), self._loop.driver, **more)
             self._loop.add(self)
             for feed in self._follows:
@@ -379,7 +386,9 @@ class Client:
         _abort(self._requests.pop(number, None))
 
     def _open(self, number: int, replaces: str) -> None:
-        path = self._ws_path + (f"?replaces={replaces}" if replaces else "")
+        named = {"page": self.id if self._reports is not None else "", "replaces": replaces}
+        query = urlencode({name: value for name, value in named.items() if value})
+        path = self._ws_path + (f"?{query}" if query else "")
         self._sockets[number] = Line(self, self._session, number, path)
 
     def _say(self, number: int, text: str) -> None:
@@ -395,6 +404,27 @@ class Client:
 
     def _changed(self, record: dict[str, Any]) -> None:
         self._on_record(record)
+
+    def _reported(self, report: dict[str, Any]) -> None:
+        if self._reports is None:
+            return
+        if not self._reports:
+            _begin(self._send_reports)
+        self._reported_count += 1
+        self._reports.append({"client": self.id, "number": self._reported_count, **report})
+
+    def _send_reports(self) -> None:
+        """Soon, and until the server has them."""
+        while True:
+            time.sleep(REPORT_S)
+            batch = list(self._reports or ())
+            fields = [("events", json.dumps(batch)), ("now", str(round(time.time() * 1000))), TOKEN]
+            with contextlib.suppress(OSError):
+                status, _, _ = self._session.request("POST", f"{self._session.prefix}/connection/events", fields)
+                if status == 204 or self._page is None:
+                    del (self._reports or [])[: len(batch)]
+                    if not self._reports:
+                        return
 
     def _foretold(self, _foretold: dict[str, Any]) -> None:
         pass

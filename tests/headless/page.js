@@ -25,11 +25,14 @@ const isOfClass = (name) => (element) => (element.getAttribute("class") ?? "").s
 
 // What a reader sees of one feed, as text.
 class Shown {
-  items = new Items(); rows = new Map(); inserted = []
+  rows = new Map(); inserted = []
+
+  constructor(person) { this.items = new Items(person) }
 
   apply(element) {
     const { orders, fits } = this.items.apply(element)
-    for (const { verb, key, element: one, pieces, patch } of orders) {
+    for (const { verb, key, was, element: one, pieces, patch } of orders) {
+      if (was !== key) this.rows.delete(was)
       if (verb === "remove") this.rows.delete(key)
       else if (verb === "append") {
         const row = this.rows.get(key)
@@ -77,9 +80,9 @@ class Page {
   #timers = new Map(); #asks = new Map(); #sockets = new Map(); #n = 0; #tell = null; #use = () => {}; #tells; #foretold = null
 
   // given: {config, table, seed, page: {epoch, mark, person}, notes, now, wall, tells: whether each new row and each change
-  // of the record is an order}
-  constructor({ config, table, seed, page, notes, now, wall, origin = "", tells = false }) {
-    Object.assign(this, { now, wall, notes })
+  // of the record is an order, reports: whether its reports are}
+  constructor({ config, table, seed, page, notes, now, wall, origin = "", tells = false, reports = false }) {
+    Object.assign(this, { now, wall, notes, person: page.person })
     this.#tells = tells
     const world = this.#world(config, page, chance(seed), origin)
     this.connection = new Connection(config, table, world)
@@ -96,12 +99,13 @@ class Page {
       gone: (feed) => this.shown.delete(feed),
       isAwaiting: () => [...this.shown.values()].some(({ rows }) => [...rows.values()].some(isUnderWay)),
     }
+    if (reports) this.connection.reports = { add: (report) => this.orders.push(["reported", { at: this.wall, ...report }]) }
     this.connection.onChange = (record) => this.#onChange(record)
     this.outbox.onChange = (entry, what) => this.#onOutbox(entry, what)
   }
 
   #shownOf(feed) {
-    if (!this.shown.has(feed)) this.shown.set(feed, new Shown())
+    if (!this.shown.has(feed)) this.shown.set(feed, new Shown(this.person))
     return this.shown.get(feed)
   }
 
@@ -130,7 +134,7 @@ class Page {
       page, random, latency: 0, origin, now: () => this.now, wall: () => this.wall,
       later: (act, ms) => this.#later(act, ms), cancel: (n) => this.#timers.delete(n),
       notes: { read: (name) => this.notes[name] ?? null, write: (name, value) => { this.notes[name] = value } },
-      session: { token: "", renew: () => this.#request("renew") },
+      session: { token: "", refresh: () => this.#request("renew") },
       isHidden: () => this.isHidden, isOnline: () => true,
       listen: (tell) => { this.#tell = tell },
       onUse: (act) => { this.#use = act },

@@ -7,13 +7,15 @@ const element = ({ name, attributes = {}, children = [], text = "" }) => ({
   getAttribute: (key) => attributes[key] ?? null, hasAttribute: (key) => key in attributes,
 })
 
-// shown: what the page came with; expected: what waits in the outbox. → for each feed {orders: [verb, key], fits, isCut}
+export const ME = "me"
+
+// known: what the page came with; expected: what waits in the outbox. → for each feed {orders: [verb, key, was], fits, isCut}
 export function shown(known, expected, hasOlder, feeds) {
-  const items = new Items(() => hasOlder)
+  const items = new Items(ME, () => hasOlder)
   for (const one of known) items.know(itemOf(element(one)))
   for (const key of expected) items.expect(key)
   return feeds.map((feed) => {
     const { orders, fits, isCut } = items.apply(element(feed))
-    return { orders: orders.map(({ verb, key }) => [verb, key]), fits, isCut }
+    return { orders: orders.map(({ verb, key, was }) => was === undefined ? [verb, key] : [verb, key, was]), fits, isCut }
   })
 }

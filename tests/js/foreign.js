@@ -9,7 +9,7 @@ export function send(status, text) {
   outcome = null
   const answer = { status, text, header: () => null, isRedirect: false }
   const world = { session: { token: "" }, wall: () => 0, ask: async () => answer }
-  const posts = new Posts({ create_url: "/c", messages_url: "/c/{id}/messages" }, world, () => {})
+  const posts = new Posts({ create_url: "/c", messages_url: "/c/{id}/messages" }, world, { renew: async () => "signed-out" }, () => {})
   posts.send({ id: "m", body: "x", conversation: "c" }).then((found) => { outcome = found })
 }
 

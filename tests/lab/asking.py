@@ -3,7 +3,7 @@
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from chatapp.assistant import ProviderError, make_provider
-from chatapp.assistant.builtin import Knowledge
+from chatapp.assistant.knowledge import Knowledge
+from chatapp.assistant.markdown import GrowingAnswer
 from chatapp.config import Settings, load
 from chatapp.store import Turn
 from lab.model import Script, Scripted
@@ -54,11 +55,12 @@ def playing() -> Iterator[Play]:
 
 @dataclass
 class Told:
-    """What came of asking: the text, and the sentence where it failed."""
+    """What came of asking: the text, and the sentence where it failed, with what is shown instead."""
 
     text: str
     failure: str
     seconds: float
+    instead: str = ""
 
 
 def settings_for(server: Scripted, **others: str) -> Settings:
@@ -66,14 +68,21 @@ def settings_for(server: Scripted, **others: str) -> Settings:
     return load({f"CHATAPP_{name.upper()}": value for name, value in (server.settings | others).items()})
 
 
-def ask(server: Scripted, *turns: Turn, **others: str) -> Told:
-    """One question to the provider itself."""
-    provider = make_provider(settings_for(server, **others), Knowledge([]))
-    assert provider is not None
-    started, text, failure = time.monotonic(), "", ""
+def ask(server: Scripted, *turns: Turn, folders: Sequence[Path] = (), **others: str) -> Told:
+    """One question to the provider itself. `folders`: of documents."""
+    provider = make_provider(settings_for(server, **others), Knowledge(folders))
+    started, text, failure, instead = time.monotonic(), "", "", ""
     try:
         for piece in provider.answer(turns or (Turn("user", "Hello?"),)):
             text += piece
     except ProviderError as error:
-        failure = str(error)
-    return Told(text, failure, time.monotonic() - started)
+        failure, instead = str(error), error.instead
+    return Told(text, failure, time.monotonic() - started, instead)
+
+
+def answer_html(markdown: str) -> list[str]:
+    """The blocks of an answer that came whole."""
+    answer = GrowingAnswer()
+    answer.feed(markdown)
+    answer.finish()
+    return [html for _, html in answer.changed()]

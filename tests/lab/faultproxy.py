@@ -156,9 +156,13 @@ class FaultProxy:
         self._listener: socket.socket | None = None
         self._threads: list[threading.Thread] = []
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_threads" in self.__dict__ and not hasattr(self, name):
+            raise AttributeError(f"there is no fault {name}: a test would try nothing")
+        super().__setattr__(name, value)
+
     @property
     def url(self) -> str:
-        """Where clients reach the server through it."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> "FaultProxy":

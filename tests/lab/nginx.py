@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from pathlib import Path
 
 from lab.program import Program
@@ -79,12 +80,18 @@ def short_site() -> str:
     return good_site().replace("proxy_read_timeout 75s;", "proxy_read_timeout 4s;")
 
 
+def deny_site() -> str:
+    """The same, but WebSocket is refused, as a filter does that does not know the host."""
+    return good_site().replace("    location / {", "    location /ws { return 403; }\n    location / {")
+
+
 SITES = {
     "good": good_site,
     "strip": lambda: STRIP,
     "headers": lambda: HEADERS,
     "buffering": lambda: BUFFERING,
     "short": short_site,
+    "deny": deny_site,
 }
 
 
@@ -105,6 +112,13 @@ class Nginx(Program):
     def arguments(self, file: Path) -> list[str]:
         """All its files lie in our directory."""
         return ["-p", str(self.directory), "-e", str(self.directory / "error.log"), "-c", str(file)]
+
+    def change(self, kind: str) -> None:
+        """Have it read another configuration, as its admin would: edit the file, reload."""
+        self.site = SITES[kind]()
+        (self.directory / "conf").write_text(self.filled(self.configuration()))
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
 
     def access_log(self) -> str:
         """One line a finished request."""

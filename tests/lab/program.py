@@ -36,13 +36,16 @@ class Program:
         """Where clients reach the server through it."""
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self) -> Self:
-        """Start it and wait until it listens; AssertionError with what it said if it does not."""
-        text = self.configuration()
+    def filled(self, text: str) -> str:
+        """Put ports and directory in."""
         for name, value in (("LISTEN", self.port), ("TARGET", self.target), ("DIR", self.directory)):
             text = text.replace(name, str(value))
+        return text
+
+    def start(self) -> Self:
+        """Start it and wait until it listens; AssertionError with what it said if it does not."""
         file = self.directory / "conf"
-        file.write_text(text)
+        file.write_text(self.filled(self.configuration()))
         program = shutil.which(self.name, path=FOLDERS)
         assert program, f"{self.name} is not installed"
         with (self.directory / "said.log").open("wb") as said:

@@ -25,6 +25,10 @@ EMAIL = "ada@example.org"
 PASSWORD = "correct horse battery staple"
 START_SECONDS = 30.0
 STOP_SECONDS = 25.0
+# Many tests are one person in a loop. Those of limits set them (test_limits.py).
+UNLIMITED: dict[str, object] = {f"rate_limit_{kind}": "off" for kind in ("sends", "connects", "polls", "pages")} | {
+    "max_sockets_per_user": "off"
+}
 DATABASES = ("chat.db", "metrics.db")
 
 
@@ -49,6 +53,7 @@ class Server:
         self.log = directory / "server.log"
         self.port = port or free_port()
         self.prefix = tuple(prefix)
+        settings = UNLIMITED | {name.lower(): value for name, value in settings.items()}
         self.settings = {f"CHATAPP_{name.upper()}": str(value) for name, value in settings.items()}
         if seeded:
             seed = {"CHATAPP_ADMIN_NAME": NAME, "CHATAPP_ADMIN_EMAIL": EMAIL, "CHATAPP_ADMIN_PASSWORD": PASSWORD}

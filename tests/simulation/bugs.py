@@ -33,7 +33,7 @@ def acknowledges_before_the_commit() -> Plant:
 
 def counts_one_too_far() -> Plant:
     """`changes` begins one revision after the one it should begin with."""
-    change = {'messages.c.revision > bindparam("cursor"))': 'messages.c.revision > bindparam("cursor") + 1)'}
+    change = {'Message.revision > bindparam("cursor"))': 'Message.revision > bindparam("cursor") + 1)'}
     copy = copy_with("cursor", "chatapp.store.conversations", change)
     return Plant("cursor off by one", traits=Traits(conversations=copy.Conversations))
 

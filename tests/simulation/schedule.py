@@ -13,7 +13,7 @@ from chatapp.bus import Bus
 from chatapp.chat import Chat
 from chatapp.connection_states import is_connected
 from chatapp.store import ChangedMessage, Person
-from chatapp.store.tables import conversations
+from chatapp.store.models import Conversation
 from simulation.client import LIST, Client
 from simulation.disk import Disk, MemoryStore
 from simulation.network import LATEST_MS, Answer, Link
@@ -102,7 +102,7 @@ class Schedule:
     def _person(self, store: MemoryStore) -> Person:
         name = str(self.world.uuid())
         with store.database.write() as tx:  # what earlier schedules wrote lies in the future of this one's clock
-            tx.connection.execute(update(conversations).values(updated_at=0))
+            tx.connection.execute(update(Conversation).values(updated_at=0))
         return store.people.add_admin(name, f"{name}@example.org", "-")
 
     def run(self) -> Outcome:

@@ -6,7 +6,7 @@ import html
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from flask import Flask
 from flask_babel import Babel
@@ -59,6 +59,16 @@ class Traits:
     conversations: type[Conversations] = Conversations
     schema: Callable[[str], str] = lambda statement: statement
     commit_lag_ms: int = 0  # from the acknowledgement to the commit
+
+
+class NoHistories:
+    """Marks are not simulated: none is given, and all are valid."""
+
+    def mark(self, _change: int) -> str:
+        return ""
+
+    def holds(self, _mark: str) -> bool:
+        return True
 
 
 class Line:
@@ -165,8 +175,8 @@ class Server:
         self.bus = Bus()
         self.store = MemoryStore(self.disk, self.bus, self.traits.conversations, self.most_changes)
         self.chat = Chat(self.store, assistant_answers=self.answers)
-        self.reader = Reader(self.store, self.chat, rendering.Renderer(drawing_app(), "/"))
-        self.polls = Polls(self.reader, self.bus, Connections(60, lambda *_: None), EPOCH)
+        self.reader = Reader(self.store, self.chat, rendering.Renderer(drawing_app(), "/", NoHistories().mark))
+        self.polls = Polls(self.reader, self.bus, Connections(60, lambda *_: None), EPOCH, NoHistories())
         self.connections.clear()
         self.bus.subscribe(RUNS, lambda _: self._claim_soon())
         self._assistant_waits = False
@@ -282,7 +292,9 @@ class Server:
                 reply(Answer(200, protocol.answer(found)) if found else Answer(204, ""))
             elif not cancels:
                 for name in cursors:
-                    cancels.append(self.bus.subscribe(self.reader.feed(self.person.id, name), wake))
+                    feed = self.reader.feed(self.person.id, name)
+                    self.bus.subscribe(feed, wake)
+                    cancels.append(partial(self.bus.unsubscribe, feed, wake))
                 self._alive(until - self.world.now, lambda: look() if cancels else None)
 
         def wake(_topic: int) -> None:
@@ -338,21 +350,21 @@ class Server:
 
     def _answer(self, run: ClaimedRun) -> None:
         script = Script(self.world, self.most_changes < MOST_CHANGES)
-        self._alive(FLUSH_MS, lambda: self._write(run, run.lease, script))
+        self._alive(FLUSH_MS, lambda: self._write(run, script))
 
-    def _write(self, run: ClaimedRun, lease: str, script: Script) -> None:
+    def _write(self, run: ClaimedRun, script: Script) -> None:
         changed, runs = script.grow(), self.store.runs
         verdicts = []
 
         def store() -> None:
-            verdict = runs.write_answer(run, lease, "…", changed) if script.left > 0 else "end"
+            verdict = runs.write_answer(run, "…", changed) if script.left > 0 else "end"
             verdicts.append(verdict)
             if verdict != "go":
                 state = "stopped" if verdict == "stop" else "completed" if self.world.chance(0.9) else "failed"
-                runs.end_run(run, lease, state, "…", changed, None)
+                runs.end_run(run, state, "…", changed, None)
 
         if self._survives(store) and verdicts == ["go"]:
-            self._alive(FLUSH_MS, lambda: self._write(run, lease, script))
+            self._alive(FLUSH_MS, lambda: self._write(run, script))
 
     def _reap(self) -> None:
         found: list[tuple[int, list[ClaimedRun]]] = []

@@ -22,12 +22,23 @@ async function fetchWithin(ms, url, options = {}) {
   }
 }
 
+// What the form says is wrong.
+function wordsOf(html) {
+  const page = new DOMParser().parseFromString(html, "text/html")
+  const words = page.querySelector(".error, .alert")?.textContent.trim()
+  if (!words) throw new Error("not our sign-in page")
+  return words
+}
+
+const tokenOf = (page) => page.querySelector('meta[name="csrf-token"], input[name=csrf_token]')
+
 export const session = (signIn) => ({
   get token() { return document.querySelector('meta[name="csrf-token"]')?.content ?? "" },
 
-  // → "renewed", "signed-out" (also if another person is signed in now), "foreign-page"
-  async renew() {
-    const { response, text } = await fetchWithin(10000, location.href) // the one request that follows a redirect
+  // Reads the token of a new session. → "renewed", "signed-out" (also if another person is signed in), "foreign-page"
+  async refresh() {
+    // The one request that follows a redirect. Of a conversation's page another person would get a 404.
+    const { response, text } = await fetchWithin(10000, document.body.dataset.base ?? location.href)
     const isSignIn = response.redirected && new URL(response.url).pathname === signIn
     const page = new DOMParser().parseFromString(text, "text/html")
     const token = page.querySelector('meta[name="csrf-token"]')?.content
@@ -36,5 +47,23 @@ export const session = (signIn) => ({
     document.querySelector('meta[name="csrf-token"]').content = token
     for (const field of document.querySelectorAll("input[name=csrf_token]")) field.value = token
     return "renewed"
+  },
+
+  // → "", or what is wrong, in words; null: another person signed in, whose page this is not: it is left.
+  async signIn(email, password) {
+    const { text } = await fetchWithin(10000, signIn)
+    const field = tokenOf(new DOMParser().parseFromString(text, "text/html"))
+    if (!field) throw new Error("not our sign-in page")
+    if (field.localName === "input") { // else another tab has signed in meanwhile
+      const body = new URLSearchParams({ csrf_token: field.value, email, password })
+      const headers = { Accept: "text/html" }
+      const { response, text: said } = await fetchWithin(30000, signIn, { method: "POST", body, headers, redirect: "manual" })
+      if (response.type !== "opaqueredirect") return wordsOf(said)
+    }
+    const outcome = await this.refresh()
+    if (outcome === "renewed") return ""
+    if (outcome === "foreign-page") throw new Error("not our page")
+    location.assign(document.body.dataset.base ?? "/")
+    return null
   },
 })

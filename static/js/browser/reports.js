@@ -6,9 +6,11 @@ import { storedKeys } from "./older.js"
 const MOST_REPORTS = 200 // of one page, while the server is unreachable
 const MOST_AT_ONCE = 50
 const LONGEST_PAUSE = 600000 // ms; limit of a Retry-After
+const MOST_ERRORS = 10 // of one page
 
 export class Reports {
   #key; #prefix; #client; #url; #canSend; #kept = []; #number = 0; #timer = null; #notBefore = 0
+  onEnd = () => {} // before the last of them are sent
 
   constructor(prefix, client, url, canSend) {
     this.#prefix = `${prefix}:reports:`
@@ -16,7 +18,17 @@ export class Reports {
     this.#client = client
     this.#url = url
     this.#canSend = canSend
-    addEventListener("pagehide", () => navigator.sendBeacon?.(this.#url, this.#body(this.#kept.slice(-MOST_AT_ONCE))))
+    addEventListener("pagehide", () => {
+      this.onEnd()
+      navigator.sendBeacon?.(this.#url, this.#body(this.#kept.slice(-MOST_AT_ONCE)))
+    })
+    let left = MOST_ERRORS
+    const fail = (error, at) => { // the server keeps the place in a script, and leaves out quoted text
+      const cut = (text, most) => `${text}`.slice(0, most)
+      if (left-- > 0) this.add({ type: "error", data: { message: cut(error?.message ?? error, 200), at: cut(at, 500) } })
+    }
+    addEventListener("error", (event) => fail(event, `${event.filename}:${event.lineno}`))
+    addEventListener("unhandledrejection", ({ reason }) => fail(reason, reason?.stack))
   }
 
   add(report) {
@@ -60,7 +72,7 @@ export class Reports {
 
   #body(batch) {
     const token = document.querySelector('meta[name="csrf-token"]')?.content ?? ""
-    return new URLSearchParams({ csrf_token: token, events: JSON.stringify(batch) })
+    return new URLSearchParams({ csrf_token: token, events: JSON.stringify(batch), now: Date.now() })
   }
 
   #read(key) {

@@ -56,8 +56,11 @@ class SharedConnection {
   set view(view) { this.#feeds.view = view }
   get #isAwaiting() { return Boolean(this.#feeds.view?.isAwaiting()) }
   get #history() { return { epoch: this.#world.page.epoch, mark: this.#world.page.mark ?? "" } }
+  get reports() { return this.#own.reports }
   set reports(reports) { this.#own.reports = reports }
+  leave() { this.#own.leave() }
   get rewriters() { return this.#own.rewriters }
+  get access() { return this.#own.access }
   get record() { return { ...this.#record, queued: this.#queued } }
   get mayAsk() { return isConnected(this.#record.status) && this.#record.notBefore <= steadyClock() }
   get pace() { return this.#tabs.isHolder ? this.#own.pace : this.#pace ?? this.#own.pace }
@@ -155,7 +158,8 @@ class SharedConnection {
 
   #share(to) {
     const { record, pace } = this
-    this.#tabs.tell({ type: "record", to, reign: this.#reign, at: steadyClock(), record, pace, socket: this.#own.replaces })
+    const { protocol } = this.#world.page
+    this.#tabs.tell({ type: "record", to, reign: this.#reign, at: steadyClock(), record, pace, socket: this.#own.replaces, protocol })
   }
 
   // Serialized first: applying moves the element's children into this page.
@@ -263,8 +267,9 @@ class SharedConnection {
     this.#feeds.gone(feed)
   }
 
-  #onRecord({ reign, at, record, pace, socket }) {
+  #onRecord({ reign, at, record, pace, socket, protocol }) {
     if (this.#tabs.isHolder || reign < this.#reign) return
+    if (protocol) this.#world.page.protocol = protocol
     const isNew = reign !== this.#reign || this.#isFresh
     this.#isFresh = false
     ;[this.#record, this.#pace, this.#socket, this.#reign] = [moved(record, steadyClock() - at), pace, socket, reign]

@@ -12,6 +12,8 @@ const WAIT = 3000 // ms for the network, if there is a copy
 const MOST_PAGES = 20
 const SERVER_ERROR = 500 // and above
 let purges = 0 // one more at each deletion: a page requested before it must not be stored after it
+let requests = 0
+const stored = new Map() // url → number of the newest request that was stored: one that is overtaken is not
 
 addEventListener("install", (event) => event.waitUntil(install()))
 addEventListener("activate", (event) => event.waitUntil(activate()))
@@ -20,6 +22,7 @@ addEventListener("message", (event) => {
   const { type, url, armour } = event.data
   if (type === "empty") event.waitUntil(purge())
   else if (type === "keep" && CONVERSATION.test(pathOf(url))) event.waitUntil(keep(url, armour).catch(() => {}))
+  else if (type === "review") event.waitUntil(review(new Set(event.data.listed)).catch(() => {}))
 })
 
 const pathOf = (url) => url.startsWith(location.origin + base) ? new URL(url).pathname.slice(base.length) : null
@@ -78,7 +81,7 @@ async function onPage(request, path) {
 }
 
 async function load(request, isKept, hasCopy) {
-  const before = purges
+  const before = begin()
   const response = await fetch(request)
   // To our sign-in page or a captive portal's? Following a foreign redirect fails here.
   if (response.type === "opaqueredirect") {
@@ -98,7 +101,7 @@ const timeout = () => new Promise((_, reject) => setTimeout(() => reject(new Err
 
 // armour: true on networks that rewrite HTML (browser/integrity.js)
 async function keep(url, armour = false) {
-  const before = purges
+  const before = begin()
   const response = await follow(armour ? `${url}?armour=1` : url)
   const text = opened(await response.clone().text())
   if (text.includes(MARK) && !response.redirected) await store(url, response, text, before)
@@ -111,14 +114,32 @@ function opened(text) {
   return new TextDecoder().decode(bytes)
 }
 
-// Stores a page under its person, and deletes the pages of others.
+// Deletes the kept pages of conversations that are there no longer for this person. A listed one is.
+async function review(listed) {
+  for (const name of await cachesOf(PAGES)) {
+    const cache = await caches.open(name)
+    for (const { url } of await cache.keys()) {
+      if (listed.has(url.slice(-36))) continue
+      const response = await follow(url)
+      if (response.status === 404 && (await response.text()).includes(MARK)) await cache.delete(url)
+    }
+  }
+}
+
+const begin = () => ({ purges, request: ++requests })
+
+// Stores a page under its person, and deletes the pages of others. before: of begin(), at its request
 async function store(url, response, text, before) {
+  if (before.request < (stored.get(url) ?? 0) || !(response.ok || response.status === 404)) return
+  stored.set(url, before.request)
   const person = /<body [^>]*data-person="([0-9a-f-]{36})"/.exec(text)?.[1]
   const name = `${PAGES}${version}:${person}`
-  for (const other of await cachesOf(PAGES)) if (person && other !== name) await caches.delete(other)
-  const cache = await caches.open(name)
-  await cache.delete(url)
+  for (const other of await cachesOf(PAGES)) {
+    if (person && other !== name) await caches.delete(other)
+    else await (await caches.open(other)).delete(url) // also where it is gone: that page names nobody
+  }
   if (person && response.ok) {
+    const cache = await caches.open(name)
     const headers = new Headers(response.headers)
     for (const key of ["Content-Encoding", "Content-Length", "Vary"]) headers.delete(key)
     headers.set("X-Kept-At", new Date().toISOString())
@@ -126,7 +147,7 @@ async function store(url, response, text, before) {
     const kept = await cache.keys()
     for (const oldest of kept.slice(0, -MOST_PAGES)) await cache.delete(oldest)
   }
-  if (before !== purges) await purge()
+  if (before.purges !== purges) await purge()
 }
 
 const cachesOf = async (prefix) => (await caches.keys()).filter((name) => name.startsWith(prefix))

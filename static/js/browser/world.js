@@ -5,11 +5,14 @@ import { ask, session } from "./asking.js"
 import { isWhole, opened } from "./integrity.js"
 import { listen, onUse } from "./page-events.js"
 import { Polls } from "./polls.js"
+import { uuid } from "./uuid.js"
 
 // prefix: of this instance's and person's keys in localStorage
 export function pageWorld(prefix, { ws_url: url, sign_in_url: signIn }) {
   const polls = new Polls()
+  const id = uuid()
   return {
+    id, // this page's, in its reports and on its sockets
     now: () => performance.timeOrigin + performance.now(), // see clock.js
     wall: Date.now,
     random: Math.random,
@@ -26,7 +29,7 @@ export function pageWorld(prefix, { ws_url: url, sign_in_url: signIn }) {
     onUse,
     ask,
     poll: (fields, within, request) => polls.ask(fields, within, request),
-    openSocket: (replaces, socket) => openSocket(url, replaces, socket),
+    openSocket: (replaces, socket) => openSocket(url, id, replaces, socket),
     parse: (html) => [...Object.assign(document.createElement("template"), { innerHTML: html }).content.children],
     isWhole,
     opened,
@@ -34,10 +37,10 @@ export function pageWorld(prefix, { ws_url: url, sign_in_url: signIn }) {
 }
 
 // → {send(text) → true if it was sent, close(code), buffered: unsent bytes}. May throw.
-function openSocket(url, replaces, { onText, onClose }) {
+function openSocket(url, id, replaces, { onText, onClose }) {
   const address = new URL(url, location.href)
   address.protocol = address.protocol.replace("http", "ws")
-  const socket = new WebSocket(address.href + (replaces && `?replaces=${replaces}`))
+  const socket = new WebSocket(`${address.href}?page=${id}${replaces && `&replaces=${replaces}`}`)
   socket.onmessage = ({ data }) => onText(data)
   socket.onclose = ({ code, reason }) => onClose(code, reason)
   return {

@@ -16,7 +16,7 @@ const IME = 229 // keyCode of keys that an input method handles (Safari: isCompo
 
 export class Composer {
   #form = document.getElementById("composer")
-  #count = document.getElementById("count"); #text; #drafts; #hadFocus = false
+  #count = document.getElementById("count"); #text; #drafts; #hadFocus = false; #selection
   #level = ""; #isAside = false; #isOpen = false; #isSubmitted = false // sent before open()
 
   // send(body, beside) → truthy if the outbox has taken it; beside: operations to write in the same transaction
@@ -77,12 +77,17 @@ export class Composer {
   // Disabled only if sending is impossible (signed out, refused).
   setEnabled(isEnabled) {
     if (!this.#text || this.#text.disabled === !isEnabled) return
-    if (!isEnabled) this.#hadFocus = document.activeElement === this.#text // a disabled field loses it
+    if (!isEnabled) { // a disabled field loses both
+      this.#hadFocus = document.activeElement === this.#text
+      this.#selection = [this.#text.selectionStart, this.#text.selectionEnd]
+    }
     this.#text.disabled = !isEnabled
     const button = this.#form.querySelector("button[type=submit]")
     if (button) button.disabled = !isEnabled
     const isFree = document.activeElement === document.body || document.activeElement === this.#text
-    if (isEnabled && this.#hadFocus && isFree) this.#text.focus()
+    if (!isEnabled || !this.#hadFocus || !isFree) return
+    this.#text.focus()
+    this.#text.setSelectionRange(...this.#selection)
   }
 
   // The page now belongs to another conversation, and so does the draft. Resolves once it is stored; see Drafts.

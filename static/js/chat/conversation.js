@@ -4,6 +4,7 @@
 import { isWhole } from "../browser/integrity.js"
 import { focusComposer } from "./composer.js"
 import { Items, itemOf } from "../connection/feeds.js"
+import { isConnected } from "../connection/states.js"
 import { announce } from "./announcer.js"
 import { morph, morphInto } from "./morph.js"
 import { Scroll } from "./scroll.js"
@@ -14,14 +15,17 @@ export class ConversationView {
   #messages = document.getElementById("messages")
   #list = document.getElementById("conversations")
   #older = document.getElementById("older")
-  #items = { messages: new Items(() => this.#older?.hidden === false), list: new Items() }
+  #items; #person
   #scroll
   onGone = () => {}
+  onListRemoved = () => {} // (conversation): it was deleted, or the person is no longer in it
   onListCut = () => {} // the list came whole, and entries loaded beyond it were removed
 
-  // placeKey: of the reading position in sessionStorage
-  constructor(conversation, placeKey) {
+  // person: the reader's UUID; placeKey: of the reading position in sessionStorage
+  constructor(conversation, person, placeKey) {
     this.conversation = conversation
+    this.#person = person
+    this.#items = { messages: new Items(person, () => this.#older?.hidden === false), list: new Items(person) }
     this.isAltered = [this.#messages, this.#list].map(forgetAltered).includes(true)
     for (const feed of ["list", conversation]) this.know(feed)
     const log = document.getElementById("log")
@@ -43,6 +47,7 @@ export class ConversationView {
     const { holder, items } = this.#partsOf(feed)
     for (const element of holder?.querySelectorAll(":scope > [data-revision]") ?? []) {
       const item = itemOf(element)
+      if (holder === this.#messages) this.#claim(element, item.key)
       if (!items.has(item.key)) items.know(item)
       else if (this.#find(item.key, holder) !== element) element.remove() // a duplicate: it moved up meanwhile
     }
@@ -72,8 +77,10 @@ export class ConversationView {
   }
 
   #execute(order, holder) {
-    const { verb, key, element, isLast } = order
-    const shown = this.#find(key, holder)
+    const { verb, key, was, element, isLast, isGone } = order
+    const shown = this.#find(was ?? key, holder)
+    if (element && holder === this.#messages) this.#claim(element, key)
+    if (isGone && holder === this.#list) this.onListRemoved(key)
     if (verb === "remove") shown && remove(shown)
     else if (verb === "append") this.#append(shown, order)
     else if (holder === this.#list) this.#placeEntry(shown, element)
@@ -88,6 +95,12 @@ export class ConversationView {
   }
 
   gone(feed) { if (feed === this.conversation) this.onGone(feed) }
+
+  // Frames are the same for all readers: what is only this one's is added here.
+  #claim(article, key) {
+    article.id = `m-${key}`
+    if (article.dataset.authorId === this.#person) article.dataset.mine = ""
+  }
 
   // By id: a selector would walk through every element of every message.
   #find(key, holder) {
@@ -160,6 +173,15 @@ export class ConversationView {
   #onOwnEntry(item) {
     item.querySelector("a")?.setAttribute("aria-current", "page")
     const title = item.textContent.trim()
+    const { people, answers = "always" } = item.dataset
+    const link = document.getElementById("people")
+    if (link) link.hidden = !people
+    if (people && link) link.firstElementChild.textContent = people
+    const field = document.getElementById("body")
+    if (field && document.body.dataset.answers !== answers) {
+      [field.placeholder, field.dataset.other] = [field.dataset.other, field.placeholder]
+    }
+    document.body.dataset.answers = answers
     const heading = document.getElementById("title")
     Object.assign(document.querySelector("dialog:not(:modal, :popover-open) [name=title]") ?? {}, { value: title })
     if (!heading || heading.textContent === title) return
@@ -170,9 +192,9 @@ export class ConversationView {
   // --- the outbox ---
 
   // reason: of a failed delivery, from the transport's outcome
-  onOutbox(entry, change, reason) {
+  onOutbox(entry, change, reason, advice) {
     if (entry.conversation !== this.conversation || !this.#messages) return
-    let article = document.getElementById(`m-${entry.id}`)
+    let article = document.getElementById(`m-${this.#items.messages.keyOf(entry.id)}`)
     if (change === "removed") {
       if (!article || article.dataset.id) return
       this.#items.messages.drop(entry.id)
@@ -186,8 +208,9 @@ export class ConversationView {
     article.dataset.state = entry.failed ? "failed" : isKept ? "sending" : "unstored"
     article.querySelector(".failure")?.remove()
     const state = article.querySelector(".state")
-    const word = entry.storage === "storing" ? "" : !isKept ? "unkept" : change === "sending" ? "sending" : reason === "server-storage" ? "unwritten" : "queued"
+    const word = entry.storage === "storing" ? "" : !isKept ? "unkept" : change === "sending" ? "sending" : reason === "server-storage" ? "unwritten" : isBehind(article) ? "behind" : "queued"
     if (state) state.textContent = entry.failed ? "" : words(word)
+    if (state && reason === "rate-limited" && advice > 0) countDown(state, advice)
     if (entry.failed) article.append(failureRow(entry))
     if (change === "failed") announce(article.querySelector("[data-slot=reason]")?.textContent ?? "")
     const isWrittenHere = change === "added" && entry.storage === "storing" // else from an earlier page or another tab
@@ -197,8 +220,8 @@ export class ConversationView {
   #addPending(entry) {
     const article = document.getElementById("message-pending")?.content.firstElementChild?.cloneNode(true)
     if (!article) return null
-    article.id = `m-${entry.id}`
-    article.dataset.clientId = entry.id
+    Object.assign(article.dataset, { clientId: entry.id, authorId: this.#person })
+    this.#claim(article, entry.id)
     article.querySelector(".body").textContent = entry.body
     article.querySelector("time")?.setAttribute("datetime", new Date(entry.at).toISOString())
     this.#items.messages.expect(entry.id)
@@ -212,6 +235,7 @@ export class ConversationView {
     if (!article || article.dataset.id || !ack) return
     Object.assign(article.dataset, { id: ack.id, position: ack.position, revision: "0", state: "sent" })
     this.#items.messages.know(itemOf(article))
+    this.#claim(article, ack.id)
     article.querySelector(".failure")?.remove()
     const state = article.querySelector(".state")
     if (state) state.textContent = words("sent")
@@ -238,7 +262,9 @@ export class ConversationView {
       for (const article of articles) {
         try {
           const order = this.#items.messages.take(article, true)
-          if (order) this.#place(this.#find(order.key, this.#messages), article, true)
+          if (!order) continue
+          this.#claim(article, order.key)
+          this.#place(this.#find(order.was ?? order.key, this.#messages), article, true)
         } catch (error) { console.error(error) }
       }
     })
@@ -317,6 +343,12 @@ function separate(article) {
   else if (!separator) article.before(daySeparator(article.querySelector("time")?.dateTime))
 }
 
+// True if it waits for an unsent message before it, and not for a connection.
+function isBehind(article) {
+  const before = sibling(article, "previousElementSibling")
+  return isConnected(document.body.dataset.connection) && before?.dataset.state === "sending" && !before.dataset.id
+}
+
 function failureRow(entry) {
   const row = document.getElementById("message-failed")?.content.firstElementChild?.cloneNode(true)
   if (!row) return ""
@@ -324,4 +356,17 @@ function failureRow(entry) {
   const text = words(`failed-${entry.failed.code}`) || entry.failed.words || words("failed-refused")
   if (slot && text) slot.textContent = text
   return row
+}
+
+// Until something else is said there.
+function countDown(state, ms) {
+  const end = performance.now() + ms
+  let said = null
+  const draw = () => {
+    const left = Math.ceil((end - performance.now()) / 1000)
+    if (!state.isConnected || left < 1 || said !== null && state.textContent !== said) return
+    state.textContent = said = words("paused", left)
+    setTimeout(draw, 1000)
+  }
+  draw()
 }

@@ -1,5 +1,9 @@
-// A text that scripts show, from <template id="words">, with {n} replaced; "" if missing.
+// A text that scripts show, from <template id="words"> (or, on /connection, id="record-words"), with {n} replaced; "" if
+// missing.
 export function words(key, n) {
-  const text = document.getElementById("words")?.content.querySelector(`[data-word="${CSS.escape(key)}"]`)?.textContent
-  return text === undefined ? "" : text.replace("{n}", () => n)
+  for (const id of ["words", "record-words"]) {
+    const found = document.getElementById(id)?.content.querySelector(`[data-word="${CSS.escape(key)}"]`)
+    if (found) return found.textContent.replace("{n}", () => n)
+  }
+  return ""
 }

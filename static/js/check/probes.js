@@ -83,6 +83,13 @@ export class Line {
     return { answered: await this.echo(1000) !== null, closed: this.closed, silent_ms: silent }
   }
 
+  // → the frame that begins so, if it comes within this time, else ""
+  async said(start, ms) {
+    const found = () => this.frames.find(({ text }) => text.startsWith(start))
+    await until(() => found() || this.closed, ms)
+    return found()?.text ?? ""
+  }
+
   close() { this.#socket?.close(NORMAL) }
 
   // A browser hides the status of a refused upgrade.

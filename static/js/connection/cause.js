@@ -85,6 +85,7 @@ export class Cause {
         return "drill"
       }
       if (says("origin") === "no") return "origin"
+      if (says("limited") === "yes") return "rate-limited"
       return says("room") === "no" ? "server-full" : "upgrade-refused"
     } catch { return null }
   }

@@ -2,27 +2,31 @@
 // transports, which may overlap: cursors make duplicates harmless. All I/O goes through ports (docs/architecture.md
 // lists them; browser/world.js has those of a page).
 
+import { Access } from "./access.js"
 import { Cause } from "./cause.js"
 import { proof } from "./delays.js"
 import { Feeds } from "./feeds.js"
+import { Measures } from "./measures.js"
 import { NetworkMemory, Rewriters } from "./memory.js"
 import { PollingTransport } from "./polling.js"
 import { ackOf, refusalOf } from "./posts.js"
 import { Presence } from "./presence.js"
 import { QualityWatch } from "./quality.js"
-import { isConnected, newRecord, step } from "./states.js"
+import { ENDED, isConnected, newRecord, step } from "./states.js"
 import { WebSocketTransport } from "./websocket.js"
 
+const WAYS = { buffered: "buffering", cut: "hold-cut", unheld: "hold-cut" } // reasons of pacing that are a proxy's doing
 const SLEPT = 3000 // ms; a timer that is later means that the machine slept or was throttled
 
 export class Connection {
   #config; #states; #world; #record; #websocket; #polling
   #timer = null; #inbox = []; #busy = false
-  #feeds; #flights = new Map(); #presence; #memory; #quality; #cause
+  #feeds; #flights = new Map(); #presence; #memory; #quality; #cause; #measures; #way
   reports = null // {add(report)}
   outbox = null // {settled(id, outcome)}: for acknowledgements after the end of a delivery
   onChange = () => {} // (record)
   rewriters = null // the networks that rewrite HTML
+  access // see access.js
   replaces = "" // the id of the socket that the next one replaces: the server closes it
 
   constructor(config, states, world) {
@@ -30,15 +34,19 @@ export class Connection {
     this.#feeds = new Feeds(world, (feed, cursor) => this.#subscribe({ [feed]: cursor }))
     this.#memory = new NetworkMemory(world, config, (data) => this.#report("network", { data }))
     this.rewriters = new Rewriters(world, config)
+    this.#measures = new Measures(world, (type, facts) => this.#report(type, facts), () => this.#feeds.cursors)
     const { is_doubtful, killGap } = this.#memory.lesson
     this.#config = { latency_ms: world.latency, is_doubtful, ...config }
     this.#states = states
     this.#record = { ...newRecord(config), killGap }
     this.#presence = new Presence(world, () => this.#hasten())
     this.#cause = new Cause(config, world, (event) => this.dispatch(event))
+    const onEnd = (reason) => this.dispatch({ type: "signed_out", reason })
+    this.access = new Access(config, world, () => this.#report("renewed", {}), onEnd)
     let maxMessage = config.ws_max_message
     const core = {
-      on: (event) => this.dispatch(this.#cause.excuse(event)),
+      on: (event) => event.type === "unauthorized" ? this.#renew(event) : this.dispatch(this.#cause.excuse(event)),
+      access: this.access,
       receive: (element, transport, isArmoured) => this.receive(element, transport, isArmoured),
       resync: () => this.#subscribe(this.#feeds.cursors),
       rewriters: this.rewriters,
@@ -46,7 +54,7 @@ export class Connection {
       activity: (awaiting) => this.#activity(awaiting),
       heartbeat: config.heartbeat_ms,
       triggers: config.predict,
-      paced: () => this.#publish(),
+      paced: () => this.#noteWay() ?? this.#publish(),
       maxMessage: () => maxMessage,
       replaces: () => this.replaces,
     }
@@ -86,6 +94,13 @@ export class Connection {
     this.dispatch({ type: "start" })
   }
 
+  // The page ends, rests in the browser's cache, or leaves the connection to another tab.
+  leave() {
+    if (this.#record.status === "disconnected") return
+    this.#measures.close()
+    this.#report("end", { reason: null })
+  }
+
   retry() { this.dispatch({ type: "retry" }) }
 
   follow(feed, cursor) {
@@ -101,6 +116,7 @@ export class Connection {
 
   // Another tab's connection takes over: this one closes. Deliveries in flight are repeated by POST.
   pause() {
+    this.leave()
     this.dispatch({ type: "stop" })
     this.#feeds.clear()
   }
@@ -108,7 +124,7 @@ export class Connection {
   // → {ok, ack} | {refused: code, words} | {retry: reason, advice_ms}
   deliver(entry) {
     return new Promise((resolve) => {
-      const flight = { entry, resolve, byWebSocket: false }
+      const flight = { entry, resolve, byWebSocket: false, at: this.#now, isRepeated: entry.tries > 0 }
       this.#flights.set(entry.id, flight)
       const socket = this.#record.status === "connected" && this.#record.ws === "up" && !entry.create
       flight.byWebSocket = socket && this.#websocket.send(entry)
@@ -138,13 +154,18 @@ export class Connection {
     const [after, actions] = step(this.#states, before, event, this.#now, this.#config, this.#world.random)
     this.#record = after
     this.#quality.note(event, before, after)
+    this.#measures.note(type, before, after, this.#now)
     if (type === "ws_ready" || type === "online" || type === "retry") this.#cause.forget()
     this.#memory.note(before, after, this.#cause.isSure(after.wsReason))
     for (const action of actions) {
       try { this.#perform(action) } catch (error) { console.error(error) }
     }
+    const isOff = after.status === "disconnected"
+    if (isOff !== (before.status === "disconnected")) isOff ? this.access.stop() : this.access.start()
+    if (type === "wake" || type === "online" || type === "retry") this.access.check()
     if (type === "stop") return this.#publish()
     if (after.status !== before.status) this.#report("state", { from: before.status, to: after.status })
+    else if (after.status === "polling" && after.reason !== before.reason) this.#report("cause", {})
     else if (type === "ws_suspect") this.#report("suspect", { reason: event.trigger })
     const { foretold, killGap } = after
     if (foretold !== before.foretold) this.#report("predict", { reason: foretold.trigger, data: foretold })
@@ -152,6 +173,15 @@ export class Connection {
     const shown = (record) => JSON.stringify({ ...record, timers: null })
     if (shown(before) !== shown(after)) this.#publish()
     this.#cause.explain(after)
+  }
+
+  // A transport was answered 401, and has stopped: by: "websocket", "polling". Until the renewal has ended, it counts as
+  // it was, so that nothing is shown of it.
+  async #renew({ by }) {
+    const outcome = await this.access.renew()
+    if (ENDED.includes(outcome)) this.dispatch({ type: "signed_out", reason: outcome })
+    else if (by === "websocket") this.dispatch({ type: "ws_closed", reason: "socket-closed", advice_ms: 0 }) // no blame
+    else this.dispatch({ type: "poll_failed", reason: "server-unreachable", quick: outcome === "renewed" })
   }
 
   #perform(action) {
@@ -166,7 +196,13 @@ export class Connection {
     else if (action === "resend") this.#repost()
   }
 
-  #repost() { for (const flight of [...this.#flights.values()]) if (flight.byWebSocket) this.#post(flight) }
+  #repost() {
+    for (const flight of [...this.#flights.values()]) {
+      if (!flight.byWebSocket) continue
+      flight.isRepeated = true
+      this.#post(flight)
+    }
+  }
 
   // By HTTP, but not during a pause that the server asked for.
   #post(flight) {
@@ -182,6 +218,7 @@ export class Connection {
     const flight = this.#flights.get(id)
     this.#flights.delete(id)
     this.#websocket.settled(id)
+    if (flight && outcome.ok) this.#measures.sent(this.#record.connectionType, this.#now - flight.at, flight.isRepeated)
     if (flight) flight.resolve(outcome)
     else if (!outcome.retry) this.outbox?.settled(id, outcome)
   }
@@ -195,6 +232,7 @@ export class Connection {
         // Another person may have signed in from another tab.
         if ((get("person") ?? "") !== (this.#world.page.person ?? "")) return this.dispatch({ type: "signed_out", reason: "signed-out" })
         this.onHello(element)
+        this.#world.page.protocol = get("protocol") ?? ""
         return this.#feeds.adoptEpoch(get("epoch"))
       case "chat-feed": return this.#applyFeed(feed, element, transport, isArmoured)
       case "chat-ack": return this.#settle(get("client-id"), { ok: true, ack: ackOf(element) })
@@ -204,6 +242,9 @@ export class Connection {
         this.#feeds.adoptHistory(element)
         this.#feeds.forget(feed)
         return this.#feeds.resync(feed)
+      case "chat-retry":
+        this.#memory.forgive()
+        return this.retry()
       case "chat-drill": return this.#cause.noteDrill(get("ms"))
       case "chat-gone":
         this.#feeds.gone(feed)
@@ -217,8 +258,10 @@ export class Connection {
     const taken = this.#feeds.take(feed, element, { isWhole })
     if (taken === "altered") {
       this.rewriters.note()
+      this.#noteWay()
       this.#polling.mend(transport)
     }
+    if (taken === "applied") this.#measures.received(element)
     if (taken === "applied" && transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect()
     return taken === "applied"
   }
@@ -283,6 +326,13 @@ export class Connection {
   }
 
   #publish() { this.onChange(this.record) }
+
+  // What something on the way does to answers, once it is known.
+  #noteWay() {
+    const way = this.rewriters.isHere ? "rewriting" : WAYS[this.pace.why]
+    if (way && way !== this.#way) this.#report("way", { reason: way })
+    this.#way = way
+  }
 
   // Reports to the server's statistics.
   #report(type, { data, ...facts }) {

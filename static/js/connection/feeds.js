@@ -93,26 +93,43 @@ function noteMark(page, element) {
 }
 
 // The items shown of one feed. `apply` and `take` return orders to the view, {verb, key, …}, to be executed in turn:
-//   insert, replace: element (an article, an entry of the list); isLast: an answer that has not begun
+//   insert, replace: element (an article, an entry of the list); isLast: an answer that has not begun; was: the key of
+//     the item that it replaces, an unsent message or a waiting answer, if that is another
 //   append: pieces [{index, source: of the whole block}], patch (its element)
-//   remove
+//   remove: isGone: it was taken away by name, not by a reset
 export class Items {
   #known = new Map(); #keys = new Map() // key → item; position → key
-  #hasOlder
+  #sent = new Map() // client id → key: of the person's own messages and of answers; other people choose theirs freely
+  #person; #hasOlder
 
-  // hasOlder() → true if older items are not loaded yet
-  constructor(hasOlder = () => false) { this.#hasOlder = hasOlder }
+  // person: the reader's UUID; hasOlder() → true if older items are not loaded yet
+  constructor(person, hasOlder = () => false) {
+    this.#person = person
+    this.#hasOlder = hasOlder
+  }
 
   // Registers an item served with the page, or an acknowledged message.
   know(item) {
+    if (this.#isTrusted(item)) {
+      const was = this.#sent.get(item.clientId)
+      if (was !== item.key) this.#known.delete(was)
+      this.#sent.set(item.clientId, item.key)
+    }
     this.#known.set(item.key, item)
     if (item.position) this.#keys.set(item.position, item.key)
   }
 
+  // The key of the person's own message with this client id.
+  keyOf(clientId) { return this.#sent.get(clientId) ?? clientId }
+
+  #isTrusted({ author, clientId }) { return Boolean(clientId) && (author === "" || author === this.#person) }
+
   has(key) { return this.#known.has(key) }
 
   // Registers an unsent message.
-  expect(key) { this.know({ key, id: null, position: 0, revision: -1, sources: new Map() }) }
+  expect(key) {
+    this.know({ key, id: null, clientId: key, author: this.#person, position: 0, revision: -1, sources: new Map() })
+  }
 
   drop(key) { if (this.has(key)) this.#remove(key) }
 
@@ -139,13 +156,15 @@ export class Items {
     if (child.localName === "chat-patch") return this.#patch(child)
     const item = itemOf(child)
     if (!item.key || !["article", "li"].includes(child.localName)) return undefined // inserted by a middlebox
-    const known = this.#known.get(item.key)
+    const was = this.#isTrusted(item) ? this.keyOf(item.clientId) : item.key
+    const known = this.#known.get(item.key) ?? this.#known.get(was)
     // A message that is not loaded yet: scrolling up will load it with this change.
     if (!known && !isOlder && this.#isOlder(item.position)) return undefined
     if (known && known.revision >= item.revision) return undefined
-    if (item.isGone) return known && this.#remove(item.key)
+    if (item.isGone) return this.has(item.key) ? { ...this.#remove(item.key), isGone: true } : undefined
     this.know(item)
-    return { verb: known ? "replace" : "insert", key: item.key, element: child, isLast: item.isLast }
+    const order = { key: item.key, element: child, isLast: item.isLast }
+    return known ? { verb: "replace", ...order, was: known.key } : { verb: "insert", ...order }
   }
 
   // True if the position is before all loaded items, and older ones are not loaded yet.
@@ -190,13 +209,14 @@ const classed = (element, name) => [...element.children].filter((one) => (
   (one.getAttribute("class") ?? "").split(" ").includes(name)
 ))
 
-// The item of an article or list entry, as the server renders it. key: the client id of a person's message, else the
-// id; sources: of the blocks that patches may append to.
+// The item of an article or list entry, as the server renders it. key: its id, of an unsent message the client id;
+// author: the person's UUID, "" of the assistant; sources: of the blocks that patches may append to.
 export function itemOf(element) {
   const id = element.getAttribute("data-id")
   const isAnswerToCome = element.localName === "article" && !element.hasAttribute("data-position")
   return {
-    key: element.getAttribute("data-client-id") || id, id, sources: sourcesOf(element),
+    key: id || element.getAttribute("data-client-id"), id, clientId: element.getAttribute("data-client-id"),
+    author: element.getAttribute("data-author-id") ?? "", sources: sourcesOf(element),
     position: number(element, "data-position"), revision: number(element, "data-revision"),
     isLast: isAnswerToCome,
     isGone: isAnswerToCome ? element.getAttribute("data-state") !== "queued" : element.localName === "li" && element.hasAttribute("data-deleted"),

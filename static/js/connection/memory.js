@@ -54,6 +54,9 @@ export class NetworkMemory {
     if (after.killGap !== before.killGap) this.#add(`gap ${after.killGap}`, null, after.killGap)
   }
 
+  // The network was mended: its failures say nothing any more.
+  forgive() { this.#change((networks) => { if (networks[this.#network]) networks[this.#network].failed = 0 }) }
+
   #add(what, hasWorked, killGap = 0) {
     if (!this.#network || this.#noted.has(what)) return
     this.#noted.add(what)

@@ -13,7 +13,7 @@ export const problemOf = (error) => error?.name === "QuotaExceededError" ? "full
 export class Outbox {
   #world; #storage; #older; #deliver; #entries = new Map(); #writes = new Map(); #settled = new Set()
   #busy = new Set(); #waits = new Map(); #isOpen = false; #isLoaded = false; #isShown = false
-  // (entry, change, reason): added, stored (or not: see entry.storage), sending, waiting, sent (with entry.ack),
+  // (entry, change, reason, advice_ms): added, stored (or not: see entry.storage), sending, waiting, sent (with entry.ack),
   // failed, removed. → a promise or undefined: the entry's row is deleted after it; if it rejects, the row stays
   onChange = () => {}
 
@@ -129,7 +129,7 @@ export class Outbox {
       for (const one of all) if (one.create && one !== entry) this.#store(Object.assign(one, { create: false }))
       this.#remove(entry, "sent")
     } else if (outcome.refused) this.#fail(entry, outcome)
-    else for (const one of all) if (!one.failed) this.#emit(one, "waiting", outcome.retry) // those behind it wait, too
+    else for (const one of all) if (!one.failed) this.#emit(one, "waiting", outcome) // those behind it wait, too
   }
 
   // Delivers the first entry. One that is still being stored holds back those behind it.
@@ -167,8 +167,8 @@ export class Outbox {
     this.#emit(entry, "failed")
   }
 
-  #emit(entry, what, why) {
-    try { return this.onChange(entry, what, why) } catch (error) { console.error(error) }
+  #emit(entry, what, { retry, advice_ms } = {}) {
+    try { return this.onChange(entry, what, retry, advice_ms) } catch (error) { console.error(error) }
   }
 
   // --- the storage ---

@@ -34,13 +34,13 @@ export class PollingTransport {
   #estimate = null; #pacing; #posts; #due = null
 
   #mending = false; #mendsAgain = false
-  // core: {on, receive, resync, plan() → {epoch, mark, feeds}, activity() → see detector.js, rewriters, paced}
+  // core: {on, access, receive, resync, plan() → {epoch, mark, feeds}, activity() → see detector.js, rewriters, paced}
   constructor(config, world, core) {
     this.#config = config
     this.#world = world
     this.#core = core
     this.#pacing = new Pacing(config.poll_ms, config.poll_hold_ms)
-    this.#posts = new Posts(config, world, core.on)
+    this.#posts = new Posts(config, world, core.access, core.on)
   }
 
   get #now() { return this.#world.now() }
@@ -205,7 +205,7 @@ export class PollingTransport {
 
   #conclude(request, outcome) {
     const took = this.#now - request.startedAt
-    if (outcome.signedOut) return this.#stopFor({ type: "signed_out", reason: "signed-out" })
+    if (outcome.signedOut) return this.#stopFor({ type: "unauthorized", by: "polling" })
     if (!outcome.ok) {
       const cut = request.wait > 0 && took > EARLY && !outcome.advice_ms
       if (cut && !outcome.quick) this.#pacing.cut(this.#now, took)

@@ -1,5 +1,7 @@
 // POST requests of messages and buttons: the outcome of an answer, also of a foreign one.
 
+import { ENDED } from "./states.js"
+
 const LONGEST_PAUSE = 600000 // ms; limit of a Retry-After of our server
 const FOREIGN_PAUSE = 60000 // ms; of any other server
 const WITHIN = 10000 // ms for an answer
@@ -39,11 +41,12 @@ export function refusalOf(element) {
 }
 
 export class Posts {
-  #config; #world; #on
+  #config; #world; #access; #on
 
-  constructor(config, world, on) {
+  constructor(config, world, access, on) {
     this.#config = config
     this.#world = world
+    this.#access = access
     this.#on = on
   }
 
@@ -55,7 +58,7 @@ export class Posts {
     return this.#post(url, fields, ({ status }, data) => status >= 200 && status < 300 && Boolean(data?.id))
   }
 
-  // The action of a button: not repeated, except with a renewed CSRF token. → an outcome as of send
+  // The action of a button: not repeated, except after a renewal. → an outcome as of send
   async act(url, fields) {
     const ask = () => this.#post(url, fields, ({ status }) => [201, 204].includes(status))
     const outcome = await ask()
@@ -78,24 +81,20 @@ export class Posts {
     const pause = advice(answer, this.#world.wall())
     if (isDone(answer, data)) return { ok: true, ack: data }
     if (answer.isRedirect) return { retry: "redirected" }
-    if (status === 401) return this.#signedOut()
+    if (status === 401) return this.#renewed(await this.#access.renew())
     if (code === "storage") return { retry: "server-storage", advice_ms: pause, words: data.error.message }
     if (status === 429 || status >= 500) return { retry: "rate-limited", advice_ms: pause }
-    if (code === "csrf") return this.#renew()
+    if (code === "csrf") return this.#renewed(await this.#world.session.refresh())
     if (status === 413) return { refused: "too-long" }
     if (code) return { refused: code, words: data.error.message }
     // A network filter refuses this text: retries would block the messages behind it.
     return status === 403 && !data ? { refused: "network-filter" } : { retry: "foreign-page" }
   }
 
-  // After a new sign-in in another tab, the page's token is outdated. Another person's session counts as signed out.
-  async #renew() {
-    const outcome = await this.#world.session.renew()
-    return outcome === "signed-out" ? this.#signedOut() : { retry: outcome }
-  }
-
-  #signedOut() {
-    this.#on({ type: "signed_out", reason: "signed-out" })
-    return { retry: "signed-out" }
+  // Another person's session counts as signed out.
+  #renewed(outcome) {
+    if (outcome === "unknown") return { retry: "server-unreachable" }
+    if (ENDED.includes(outcome)) this.#on({ type: "signed_out", reason: outcome })
+    return { retry: outcome }
   }
 }

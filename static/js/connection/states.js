@@ -16,6 +16,8 @@ const POLL_COST = 10000
 const PAUSES = ["rate-limited", "drill", "server-storage"] // reasons of working polls
 const OFFLINE_ATTEMPTS = 5 // attempts are not counted while offline: the delay is as after this many
 
+export const ENDED = ["signed-out", "session-expired", "session-revoked"] // reasons for which a person must sign in
+
 export const isConnected = (status) => status === "connected" || status === "polling"
 
 const allows = (config, transport) => config.transports.includes(transport)

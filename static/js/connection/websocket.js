@@ -78,14 +78,8 @@ export class WebSocketTransport {
 
   unsubscribe(feed) { this.#write(JSON.stringify({ type: "unsubscribe", feeds: [feed] })) }
 
-  // After sleep or a hint: forgets outstanding echoes, sends a new one, verdict in 2 s.
-  verify() {
-    const facts = this.#facts
-    if (!facts?.readyAt) return
-    facts.detector.verify(this.#now)
-    this.#echo(facts)
-    this.#schedule()
-  }
+  // After a hint. A socket that is not ready is the attempt's to judge.
+  verify() { if (this.#facts?.readyAt) this.#verify(this.#facts) }
 
   // A poll brought news that this silent socket should have.
   expect() {
@@ -101,6 +95,14 @@ export class WebSocketTransport {
   #fits(text) { return sizeOf(text) <= this.#core.maxMessage() }
 
   #write(text) { return this.#socket?.send(text) ?? false }
+
+  // Forgets outstanding echoes, sends a new one, verdict in 2 s. After a sleep also before the socket is ready: this timer
+  // would be the detector's last.
+  #verify(facts) {
+    facts.detector.verify(this.#now)
+    this.#echo(facts)
+    this.#schedule()
+  }
 
   #echo(facts) { this.#write(JSON.stringify({ type: "echo", n: facts.detector.ask(this.#now) })) }
 
@@ -163,7 +165,7 @@ export class WebSocketTransport {
     const wanted = this.#world.wall() + delay
     this.#timer = this.#world.later(() => {
       if (facts !== this.#facts) return
-      if (this.#world.wall() - wanted > SLEPT) return this.verify()
+      if (this.#world.wall() - wanted > SLEPT) return this.#verify(facts)
       this.#tick(facts)
       this.#schedule()
     }, delay)
@@ -187,7 +189,7 @@ export class WebSocketTransport {
   #onClose(facts, code, said = "") {
     if (facts !== this.#facts) return
     this.#forget()
-    if (code === CLOSE.SIGNED_OUT) return this.#core.on({ type: "signed_out", reason: "signed-out" })
+    if (code === CLOSE.SIGNED_OUT) return this.#core.on({ type: "unauthorized", by: "websocket" })
     const seconds = Number(/retry=([\d.]+)/.exec(said)?.[1])
     const reason = facts.hello ? "socket-closed" : "upgrade-failed"
     const closed = { type: "ws_closed", reason, silent_ms: Math.round(this.#now - facts.detector.lastIn) }
