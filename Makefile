@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix lock failover delivery renewals budgets xss defaults loop simulate traffic conformance fuzz bench before hostile churn day diagnosis
+.PHONY: help run test check fix lock failover delivery renewals budgets xss wire defaults loop simulate traffic conformance fuzz bench before hostile churn day diagnosis
 .PHONY: system-packages
 
 help:
@@ -65,6 +65,9 @@ renewals: $(VENV)/installed-dev
 
 budgets: $(VENV)/installed-dev
 	BUDGETS=20 $(BIN)/python -m pytest -s tests/test_budgets.py --timeout 400 $(ARGS)
+
+wire: $(VENV)/installed-dev
+	WIRE=whole $(BIN)/python -m pytest -s tests/test_wire_size.py --timeout 400 $(ARGS)
 
 xss: $(VENV)/installed-dev system-packages
 	XSS_SPLITS=10 $(BIN)/python -m pytest tests/test_xss.py tests/browser/test_vectors.py --timeout 600 $(ARGS)

@@ -268,9 +268,10 @@ class AdmissionMiddleware:
 # Headers
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
-    "connect-src 'self' {socket}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; manifest-src 'self'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self' {socket}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+PICTURE_POLICY = "default-src 'none'"  # a picture can be opened as a document
 HSTS_S = 31_536_000  # a year
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -280,8 +281,7 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 
-# Static files that are no documents do without their headers, which would weigh more than some of them. A picture can
-# be opened as one, and then runs no script.
+# Static files that are no documents do without their headers, which would weigh more than some of them.
 _WINDOW = ("Cross-Origin-Opener-Policy", "Permissions-Policy")
 _PART = ("Content-Security-Policy", *_WINDOW)
 NOT_OF = {"text/css": _PART, "text/javascript": _PART, "image/svg+xml": _WINDOW}
@@ -302,6 +302,8 @@ def init_headers(app: Flask) -> None:
     @app.after_request
     def headers(response: Response) -> Response:
         left_out = NOT_OF.get(response.mimetype or "", ()) if request.endpoint == "static" else ()
+        if request.endpoint == "static" and response.mimetype == "image/svg+xml":
+            response.headers.setdefault("Content-Security-Policy", PICTURE_POLICY)
         for name, value in answer_headers(request.is_secure, request.host, is_public_https):
             if name not in left_out:
                 response.headers.setdefault(name, value)

@@ -13,7 +13,6 @@ import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -73,7 +72,6 @@ class StaticFile:
     content: bytes
     mimetype: str
     is_text: bool = True
-    changed: datetime | None = None
     brotli_content: bytes | None = None
 
     def compress(self) -> None:
@@ -100,8 +98,6 @@ class StaticFile:
         if encoding:
             response.content_encoding = encoding
         response.set_etag(f"{self.etag}-{encoding}" if encoding else self.etag)
-        if self.changed is not None:  # None would mean now
-            response.last_modified = self.changed
         response.cache_control.no_cache = True  # the caller may replace it
         response.cache_control.no_transform = True
         response.make_conditional(request)
@@ -198,8 +194,7 @@ class StaticFiles:
             script = joined(name, self._read) if self._is_joined else self._read(name)
             return StaticFile(minified(script).encode(), mimetype)
         path = self._paths[name]
-        changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        return StaticFile(path.read_bytes(), mimetype, path.suffix in TEXTS, changed)
+        return StaticFile(path.read_bytes(), mimetype, path.suffix in TEXTS)
 
     def _read(self, name: str) -> str:
         return self._preload() if name == PRELOAD else self._paths[name].read_text()

@@ -28,6 +28,7 @@ from chatapp.store.records import (
     Waiting,
     utc_datetime,
 )
+from chatapp.store.steps import read_steps
 
 PAGE = 40  # messages in the first page, and in each older one
 AFTER_ALL = 1 << 62  # a position after all messages
@@ -312,8 +313,8 @@ class Conversations:
     def _blocks(self, connection: Connection, ids: Sequence[int]) -> dict[int, list[Block]]:
         by_message: dict[int, list[Block]] = {}
         for row in connection.execute(BLOCKS, {"ids": ids}):
-            steps = tuple((a, b, c) for a, b, c in json.loads(row.steps))
-            by_message.setdefault(row.message_id, []).append(Block(row.ordinal, row.html, row.revision, steps))
+            block = Block(row.ordinal, row.html, row.revision, read_steps(row.steps))
+            by_message.setdefault(row.message_id, []).append(block)
         return by_message
 
     # Changing

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from chatapp.store.steps import Step
+
 Item = TypeVar("Item")
 
 
@@ -32,14 +34,23 @@ class Block:
     index: int
     html: str
     revision: int
-    steps: tuple[tuple[int, int, int], ...]  # (revision before, after, length of the common prefix)
+    steps: tuple[Step, ...]
 
     def offset(self, cursor: int) -> int:
         """Return the length of the prefix of `html` known to a reader at `cursor`; 0 if unknown."""
-        newer = [step for step in self.steps if step[1] > cursor]
-        if not newer or newer[0][0] > cursor:
-            return 0
-        return min(step[2] for step in newer)
+        return min([step.start for step in self._newer(cursor)], default=0)
+
+    def known(self, cursor: int) -> tuple[int, int]:
+        """Return the lengths of prefix and suffix that a reader at `cursor` has, of `html` without colours; 0 if
+        unknown.
+        """
+        newer = self._newer(cursor)
+        return min([step.plain_start for step in newer], default=0), min([step.plain_end for step in newer], default=0)
+
+    def _newer(self, cursor: int) -> list[Step]:
+        """Return the steps after the cursor, if they are all known."""
+        newer = [step for step in self.steps if step.after > cursor]
+        return newer if newer and newer[0].before <= cursor else []
 
 
 @dataclass(frozen=True)

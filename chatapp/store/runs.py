@@ -20,11 +20,11 @@ from chatapp.store.members import ADDRESSED
 from chatapp.store.models import Conversation, Membership, Message, Person, Run
 from chatapp.store.prepared import Prepared, Value
 from chatapp.store.records import ConversationRef, Waiting
+from chatapp.store.steps import add_step
 
 MOST_AT_ONCE = 16  # running answers of a worker; more are queued
 MOST_RECOUNTED = 200  # the first of the queue: those behind them are updated as they move up
 MOST_TURNS = 20  # messages in the history of an assistant
-MOST_STEPS = 20  # changes of the open block: a reader further behind gets it whole
 FAILING, MOST_LOOKED_AT = 2, 20  # answers in a row that mean trouble; of so many newest ones
 GO_ON = "Go on exactly where your answer stopped, without repeating it."  # asked in the person's name
 AGAIN = "+"  # suffix of the lease of a resumed run: it is resumed only once
@@ -344,8 +344,7 @@ class Runs:
             if old is None:
                 ADD_BLOCK.run(tx.connection, message_id=run.message_id, ordinal=index, revision=revision, html=html)
             elif old.html != html:
-                step = [old.revision, revision, common_start(old.html, html)]
-                steps = json.dumps([*json.loads(old.steps), step][-MOST_STEPS:], separators=(",", ":"))
+                steps = add_step(old.steps, old.revision, revision, old.html, html)
                 values: dict[str, Value] = {"at": revision, "text": html, "by": steps}
                 CHANGE_BLOCK.run(tx.connection, message=run.message_id, index=index, **values)
 
@@ -391,15 +390,3 @@ def _live_runs(place: ConversationRef, answer: str = "") -> Select[int, str]:
     """Select id and state of the live runs of a conversation, or only of `answer`."""
     query = select(Run.id, Run.state).where(Run.conversation_id == place.conversation, _live)
     return query.where(Run.uuid == answer) if answer else query
-
-
-def common_start(a: str, b: str) -> int:
-    """Return the length in characters of the longest common prefix."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[:middle] == b[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -53,6 +53,7 @@ class Poll:
     person: str | None = None  # signed in, as far as the client knows
     mark: str = ""  # see store/histories.py
     armour: bool = False  # see armour.py
+    is_short: bool = False  # the client reads the short form of what an answer grows by
 
 
 class LongPoll(EventSocket):
@@ -299,7 +300,7 @@ class Polls:
         found = []
         for name, cursor in poll.cursors.items():
             try:
-                if (frame := self.reader.read(person, name, cursor).frame) is not None:
+                if (frame := self.reader.read(person, name, cursor, poll.is_short).frame) is not None:
                     found.append(frame)
             except Gone:
                 found.append(protocol.gone(name))

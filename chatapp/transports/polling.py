@@ -22,7 +22,7 @@ from chatapp.store import AuthSession, StorageUnavailable
 from chatapp.transports.armour import ARMOUR
 from chatapp.transports.long_poll import NOTHING, Poll, Polls
 from chatapp.transports.over_budget import POLLS, HeadersOf, document_headers, too_many
-from chatapp.transports.subscriptions import MOST_FEEDS
+from chatapp.transports.subscriptions import MOST_FEEDS, are_distinct
 
 MOST_QUERIES, MOST_QUERY_BYTES = 4096, 4 << 20  # in the cache of parsed queries
 POLL_BYTES, FEED_BYTES = 800, 200  # size of a parsed query, and of each feed in it
@@ -62,7 +62,8 @@ def parse(arguments: MultiDict[str, str], longest_hold_s: float) -> Poll:
     is_armoured = arguments.get(ARMOUR) == "1"
     wait_s = min(wait_s, longest_hold_s)
     epoch, mark = arguments.get("epoch", ""), arguments.get("mark", "")
-    return Poll(epoch, cursors, wait_s, arguments.get("person"), mark, is_armoured)
+    is_short = arguments.get("short") == "1" and are_distinct(cursors)
+    return Poll(epoch, cursors, wait_s, arguments.get("person"), mark, is_armoured, is_short)
 
 
 def within(poll: Poll, session: AuthSession) -> Poll:

@@ -15,6 +15,10 @@ REVISION = 2
 """Of this protocol: one more where a client must know of a change. 2: several people, `data-author-id`."""
 
 
+GROWTH, GROWTH_END = "<chat-feed", "</chat-feed>"
+"""Around the short form of a feed of which only one block of an answer grew. In a poll it is the wrapper itself."""
+
+
 class BadFrame(Exception):
     """An invalid frame; the message is for the client."""
 
@@ -26,6 +30,7 @@ class Subscribe:
     epoch: str
     feeds: dict[str, int]
     mark: str = ""  # see store/histories.py
+    short: bool = False  # the client reads the short form of what an answer grows by
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def decode(text: str) -> ClientFrame:
             return Send(_valid_name(conversation), _valid_name(client_id), body)
         case {"type": "subscribe", "epoch": str(epoch), "feeds": dict(feeds)}:
             cursors = {_valid_name(name): _valid_cursor(cursor) for name, cursor in feeds.items()}
-            return Subscribe(epoch, cursors, str(data.get("mark", "")))
+            return Subscribe(epoch, cursors, str(data.get("mark", "")), data.get("short") is True)
         case {"type": "unsubscribe", "feeds": list(names)} if all(isinstance(name, str) for name in names):
             return Unsubscribe(tuple(_valid_name(name) for name in names))
         case {"type": str(kind)}:
@@ -176,4 +181,6 @@ def nothing(feed: str, cursor: int) -> str:
 
 def answer(frames: list[str]) -> str:
     """Return a poll's body: the frames in an element that no proxy's or captive portal's page has."""
+    if len(frames) == 1 and frames[0].startswith(f"{GROWTH} at="):
+        return f"<chat-answer{frames[0].removeprefix(GROWTH).removesuffix(GROWTH_END)}</chat-answer>"
     return element("chat-answer", "\n".join(frames))

@@ -19,13 +19,16 @@ from markupsafe import Markup, escape
 from chatapp.cache import Cache
 from chatapp.store import Block, ChangedMessage, Changes, Entry, Waiting
 from chatapp.store.attachments import MARK, REFERENCE
-from chatapp.transports.protocol import element
+from chatapp.store.steps import COLOUR, without_colours
+from chatapp.transports.protocol import GROWTH, GROWTH_END, element
 
 _TAG = re.compile(r'<(?:[^<>"]|"[^"]*")*>')
 _LINK = re.compile(r'<a (?:[^>"]|"[^"]*")*?\bhref="([^"]*)"')
 _FILE = r'<a class="file" href="../attachments/\3" download>[file: \1, \2<span class="visually-hidden">, \3</span>]</a>'
 MOST_RENDERED = 2000  # cached messages; a rendering is some 2 kB
 MOST_RENDERED_BYTES = 16 << 20  # in total: a long one has 20,000 characters, each up to six as HTML
+SHORT = 4  # characters of a feed's name in the short form; of 10 feeds two are alike once in 1,500 times
+UUID_LENGTH = 36
 PLAIN = ("sent", None, False, False, True)  # state, error, deleted, edited, named: what MessageTemplate can render
 SAMPLE = ChangedMessage(
     id=0,
@@ -120,9 +123,11 @@ class Renderer:
         self._templates: dict[str, MessageTemplate] = {}  # by language
         self._rendered: Cache[tuple[int, int, str], str] = Cache(MOST_RENDERED, MOST_RENDERED_BYTES)
 
-    def feed(self, name: str, changes: Changes[Any]) -> str:
-        """Return the frame of a feed's changes."""
-        html = "\n".join([self._item(item, changes) for item in changes.items])
+    def feed(self, name: str, changes: Changes[Any], is_short: bool = False) -> str:
+        """Return the frame of a feed's changes, for a client that asked for it in its short form."""
+        if is_short and (frame := self._growth(name, changes)) is not None:
+            return frame
+        html = "\n".join([self._item(item, changes, is_short) for item in changes.items])
         html += "".join([self.waiting(waiting) for waiting in changes.waiting])
         flags = f"{' more' if changes.more else ''}{' reset' if changes.reset else ''}"
         if mark := self._mark(changes.change):
@@ -169,23 +174,40 @@ class Renderer:
         """Return an entry of the list of conversations."""
         return Markup(self._draw("_list_entry.html", "entry", entry, self._base))
 
-    def _item(self, item: ChangedMessage | Entry, changes: Changes[Any]) -> str:
+    def _item(self, item: ChangedMessage | Entry, changes: Changes[Any], is_short: bool) -> str:
         if isinstance(item, Entry):
             return self.entry(item)
-        is_known = not changes.reset and item.position <= changes.start
-        if is_known and item.author == "assistant" and not item.deleted and not item.folded:
-            return self._patch(item, changes.start)
+        if _is_known_answer(item, changes):
+            return self._patch(item, changes.start, is_short)
         return self.message(item)
 
-    def _patch(self, message: ChangedMessage, cursor: int) -> str:
+    def _growth(self, name: str, changes: Changes[Any]) -> str | None:
+        """Return the frame of an answer that grew in one block: the most frequent one, and nearly all of an answer's
+        bytes. None if there is more to say."""
+        item = changes.items[0] if len(changes.items) == 1 else None
+        if isinstance(item, Entry) or item is None or not _is_known_answer(item, changes) or len(name) != UUID_LENGTH:
+            return None
+        start, end = changes.start, changes.end
+        grown = [block for block in item.blocks if block.revision > start]
+        has_more = changes.more or changes.waiting or item.state_revision > start or item.revision != end
+        if has_more or len(grown) != 1:
+            return None
+        offset, kept, piece, paint = _piece(grown[0], start)
+        since = "" if start == end - 1 else f' from="{start}"'
+        mark = self._mark(changes.change)
+        marked = f' mark="{mark}"' if mark else ""
+        at = f"{item.position}.{grown[0].index}.{offset}.{kept}"
+        feed = f'feed="{name[:SHORT]}"{since} to="{end}"{marked}'
+        return f'{GROWTH} at="{at}" {feed} check="{checksum(piece + paint)}"{_html(piece, paint)}>{GROWTH_END}'
+
+    def _patch(self, message: ChangedMessage, cursor: int, is_short: bool) -> str:
         """Return the changes after `cursor` of an answer that the reader already shows."""
         parts, tails = [], ""
         for block in message.blocks:
             if block.revision > cursor:
-                offset = block.offset(cursor)
-                start, tail = block.html[:offset], block.html[offset:]
-                tails += tail
-                parts.append(element("chat-block", _text(tail), index=block.index, offset=utf16_length(start)))
+                text, part = _short_block(block, cursor) if is_short else _block(block, cursor)
+                tails += text
+                parts.append(part)
         if message.state_revision > cursor:
             parts.append(self._draw("_message.html", "footer", message))
         # Small, because a long answer is hundreds of patches: the state only if it changed.
@@ -202,6 +224,58 @@ class Renderer:
 
     def _language(self) -> str:
         return "en"  # the only catalogue so far
+
+
+def _is_known_answer(item: ChangedMessage, changes: Changes[Any]) -> bool:
+    is_known = not changes.reset and item.position <= changes.start
+    return is_known and item.author == "assistant" and not item.deleted and not item.folded
+
+
+def _block(block: Block, cursor: int) -> tuple[str, str]:
+    """Return the end of a block that a reader at `cursor` lacks, and its element."""
+    offset = block.offset(cursor)
+    start, tail = block.html[:offset], block.html[offset:]
+    return tail, element("chat-block", _text(tail), index=block.index, offset=utf16_length(start))
+
+
+def _short_block(block: Block, cursor: int) -> tuple[str, str]:
+    """Return the part of a block that a reader at `cursor` lacks, and its element in the short form."""
+    offset, kept, piece, paint = _piece(block, cursor)
+    place = f'index="{block.index}" offset="{offset}" keep="{kept}"'
+    return piece + paint, f"<chat-block {place}{_html(piece, paint)}></chat-block>"
+
+
+def _piece(block: Block, cursor: int) -> tuple[int, int, str, str]:
+    """Return the part of a block without colours that a reader at `cursor` lacks: UTF-16 units before it, UTF-16 units
+    after it, HTML; and the colours of the whole block.
+    """
+    html = without_colours(block.html)
+    start, end = block.known(cursor)
+    end = len(html) - end
+    paint = _paint(block.html) if html is not block.html else ""
+    return utf16_length(html[:start]), utf16_length(html[end:]), html[start:end], paint
+
+
+def _paint(html: str) -> str:
+    """Return the colours of code: for each, UTF-16 units since the one before, the element, UTF-16 units in it."""
+    parts, at = [], 0
+    for tag in COLOUR.finditer(html):
+        parts.append(f"{utf16_length(html[at : tag.start()])}{'' if tag[1] else tag[2]}")
+        at = tag.end()
+    return "".join(f"{part} " if n % 2 else part for n, part in enumerate(parts)).strip()
+
+
+def _html(piece: str, paint: str) -> str:
+    """Return the attributes with a part of a block."""
+    return f" html={_quoted(piece)}" + (f' paint="{paint}"' if paint else "")
+
+
+def _quoted(html: str) -> str:
+    """Return HTML as an attribute's value, in the quotes that occur less often in it."""
+    text = html.replace("&", "&amp;")
+    if text.count('"') > text.count("'"):
+        return "'" + text.replace("'", "&#39;") + "'"
+    return '"' + text.replace('"', "&#34;") + '"'
 
 
 def _text(html: str) -> str:

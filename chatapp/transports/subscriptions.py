@@ -6,7 +6,7 @@ feed is read only at that moment, so a slow reader gets the newest state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from sys import getsizeof
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from chatapp.bus import Bus, Wake
 from chatapp.cache import Cache
 from chatapp.chat import Chat, Gone
 from chatapp.store import Changes, Store
-from chatapp.transports.rendering import Renderer
+from chatapp.transports.rendering import SHORT, Renderer
 
 LIST = "list"  # the name of a person's list feed on the wire
 MOST_FEEDS = 100  # of one connection; far above a person's open tabs
@@ -51,7 +51,7 @@ class Reader:
         self._conversations, self._database = store.conversations, store.database
         self._chat = chat
         self._renderer = renderer
-        self._frames: Cache[tuple[int, int], tuple[int, Update]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
+        self._frames: Cache[tuple[int, int, bool], tuple[int, Update]] = Cache(MOST_CACHED, MOST_CACHED_BYTES)
         self._revisions = store.database.revisions
         self.generation = 0  # of permissions: a check of an earlier one is invalid
         store.database.on_access_change(self._invalidate_permissions)
@@ -65,7 +65,7 @@ class Reader:
             return self._conversations.list_feed(person)
         return self._chat.place(person, name).feed
 
-    def read(self, person: int, name: str, cursor: int) -> Update:
+    def read(self, person: int, name: str, cursor: int, is_short: bool = False) -> Update:
         """Return the changes after a cursor; if there are none, without the database. Raises Gone, StaleCursor."""
         ref = None if name == LIST else self._chat.place(person, name)
         feed = ref.feed if ref else self._conversations.list_feed(person)
@@ -76,18 +76,19 @@ class Reader:
             raise StaleCursor
         if cursor == head:
             return Update(None, cursor)
-        cached = self._frames.get((feed, cursor))
+        cached = self._frames.get((feed, cursor, is_short))
         if cached is not None and cached[0] == head:
             return cached[1]
         changes: Changes[Any] = self._chat.changes(ref, cursor) if ref else self._chat.entries(person, cursor)
-        update = Update(self._renderer.feed(name, changes), changes.end, changes.more, compresses=name != LIST)
+        frame = self._renderer.feed(name, changes, is_short)
+        update = Update(frame, changes.end, changes.more, compresses=name != LIST)
         size = 3 * getsizeof(update.frame) + getsizeof(update)  # with room for `encoded` and `deflated`
-        self._frames.put((feed, cursor), (head, update), size)
+        self._frames.put((feed, cursor, is_short), (head, update), size)
         return update
 
-    def shared(self, feed: int, cursor: int) -> Update | None:
+    def shared(self, feed: int, cursor: int, is_short: bool) -> Update | None:
         """Return the cached update after a cursor, if it is complete and current. Does not check permission."""
-        cached = self._frames.get((feed, cursor))
+        cached = self._frames.get((feed, cursor, is_short))
         if cached is None or cached[0] != self._revisions.get(feed):
             return None
         update = cached[1]
@@ -127,15 +128,16 @@ def broadcast(topic: int, wakes: Iterable[Wake]) -> None:
 
     A message may have thousands of readers; each costs a few look-ups and the write.
     """
-    cursor, update = NO_CURSOR, None
+    cursor, is_short, update = NO_CURSOR, False, None
     for wake in wakes:
         if not isinstance(wake, Subscription):
             wake(topic)
             continue
         subscriber = wake.subscriber
         reader = subscriber.reader
-        if wake.cursor != cursor:
-            cursor, update = wake.cursor, reader.shared(topic, wake.cursor)
+        if wake.cursor != cursor or subscriber.is_short != is_short:
+            cursor, is_short = wake.cursor, subscriber.is_short
+            update = reader.shared(topic, cursor, is_short)
         is_idle = not (wake.is_dirty or subscriber.dirty or subscriber.replies)
         may_push = is_idle and wake.generation == reader.generation
         if update is not None and may_push and subscriber.transport.push(update):
@@ -184,7 +186,7 @@ class Subscriber:
     Collections are tuples: thousands of idle connections share the empty one.
     """
 
-    __slots__ = ("_bus", "_subscriptions", "dirty", "person", "reader", "replies", "transport")
+    __slots__ = ("_bus", "_subscriptions", "dirty", "is_short", "person", "reader", "replies", "transport")
 
     def __init__(self, reader: Reader, bus: Bus, person: int, transport: Transport) -> None:
         self.person = person
@@ -194,6 +196,7 @@ class Subscriber:
         self.reader = reader
         self._bus = bus
         self._subscriptions: tuple[Subscription, ...] = ()
+        self.is_short = False
 
     def __call__(self, _topic: int) -> None:
         """Have the transport check the session; the bus calls this at its end."""
@@ -203,14 +206,15 @@ class Subscriber:
         """Add a frame to be written before updates."""
         self.replies += (frame,)
 
-    def subscribe(self, name: str, cursor: int) -> None:
-        """Subscribe to a feed from a cursor. Raises Gone, TooManyFeeds."""
+    def subscribe(self, name: str, cursor: int, wants_short: bool = False) -> None:
+        """Subscribe to a feed from a cursor; the latest call decides on the form. Raises Gone, TooManyFeeds."""
         self.unsubscribe(name)
         if len(self._subscriptions) >= MOST_FEEDS:
             raise TooManyFeeds
         feed = self.reader.feed(self.person, name)
         subscription = Subscription(self, name, feed, cursor)
         self._subscriptions += (subscription,)
+        self.is_short = wants_short and are_distinct([subscription.name for subscription in self._subscriptions])
         self._bus.subscribe(feed, subscription)
         subscription(feed)
 
@@ -243,7 +247,7 @@ class Subscriber:
             subscription.is_dirty = False
             generation = self.reader.generation
             try:
-                update = self.reader.read(self.person, subscription.name, subscription.cursor)
+                update = self.reader.read(self.person, subscription.name, subscription.cursor, self.is_short)
             except (Gone, StaleCursor) as error:
                 self.unsubscribe(subscription.name)
                 return subscription.name, error
@@ -261,6 +265,11 @@ class Subscriber:
     def feeds(self) -> int:
         """Return the number of subscriptions."""
         return len(self._subscriptions)
+
+
+def are_distinct(names: Collection[str]) -> bool:
+    """Return True if these feeds can be told apart by the short form of their names."""
+    return len({name[:SHORT] for name in names}) == len(names)
 
 
 def _without(subscriptions: tuple[Subscription, ...], removed: Subscription) -> tuple[Subscription, ...]:

@@ -246,17 +246,17 @@ class WebSocketConnection(EventSocket):
             case protocol.Unsubscribe(names):
                 for name in names:
                     self._subscriber.unsubscribe(name)
-            case protocol.Subscribe(epoch, feeds, mark):
+            case protocol.Subscribe(epoch, feeds, mark, is_short):
                 reload = protocol.stale(self._services.store.histories, epoch, self._services.epoch, mark)
                 for name, cursor in feeds.items():
                     if reload is None:
-                        self._subscribe(name, cursor)
+                        self._subscribe(name, cursor, is_short)
                     else:
                         self._subscriber.reply(reload(name))
 
-    def _subscribe(self, name: str, cursor: int) -> None:
+    def _subscribe(self, name: str, cursor: int, is_short: bool) -> None:
         try:
-            self._subscriber.subscribe(name, cursor)
+            self._subscriber.subscribe(name, cursor, is_short)
         except ChatError:
             self._subscriber.reply(protocol.gone(name))
         except TooManyFeeds:

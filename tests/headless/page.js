@@ -31,14 +31,14 @@ class Shown {
 
   apply(element) {
     const { orders, fits } = this.items.apply(element)
-    for (const { verb, key, was, element: one, pieces, patch } of orders) {
+    for (const { verb, key, was, element: one, pieces, revision, patch } of orders) {
       if (was !== key) this.rows.delete(was)
       if (verb === "remove") this.rows.delete(key)
       else if (verb === "append") {
         const row = this.rows.get(key)
         for (const { index, source } of pieces) row.blocks[index] = source
         row.state = patch.getAttribute("state") ?? row.state
-        row.revision = Number(patch.getAttribute("revision"))
+        row.revision = revision
       } else {
         this.rows.set(key, one.localName === "li" ? entryOf(one) : messageOf(one))
         if (verb === "insert") this.inserted.push(this.rows.get(key))

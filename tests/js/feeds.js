@@ -1,6 +1,6 @@
 // What tests/test_feeds.py asks of the shipped rules of what is shown. An element is {name, attributes, children, text}.
 
-import { Items, itemOf } from "../../static/js/connection/feeds.js"
+import { Items, itemOf, named, within } from "../../static/js/connection/feeds.js"
 
 const element = ({ name, attributes = {}, children = [], text = "" }) => ({
   localName: name, children: children.map(element), textContent: text,
@@ -17,5 +17,26 @@ export function shown(known, expected, hasOlder, feeds) {
   return feeds.map((feed) => {
     const { orders, fits, isCut } = items.apply(element(feed))
     return { orders: orders.map(({ verb, key, was }) => was === undefined ? [verb, key] : [verb, key, was]), fits, isCut }
+  })
+}
+
+const trees = (html) => JSON.parse(globalThis.parsed(html)).map((tree) => {
+  const read = ({ t: name, a: attributes, c: children = [], x: text }) => ({
+    name, attributes, text: text ?? children.map(read).map((child) => child.text).join(""), children: children.map(read),
+  })
+  return element(read(tree))
+})
+
+// What a reader shows who applies frames of one feed in turn. → after each: the blocks that patches changed, by index; null
+// where it did not fit
+export function grown(frames, feeds) {
+  const items = new Items(ME)
+  const blocks = {}
+  return frames.map((frame) => {
+    const [one] = trees(named(frame, feeds))
+    const [feed] = one.localName === "chat-answer" ? within(one) : [one]
+    const { orders, fits } = items.apply(feed)
+    for (const { index, source } of orders.flatMap(({ pieces = [] }) => pieces)) blocks[index] = source
+    return fits ? { feed: feed.getAttribute("feed"), blocks: { ...blocks } } : null
   })
 }

@@ -132,10 +132,13 @@ class Client:
         assert answer.status == 200, f"{answer.status} for /c/{conversation}"
         return self.learn(answer.page)
 
-    def poll(self, cursors: Mapping[str, int], wait: float = 0, epoch: str | None = None) -> Answer:
+    def poll(
+        self, cursors: Mapping[str, int], wait: float = 0, epoch: str | None = None, is_short: bool = False
+    ) -> Answer:
         """One poll from these cursors."""
         epoch = self.epoch if epoch is None else epoch
         query = [("epoch", epoch)] + [("c", f"{feed}:{n}") for feed, n in cursors.items()] + [("wait", f"{wait:g}")]
+        query += [("short", "1")] if is_short else []
         return self.request("GET", f"/changes?{urlencode(query)}")
 
     def history(self, conversation: str) -> list[Element]:

@@ -6,6 +6,7 @@ touch by what works, and sends until it is acknowledged: for tests of what happe
 """
 
 import json
+import re
 import threading
 import time
 import uuid
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
@@ -23,6 +25,7 @@ from lab.http import Answer, Client
 from lab.processes import wait_for
 
 CHANGES = ("chat-feed", "chat-reload", "chat-gone")
+COLOUR = re.compile("</?(?:b|i|u|var)>")  # of code
 BROKEN = (OSError, WebSocketException, AssertionError)  # what a peer meets whose server or network is gone
 
 
@@ -145,12 +148,16 @@ class Applied:
             return True
         blocks = list(known.blocks)
         for piece in patch.all("chat-block"):
-            index, offset = piece.number("index"), piece.number("offset")
+            index, offset, kept = piece.number("index"), piece.number("offset"), int(piece.get("keep", "0"))
             blocks += [""] * (index + 1 - len(blocks))
-            units = blocks[index].encode("utf-16-le")  # offsets count UTF-16 units, as JavaScript does
-            if len(units) < 2 * offset:
+            known_html = COLOUR.sub("", blocks[index]) if piece.has("html") else blocks[index]
+            units = known_html.encode("utf-16-le")  # offsets count UTF-16 units, as JavaScript does
+            if len(units) < 2 * (offset + kept):
                 return False
-            blocks[index] = units[: 2 * offset].decode("utf-16-le") + piece.text
+            source = piece.get("html") if piece.has("html") else piece.text
+            after = units[len(units) - 2 * kept :].decode("utf-16-le")
+            html = units[: 2 * offset].decode("utf-16-le") + source + after
+            blocks[index] = painted(html, piece.get("paint"))
         known.blocks, known.revision = blocks, patch.number("revision")
         known.state = patch.get("state", known.state)
         known.text = "\n".join(parse(block).text for block in blocks)
@@ -183,10 +190,35 @@ def read_article(article: Element) -> Shown:
     )
 
 
+def unfolded(element: Element, feeds: Mapping[str, Feed]) -> Element:
+    """What an answer grew by as a chat-feed, if it came in the short form."""
+    if not element.has("at"):
+        return element
+    [feed] = [name for name in feeds if name.startswith(element.get("feed"))]
+    end, at = element.get("to"), element.get("at").split(".")
+    block = Element("chat-block", dict(zip(("index", "offset", "keep"), at[1:], strict=True)))
+    block.attributes |= {name: element.get(name) for name in ("html", "paint")}
+    patch = Element("chat-patch", {"position": at[0], "revision": end}, [block])
+    checked = element.get("html") + element.get("paint")
+    assert f"{crc32(checked.encode()):08x}" == element.get("check"), "the check"
+    return Element("chat-feed", {"feed": feed, "from": element.get("from") or str(int(end) - 1), "to": end}, [patch])
+
+
+def painted(html: str, paint: str) -> str:
+    """HTML with the colours of its code, from its short form."""
+    units, at, parts = html.encode("utf-16-le"), 0, []
+    for gap, tag, length in re.findall(r"(\d+)([a-z]+)(\d+)", paint):
+        start, end = at + 2 * int(gap), at + 2 * (int(gap) + int(length))
+        parts += [units[at:start], f"<{tag}>".encode("utf-16-le"), units[start:end], f"</{tag}>".encode("utf-16-le")]
+        at = end
+    return b"".join([*parts, units[at:]]).decode("utf-16-le")
+
+
 class Peer:
     """One connection of one signed-in client. `arrived` keeps (seconds, element) of everything that came."""
 
     transport = ""
+    is_short = False  # ask for what an answer grows by in the short form
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -248,7 +280,7 @@ class Peer:
     def _take(self, markup: str) -> list[Element]:
         """Applies a frame or the inside of a poll's answer."""
         self.bytes_in += len(markup.encode())
-        elements = parse(markup).elements
+        elements = [unfolded(element, self.applied.feeds) for element in parse(markup).elements]
         now = time.monotonic()
         for element in elements:
             self.arrived.append((now, element))
@@ -285,7 +317,8 @@ class WebSocketPeer(Peer):
     def subscribe(self, cursors: Mapping[str, int]) -> None:
         for feed, cursor in cursors.items():
             self.applied.feeds.setdefault(feed, Feed()).cursor = cursor
-        self.say(type="subscribe", epoch=self.client.epoch, feeds=dict(cursors))
+        short = {"short": True} if self.is_short else {}
+        self.say(type="subscribe", epoch=self.client.epoch, feeds=dict(cursors), **short)
 
     def say(self, **message: Any) -> None:
         """Any frame of the client, as JSON."""
@@ -375,11 +408,13 @@ class PollingPeer(Peer):
 
     def poll(self, wait: float = 0) -> Answer:
         """One poll from the cursors; what it brings is applied."""
-        answer = self.client.poll({feed: self.cursor(feed) for feed in sorted(self.following)}, wait)
+        cursors = {feed: self.cursor(feed) for feed in sorted(self.following)}
+        answer = self.client.poll(cursors, wait, is_short=self.is_short)
         self.answers.append((time.monotonic(), answer.status))
         if answer.status == 200:
             assert answer.text.startswith("<chat-answer"), f"not the product's answer: {answer.text[:200]}"
-            self._take(answer.page.one("chat-answer").source)
+            is_growth = answer.page.one("chat-answer").has("at")
+            self._take(answer.text if is_growth else answer.page.one("chat-answer").source)
         return answer
 
     def prove(self) -> None:

@@ -94,17 +94,17 @@ class Line:
             case protocol.Unsubscribe(names):
                 for name in names:
                     self._subscriber.unsubscribe(name)
-            case protocol.Subscribe(epoch, feeds, _):
+            case protocol.Subscribe(epoch, feeds, _, is_short):
                 for name, cursor in feeds.items():
-                    self._subscribe(name, cursor, epoch)
+                    self._subscribe(name, cursor, epoch, is_short)
         self.wake()
 
-    def _subscribe(self, name: str, cursor: int, epoch: str) -> None:
+    def _subscribe(self, name: str, cursor: int, epoch: str, is_short: bool) -> None:
         if epoch != EPOCH:
             self._subscriber.reply(protocol.reload(name, "epoch", EPOCH))
             return
         try:
-            self._subscriber.subscribe(name, cursor)
+            self._subscriber.subscribe(name, cursor, is_short)
         except ChatError:
             self._subscriber.reply(protocol.gone(name))
 
@@ -279,7 +279,8 @@ class Server:
 
     def _poll(self, ask: Ask, wait_s: float, reply: Reply) -> None:
         cursors = {name: int(n) for name, n in (v.rsplit(":", 1) for k, v in ask.fields if k == "c")}
-        poll = Poll(dict(ask.fields)["epoch"], cursors, 0)
+        fields = dict(ask.fields)
+        poll = Poll(fields["epoch"], cursors, 0, is_short=fields.get("short") == "1")
         cancels: list[Callable[[], None]] = []
         until = self.world.now + wait_s * 1000
 

@@ -2,6 +2,8 @@
 // content carries a checksum. If one fails, later answers come in an armour (Base64), and the network is remembered
 // (connection/memory.js).
 
+import { contentOf as partOf } from "../connection/feeds.js"
+
 const ARMOUR = /<chat-armour>([A-Za-z0-9+/=\s]*)<\/chat-armour>/
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
@@ -26,14 +28,13 @@ export function isWhole(element) {
 // Text, link targets, and the source that patches append to.
 function contentOf(element) {
   if (element.localName === "li") return element.textContent
-  if (element.localName === "chat-patch") return textOf(element.querySelectorAll(":scope > chat-block"))
+  if (element.hasAttribute("at")) return partOf(element)
+  if (element.localName === "chat-patch") return [...element.querySelectorAll(":scope > chat-block")].map(partOf).join("")
   const body = element.querySelector(":scope > .body")
   const links = [...body.querySelectorAll(":scope > .block a[href]")].map((link) => link.getAttribute("href"))
   const source = body.querySelector(":scope > .block[data-source]")?.dataset.source ?? ""
   return body.textContent + links.join("") + source
 }
-
-const textOf = (elements) => [...elements].map((element) => element.textContent).join("")
 
 // The answer without its armour and any text around that; unchanged if it has none.
 export function opened(text) {

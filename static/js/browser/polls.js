@@ -1,5 +1,7 @@
 // One poll at a time: htmx sends the hidden form #poll and swaps accepted answers into #inbox.
 
+import { within } from "../connection/feeds.js"
+
 export class Polls {
   #form = document.getElementById("poll"); #inbox = document.getElementById("inbox"); #request = null
 
@@ -42,7 +44,8 @@ export class Polls {
   }
 
   #deliver() {
-    this.#request.take([...this.#inbox.querySelector("chat-answer")?.children ?? []])
+    const answer = this.#inbox.querySelector("chat-answer")
+    this.#request.take(answer ? within(answer) : [])
     this.#inbox.replaceChildren()
   }
 

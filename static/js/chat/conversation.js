@@ -146,7 +146,7 @@ export class ConversationView {
     this.#messages.insertBefore(article, before)
   }
 
-  #append(article, { pieces, patch }) {
+  #append(article, { pieces, revision, patch }) {
     if (!article) return
     const body = article.querySelector(":scope > .body")
     for (const { index, source } of pieces) morphInto(blockOf(body, index), source)
@@ -156,7 +156,7 @@ export class ConversationView {
       wordTime(footer.querySelector("time[datetime]"))
     }
     const before = article.dataset.state
-    article.dataset.revision = patch.getAttribute("revision")
+    article.dataset.revision = revision
     article.dataset.state = patch.getAttribute("state") ?? before
     this.#announce(before, article)
   }

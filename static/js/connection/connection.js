@@ -234,6 +234,7 @@ export class Connection {
         this.onHello(element)
         this.#world.page.protocol = get("protocol") ?? ""
         return this.#feeds.adoptEpoch(get("epoch"))
+      case "chat-answer": // only what an answer grew by
       case "chat-feed": return this.#applyFeed(feed, element, transport, isArmoured)
       case "chat-ack": return this.#settle(get("client-id"), { ok: true, ack: ackOf(element) })
       case "chat-refused": return this.#settle(get("client-id"), refusalOf(element))
@@ -254,7 +255,7 @@ export class Connection {
   }
 
   #applyFeed(feed, element, transport, isArmoured) {
-    const isWhole = () => isArmoured || [...element.children].every((child) => this.#world.isWhole(child))
+    const isWhole = () => isArmoured || [element, ...element.children].every((child) => this.#world.isWhole(child))
     const taken = this.#feeds.take(feed, element, { isWhole })
     if (taken === "altered") {
       this.rewriters.note()

@@ -6,6 +6,15 @@ const RESYNC = 1000 // ms between resyncs; the first is immediate
 
 const number = (element, name) => Number(element.getAttribute(name))
 
+// A frame or a poll's answer with the whole name of its feed, which is short where it is only what an answer grew by.
+export const named = (text, feeds) => text.replace(/^(<chat-\w+ at="[\d.]+" feed=")(\w+)/, (all, start, short) => {
+  const [feed, other] = feeds.filter((name) => name.startsWith(short))
+  return feed && !other ? start + feed : all
+})
+
+// The elements in a poll's answer: itself where it is only what an answer grew by.
+export const within = (answer) => answer.hasAttribute("at") ? [answer] : [...answer.children]
+
 // The subscribed feeds, each with its cursor.
 export class Feeds {
   #world; #ask; #cursors = new Map(); #resyncs = new Set(); #resyncedAt = -Infinity
@@ -34,7 +43,8 @@ export class Feeds {
     const cursor = this.#cursors.get(feed)
     const to = number(element, "to")
     if (cursor === undefined || to <= cursor) return "known"
-    const isGap = element.hasAttribute("reset") ? isOthers && cursor > 0 : number(element, "from") > cursor
+    const from = element.hasAttribute("from") ? number(element, "from") : to - 1
+    const isGap = element.hasAttribute("reset") ? isOthers && cursor > 0 : from > cursor
     if (!isGap && !isWhole(element)) return "altered"
     const fits = isGap || this.view?.apply(feed, element) !== false
     if (!fits) this.forget(feed)
@@ -95,7 +105,7 @@ function noteMark(page, element) {
 // The items shown of one feed. `apply` and `take` return orders to the view, {verb, key, …}, to be executed in turn:
 //   insert, replace: element (an article, an entry of the list); isLast: an answer that has not begun; was: the key of
 //     the item that it replaces, an unsent message or a waiting answer, if that is another
-//   append: pieces [{index, source: of the whole block}], patch (its element)
+//   append: pieces [{index, source: of the whole block}], revision, patch (its element)
 //   remove: isGone: it was taken away by name, not by a reset
 export class Items {
   #known = new Map(); #keys = new Map() // key → item; position → key
@@ -137,7 +147,7 @@ export class Items {
 
   // element: a "chat-feed". → {orders, fits: false if the feed must start over, isCut: true if a reset removed items}
   apply(element) {
-    const children = [...element.children]
+    const children = within(element)
     const isReset = element.hasAttribute("reset") // then it replaces all items
     const orders = isReset ? this.#keepOnly(children) : []
     const isCut = orders.length > 0
@@ -153,7 +163,15 @@ export class Items {
   // child: an article, entry or patch; isOlder: loaded by scrolling up.
   // → an order, undefined (known already), or null (does not fit)
   take(child, isOlder = false) {
-    if (child.localName === "chat-patch") return this.#patch(child)
+    if (child.localName === "chat-patch") {
+      return this.#patch(child, number(child, "position"), number(child, "revision"), [...child.children].filter(isBlock).map(
+        (block) => [...["index", "offset", "keep"].map((name) => number(block, name)), block],
+      ))
+    }
+    if (child.hasAttribute("at")) {
+      const [position, ...place] = child.getAttribute("at").split(".").map(Number)
+      return this.#patch(child, position, number(child, "to"), [[...place, child]])
+    }
     const item = itemOf(child)
     if (!item.key || !["article", "li"].includes(child.localName)) return undefined // inserted by a middlebox
     const was = this.#isTrusted(item) ? this.keyOf(item.clientId) : item.key
@@ -187,22 +205,39 @@ export class Items {
     return over.map(({ key }) => this.#remove(key))
   }
 
-  #patch(patch) {
-    const item = this.#known.get(this.#keys.get(number(patch, "position")))
-    const revision = number(patch, "revision")
+  // blocks: [index, kept units at the start, at the end, element with the HTML in between]
+  #patch(patch, position, revision, blocks) {
+    const item = this.#known.get(this.#keys.get(position))
     if (!item || item.revision >= revision) return undefined
     const pieces = []
-    for (const piece of patch.children) {
-      if (piece.localName !== "chat-block") continue
-      const [index, offset] = [number(piece, "index"), number(piece, "offset")]
+    for (const [index, offset, kept, block] of blocks) {
       const old = item.sources.get(index) ?? ""
-      if (offset > old.length) return null
-      pieces.push({ index, source: old.slice(0, offset) + piece.textContent })
+      if (offset + kept > old.length) return null
+      const plain = old.slice(0, offset) + htmlOf(block) + old.slice(old.length - kept)
+      pieces.push({ index, plain, source: painted(plain, paintOf(block)) })
     }
-    for (const { index, source } of pieces) item.sources.set(index, source)
+    for (const { index, plain } of pieces) item.sources.set(index, plain)
     item.revision = revision
-    return { verb: "append", key: item.key, pieces, patch }
+    return { verb: "append", key: item.key, pieces, revision, patch }
   }
+}
+
+const isBlock = (element) => element.localName === "chat-block"
+
+const htmlOf = (block) => block.getAttribute("html") ?? block.textContent
+const paintOf = (block) => block.getAttribute("paint") ?? ""
+
+// What a check is of.
+export const contentOf = (block) => htmlOf(block) + paintOf(block)
+
+// HTML with the colours of its code: of each, the characters since the one before, the element, the characters in it.
+function painted(plain, paint) {
+  let at = 0, html = ""
+  for (const [, gap, tag, length] of paint.matchAll(/(\d+)([a-z]+)(\d+)/g)) {
+    const start = at + Number(gap)
+    html += `${plain.slice(at, start)}<${tag}>${plain.slice(start, at = start + Number(length))}</${tag}>`
+  }
+  return html + plain.slice(at)
 }
 
 const classed = (element, name) => [...element.children].filter((one) => (

@@ -3,6 +3,7 @@
 // a reason. While a poll is held, small heartbeat requests detect a hung socket.
 
 import { rttEstimate } from "./delays.js"
+import { named, within } from "./feeds.js"
 import { Pacing } from "./pacing.js"
 import { Posts, advice, codeOf } from "./posts.js"
 
@@ -17,16 +18,17 @@ const ALLOWANCE = 6000 // ms beyond the requested hold
 const MEND_AGAIN = 3000
 
 // → the answer without surrounding white space; false if it is foreign or truncated
-function whole(text) {
-  const answer = text.trim()
+function whole(text, fields) {
+  const answer = named(text.trim(), feedsIn(fields))
   return answer.startsWith(MARK) && answer.endsWith(END) && answer
 }
 
 // True if an answer has only requested feeds; else a name in it was altered on the way.
 function isAbout(elements, fields) {
-  const cursors = fields.filter(([name]) => name === "c").map(([, cursor]) => cursor.split(":")[0])
-  return elements.every((element) => [null, ...cursors].includes(element.getAttribute("feed"))) // null: of no feed
+  return elements.every((element) => [null, ...feedsIn(fields)].includes(element.getAttribute("feed"))) // null: of no feed
 }
+
+const feedsIn = (fields) => fields.filter(([name]) => name === "c").map(([, cursor]) => cursor.split(":")[0])
 
 export class PollingTransport {
   #config; #world; #core
@@ -91,9 +93,10 @@ export class PollingTransport {
     if (this.#mending) return this.#mendsAgain = true // newer than the running request
     this.#mending = true
     this.#mendsAgain = false
-    const ended = await this.#ask(this.#inputs(0), 10000).then(({ status, text }) => {
-      const answer = status === 200 ? whole(this.#world.opened(text)) : null
-      if (answer) this.#receive(this.#world.parse(answer)[0].children, true)
+    const fields = this.#inputs(0)
+    const ended = await this.#ask(fields, 10000).then(({ status, text }) => {
+      const answer = status === 200 ? whole(this.#world.opened(text), fields) : null
+      if (answer) this.#receive(within(this.#world.parse(answer)[0]), true)
       return answer || status === 204
     }).catch(() => false)
     this.#mending = false
@@ -139,7 +142,7 @@ export class PollingTransport {
     const armour = this.#core.rewriters.isHere ? [["armour", 1]] : []
     const cursors = Object.entries(feeds).map(([feed, cursor]) => ["c", `${feed}:${cursor}`])
     const history = mark ? [["mark", mark]] : []
-    return [["epoch", epoch], ...history, ["person", person], ["wait", wait], ...armour, ...cursors]
+    return [["epoch", epoch], ...history, ["person", person], ["wait", wait], ["short", 1], ...armour, ...cursors]
   }
 
   #abort() {
@@ -153,8 +156,8 @@ export class PollingTransport {
     const isOk = status === 200
     const text = isOk ? this.#world.opened(answer.text) : answer.text
     const begun = isOk && [MARK, ARMOUR].some((mark) => text.includes(mark))
-    const ours = isOk && whole(text)
-    if (ours && this.#running) return text
+    const ours = isOk && whole(text, request.fields)
+    if (ours && this.#running) return ours
     if (ours || status === 204) request.outcome = { ok: true, news: false }
     else if (status === 401) request.outcome = { signedOut: true }
     else if (answer.isRedirect) request.outcome = { reason: "redirected" }

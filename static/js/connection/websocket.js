@@ -3,6 +3,7 @@
 // `receive(element)`.
 
 import { Detector } from "./detector.js"
+import { named } from "./feeds.js"
 import { within } from "./posts.js"
 
 const SLEPT = 3000 // ms; a timer that is later means that the machine slept, not that the network failed
@@ -64,7 +65,7 @@ export class WebSocketTransport {
   // Split into frames below the size limit.
   subscribe(feeds) {
     const { epoch, mark } = this.#core.plan()
-    const frame = (part) => JSON.stringify({ type: "subscribe", epoch, ...(mark && { mark }), feeds: part })
+    const frame = (part) => JSON.stringify({ type: "subscribe", epoch, ...(mark && { mark }), short: true, feeds: part })
     let part = {}
     for (const [feed, cursor] of Object.entries(feeds)) {
       const more = { ...part, [feed]: cursor }
@@ -108,7 +109,7 @@ export class WebSocketTransport {
 
   #onText(facts, text) {
     if (facts !== this.#facts) return
-    const [element] = this.#world.parse(text)
+    const [element] = this.#world.parse(named(text, Object.keys(this.#core.plan().feeds)))
     const kind = element?.localName
     const recovered = facts.detector.heard(this.#now, kind === "chat-echo")
     if (!element) return
