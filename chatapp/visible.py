@@ -10,6 +10,8 @@ FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u280
 
 def is_blank(text: str) -> bool:
     """Return True if the text is empty or has no visible character."""
+    if "!" <= text[:1] <= "~":
+        return False  # nearly every message begins like this
     return all(_is_unseen(char) for char in text)
 
 

@@ -43,10 +43,13 @@ class Quota:
             used = [self._clock(), *[0.0] * len(self._rates)]
             self._used.put(person, used, PERSON_BYTES)
         now = self._clock()
-        passed, used[0], wait_s = now - used[0], now, 0.0
-        for number, rate in enumerate(self._rates, 1):
-            left = used[number] = max(0.0, used[number] - passed * rate.per_s)
-            wait_s = max(wait_s, (left + amounts[number - 1] - rate.burst) / rate.per_s)
+        passed, used[0], wait_s, number = now - used[0], now, 0.0, 1
+        for rate, amount in zip(self._rates, amounts, strict=True):  # without calls: for each message
+            left = used[number] - passed * rate.per_s
+            left = used[number] = left if left > 0.0 else 0.0
+            if left + amount > rate.burst:
+                wait_s = max(wait_s, (left + amount - rate.burst) / rate.per_s)
+            number += 1
         if wait_s > ROUNDING_S:
             return wait_s
         for number, amount in enumerate(amounts, 1):
