@@ -42,7 +42,7 @@ def send(uuid: UUID) -> Any:
         return _form(uuid, client_id, words, refused.message), 422
     if wants_json():
         return jsonify(id=posted.id, conversation=posted.conversation, position=posted.position), 201
-    return redirect(url_for("conversations.show", uuid=uuid), 303)
+    return redirect(url_for("conversations.show", uuid=uuid, _anchor="composer"), 303)
 
 
 def _form(uuid: UUID, client_id: str, words: str = "", problem: str = "") -> str:

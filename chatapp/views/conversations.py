@@ -227,4 +227,4 @@ def _edit_page(place: ConversationRef, client_id: str, position: int, body: str,
 
 
 def _done(uuid: UUID) -> Any:
-    return ("", 204) if wants_json() else redirect(url_for("conversations.show", uuid=uuid), 303)
+    return ("", 204) if wants_json() else redirect(url_for("conversations.show", uuid=uuid, _anchor="composer"), 303)

@@ -123,6 +123,10 @@ def test_ask_stop_go_on_again_edit_attach_by_keyboard(
     wait_state(phone, WAYS[way])
     wait_for(phone, lambda: phone.locator("article[data-folded]").count() >= 2, 10, "the old ones are folded")
     wait_answered(5)
+    place = "log => log.scrollHeight - log.clientHeight - log.scrollTop"
+    wait_for(
+        phone, lambda: phone.locator("#log").evaluate(place) < 60, 5, "the page is at its end, where the new one is"
+    )
     screenshot(phone, f"journey-{way}-edited")
 
     # Attach a file: it can be downloaded.

@@ -89,7 +89,7 @@ export class Scroll {
     try {
       this.#wanted = JSON.parse(sessionStorage.getItem(this.#key))
     } catch (error) { console.error(error) }
-    if (!this.#wanted) return this.toEnd()
+    if (!this.#wanted || location.hash) return this.toEnd() // #composer: a message was just sent by a form
     this.#isAtEnd = false
     this.#showJump(true)
     this.#restore()
