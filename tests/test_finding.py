@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from lab.http import Client
+from lab.peer import WebSocketPeer
+from lab.server import Server
 
 from chatapp.assistant import SHIPPED_KNOWLEDGE, checks, knowledge
 from chatapp.assistant.checks import Check, UnreadableCheck
@@ -206,3 +209,34 @@ def test_a_large_folder_is_searched_quickly_and_a_change_holds_up_nobody(tmp_pat
     changed.start()
     changed.join(5)
     assert time.perf_counter() - started < 1
+
+
+def test_a_changed_file_delays_no_echo(tmp_path: Path) -> None:
+    """On a real server with 4,500 passages. The bar is 50 ms on a quiet machine; beside other tests all of them wait."""
+    with Server(tmp_path) as server:
+        folder = server.data / "knowledge"
+        folder.mkdir(exist_ok=True)
+        for copy in range(43):
+            for path in SHIPPED_KNOWLEDGE.glob("*.md"):
+                (folder / f"{path.stem}-{copy}.md").write_text(f"{path.read_text()}\n\nCopy number n{copy}.\n")
+        asker, watcher = (WebSocketPeer(Client(server.url).sign_in()) for _ in range(2))
+        conversation = asker.client.create().json["conversation"]
+        asker.subscribe({conversation: 0})
+        asker.send(conversation, "How large must a server be?")
+        asker.wait_for_answer(conversation, timeout=60)  # everything is read
+        rested = [watcher.echo(number) for number in range(100)]
+        taken: list[float] = []
+        for number in range(10):
+            (folder / f"sizing-{number}.md").write_text(f"# Zeppelins\n\n## Hangar {number}\n\n{OFFICE}\n")
+            position = asker.send(conversation, f"What is in hangar {number}?").position
+            while not any(one.position > position and one.state == "completed" for one in asker.shown(conversation)):
+                taken.append(watcher.echo(len(taken)))
+                asker.next(0.001)
+        asker.close()
+        watcher.close()
+    print(f"\nechoes: worst at rest {ms(rested, 1)}, meanwhile p99 {ms(taken, 0.99)}, worst {ms(taken, 1)}")
+    assert max(taken) < 0.75, "reading all again held up everybody for 1.5 s"
+
+
+def ms(taken: list[float], share: float) -> str:
+    return f"{1000 * sorted(taken)[min(len(taken) - 1, int(share * len(taken)))]:.1f} ms"

@@ -241,8 +241,8 @@ def _block(block: Block, cursor: int) -> tuple[str, str]:
 def _short_block(block: Block, cursor: int) -> tuple[str, str]:
     """Return the part of a block that a reader at `cursor` lacks, and its element in the short form."""
     offset, kept, piece, paint = _piece(block, cursor)
-    place = f'index="{block.index}" offset="{offset}" keep="{kept}"'
-    return piece + paint, f"<chat-block {place}{_html(piece, paint)}></chat-block>"
+    place = f"{block.index}.{offset}.{kept}"
+    return piece + paint, f'<chat-block at="{place}"{_html(piece, paint)}></chat-block>'
 
 
 def _piece(block: Block, cursor: int) -> tuple[int, int, str, str]:

@@ -165,11 +165,11 @@ export class Items {
   take(child, isOlder = false) {
     if (child.localName === "chat-patch") {
       return this.#patch(child, number(child, "position"), number(child, "revision"), [...child.children].filter(isBlock).map(
-        (block) => [...["index", "offset", "keep"].map((name) => number(block, name)), block],
+        (block) => [...placeOf(block), block],
       ))
     }
     if (child.hasAttribute("at")) {
-      const [position, ...place] = child.getAttribute("at").split(".").map(Number)
+      const [position, ...place] = placeOf(child)
       return this.#patch(child, position, number(child, "to"), [[...place, child]])
     }
     const item = itemOf(child)
@@ -224,6 +224,9 @@ export class Items {
 
 const isBlock = (element) => element.localName === "chat-block"
 
+const placeOf = (block) => (
+  block.getAttribute("at") ?? `${block.getAttribute("index")}.${block.getAttribute("offset")}.0`
+).split(".").map(Number)
 const htmlOf = (block) => block.getAttribute("html") ?? block.textContent
 const paintOf = (block) => block.getAttribute("paint") ?? ""
 
