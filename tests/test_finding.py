@@ -212,7 +212,7 @@ def test_a_large_folder_is_searched_quickly_and_a_change_holds_up_nobody(tmp_pat
 
 
 def test_a_changed_file_delays_no_echo(tmp_path: Path) -> None:
-    """On a real server with 4,500 passages. The bar is 50 ms on a quiet machine; beside other tests all of them wait."""
+    """On a real server with 4,500 passages. The bar is 50 ms on a quiet machine; beside other tests all wait."""
     with Server(tmp_path) as server:
         folder = server.data / "knowledge"
         folder.mkdir(exist_ok=True)
