@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import lru_cache, partial
 from io import BytesIO
@@ -22,6 +23,7 @@ from chatapp.accounts.tickets import Tickets
 from chatapp.assistant import Provider, make_knowledge, make_own_files, make_provider
 from chatapp.assistant.knowledge import Knowledge
 from chatapp.assistant.markdown import GrowingAnswer
+from chatapp.assistant.questions import asks_for_connection, asks_what_happened
 from chatapp.assistant.runner import Runner
 from chatapp.assistant.unanswered import Unanswered
 from chatapp.bus import Bus
@@ -44,6 +46,7 @@ from chatapp.middleware import (
 )
 from chatapp.monitoring.channels import Channels
 from chatapp.monitoring.errors import ErrorLog
+from chatapp.monitoring.happened import happened_words
 from chatapp.monitoring.own import connection_words
 from chatapp.monitoring.rollups import Rollups
 from chatapp.monitoring.timeline import drill_times
@@ -52,7 +55,7 @@ from chatapp.monitoring.worker_rows import WorkerRows
 from chatapp.network_memory import network_key
 from chatapp.parts import VERSION, Parts
 from chatapp.staticfiles import StaticFiles, preload_module
-from chatapp.store import Kept, Store
+from chatapp.store import Kept, Store, Turn, now_ms
 from chatapp.store.migrate import migrate
 from chatapp.store.workers import Worker
 from chatapp.transports.armour import armour_response
@@ -255,8 +258,13 @@ def _make_parts(app: Flask, settings: Settings, instance: str) -> Parts:
 
 
 def _make_provider(settings: Settings, store: Store, knowledge: Knowledge, unanswered: Unanswered) -> Provider:
-    tell_connection = partial(connection_words, store, settings.data_dir)
-    return make_provider(settings, knowledge, store.leases, tell_connection, unanswered.note)
+    def tell(history: Sequence[Turn]) -> str:
+        if person := asks_for_connection(history):
+            return connection_words(store, settings.data_dir, person)
+        person, question = asks_what_happened(history)
+        return happened_words(store, person, question, now_ms()) if person else ""
+
+    return make_provider(settings, knowledge, store.leases, tell, unanswered.note)
 
 
 def _make_alerts(app: Flask, settings: Settings, store: Store, rollups: Rollups) -> AlertWatch:

@@ -1,6 +1,8 @@
 """\"How is my connection?\" is answered from the live records, with and without a model."""
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from headless.client import Client as Headless
@@ -10,9 +12,15 @@ from lab.http import Client
 from lab.model import Handler
 from lab.processes import wait_for
 from lab.server import Server
+from sqlalchemy import text
 
-from chatapp.assistant.questions import asks_for_connection
+from chatapp.assistant.questions import asks_for_connection, asks_what_happened
+from chatapp.monitoring.alerts import fresh
+from chatapp.monitoring.happened import happened_words, span_of
+from chatapp.monitoring.incidents import Moment
+from chatapp.parts import Parts
 from chatapp.store import Turn
+from chatapp.store.alerts import Incident
 
 StartServer = Callable[..., Server]
 
@@ -101,3 +109,62 @@ def test_a_model_gets_the_live_record(
     wait_for(told, 20, "it is in the request")
     answer(me, "What is a WebSocket?")
     assert "live record" not in model.requests[-1][2]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("question", "asks"),
+    [
+        ("What happened at 14:02?", True),
+        ("what was wrong yesterday?", True),
+        ("What happened?", True),
+        ("What happened at 9:05 this morning", True),
+        ("Was war um 14:02 los?", True),
+        ("¿Qué pasó a las 14:02?", True),
+        ("What happened to the project Apollo?", False),
+        ("What happened in the database upgrade runbook?", False),
+        ("Was ist ein Reverse Proxy?", False),
+        ("What was the ratio 4:3 for?", False),
+    ],
+)
+def test_who_asks_what_happened(question: str, asks: bool) -> None:
+    assert asks_what_happened([Turn("user", question, person=7)]) == ((7, question.strip(" \n,:")) if asks else (0, ""))
+
+
+NOON = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("question", "start", "end"),
+    [
+        ("What happened at 11:02?", "30 10:47", "30 11:17"),
+        ("What happened at 14:02?", "29 13:47", "29 14:17"),  # today it is still to come
+        ("What happened yesterday at 9:30?", "29 09:15", "29 09:45"),
+        ("What went wrong yesterday?", "29 00:00", "30 00:00"),
+        ("What happened?", "29 12:00", "30 12:00"),
+        ("What was wrong this morning?", "29 12:00", "30 12:00"),
+    ],
+)
+def test_the_time_that_is_asked_about(question: str, start: str, end: str) -> None:
+    assert [f"{one:%d %H:%M}" for one in span_of(question, NOON)[:2]] == [start, end]
+
+
+def test_incidents_are_told_to_operators(parts: Parts) -> None:
+    people, alerts, now = parts.store.people, parts.store.alerts, int(NOON.timestamp() * 1000)
+    ada = people.add_admin("Ada", "ada@example.org", "x").id
+    grace = people.add_admin("Grace", "grace@example.org", "x").id
+    with parts.store.database.write() as tx:
+        tx.connection.execute(text("UPDATE people SET is_operator = (id = :ada) WHERE email > ''"), {"ada": ada})
+    told = partial(happened_words, parts.store, now=now)
+    assert told(ada, "What happened at 11:02?") == (
+        "No incident is recorded around 11:02 UTC on Nov 30. None is recorded at all. What else changed is on"
+        " **Monitor**."
+    )
+    at = now - 58 * 60_000
+    moment = Moment(5 / 8, 8, "upgrade-refused", ("network", "a1b2c3d4"))
+    incident = Incident(at, at + 20 * 60_000, ("polling-share",), {"polling-share": moment.dump()})
+    alerts.save(fresh({}).values(), [], incident, {}, at)
+    said = told(ada, "What happened at 11:10?")
+    assert said.startswith("Around 11:10 UTC on Nov 30:\n\n- Nov 30: From 11:02 to 11:22 UTC, 5 of 8 people polled: in")
+    assert "HTTP/1.1" in said, "what helps"
+    assert "The last one, of Nov 30: From 11:02" in told(ada, "What happened at 6:10?")
+    assert told(grace, "What happened at 11:10?") == "", "not for everybody"

@@ -26,7 +26,7 @@ from chatapp.assistant.budget import Budget
 from chatapp.assistant.builtin import BuiltIn
 from chatapp.assistant.knowledge import Knowledge
 from chatapp.assistant.own_files import OwnFiles
-from chatapp.assistant.provider import Provider, ProviderError, SwitchedOff, TellConnection, no_record
+from chatapp.assistant.provider import Provider, ProviderError, SwitchedOff, Tell, no_record
 from chatapp.assistant.questions import Note, ignore
 from chatapp.config import Settings
 from chatapp.store.leases import LeaseTable
@@ -51,18 +51,18 @@ def make_provider(
     settings: Settings,
     knowledge: Knowledge,
     leases: LeaseTable | None = None,
-    tell_connection: TellConnection = no_record,
+    tell: Tell = no_record,
     note: Note = ignore,
 ) -> Provider:
     """Return the configured provider.
 
-    `leases`: the store of people's budgets of tokens; `tell_connection`: the live record of a person's connection, in
-    words; `note` is called with each question and its passages."""
+    `leases`: the store of people's budgets of tokens; `tell`: what the server's own records say to a question;
+    `note` is called with each question and its passages."""
     if settings.assistant == "off":
         return SwitchedOff()
     if settings.assistant == "openai":  # imported late: its HTTP client is slow to import
         budget = Budget(leases, settings.openai_tokens_a_day)
         module = import_module("chatapp.assistant.openai")
-        provider: Provider = module.OpenAI(settings, knowledge, budget, tell_connection, note)
+        provider: Provider = module.OpenAI(settings, knowledge, budget, tell, note)
         return provider
-    return BuiltIn(knowledge, settings.assistant_pace, tell_connection, note)
+    return BuiltIn(knowledge, settings.assistant_pace, tell, note)

@@ -9,8 +9,8 @@ from collections.abc import Generator, Sequence
 
 from chatapp.assistant import markdown
 from chatapp.assistant.knowledge import Found, Knowledge, Passage
-from chatapp.assistant.provider import NO_WISHES, TellConnection, Wishes, no_record
-from chatapp.assistant.questions import Note, asks_for_connection, find, ignore, questions
+from chatapp.assistant.provider import NO_WISHES, Tell, Wishes, no_record
+from chatapp.assistant.questions import Note, find, ignore, questions
 from chatapp.store import Turn
 
 CHUNK_S = 0.025
@@ -38,21 +38,18 @@ ABILITIES = re.compile(
 class BuiltIn:
     """The provider that answers from the knowledge folder; `pace`: characters a second, 0 or less: at once."""
 
-    def __init__(
-        self, knowledge: Knowledge, pace: float, tell_connection: TellConnection = no_record, note: Note = ignore
-    ) -> None:
+    def __init__(self, knowledge: Knowledge, pace: float, tell: Tell = no_record, note: Note = ignore) -> None:
         self._knowledge = knowledge
         self._pace = pace
-        self._tell_connection = tell_connection
+        self._tell = tell
         self._note = note
 
     def answer(self, history: Sequence[Turn], wishes: Wishes = NO_WISHES) -> Generator[str, None, None]:
         """Answer all questions since the last answer."""
-        if person := asks_for_connection(history):
+        if told := self._tell(history):
             found = find(self._knowledge, history)
             more = _quote(found.quotable) if found.is_sure else ""
-            text = f"{self._tell_connection(person)}\n\n{more}".rstrip()
-            return paced(text, self._pace)
+            return paced(f"{told}\n\n{more}".rstrip(), self._pace)
         return paced(self.compose(history), self._pace)
 
     def models(self) -> list[str]:

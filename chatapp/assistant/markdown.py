@@ -32,6 +32,7 @@ MOST_QUIET = 4
 """Calls of `changed()` without a new character before the block counts as resting: about 0.6 s."""
 MANY_TOKENS = 400
 """A list of more tokens is sanitised in chunks of about this size: about 2 ms each."""
+WIDE = re.compile("<(pre|table)>")
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
 TAGS = {
@@ -417,8 +418,9 @@ def headings(markdown: str) -> list[Heading]:
 
 
 def render(markdown: str) -> str:
-    """Render a whole document as safe HTML; each top-level heading has an ``id`` to link to."""
+    """Render a whole document as safe HTML; each top-level heading has an ``id`` to link to, and what may be wider than
+    the page can be reached with the keyboard, to be scrolled."""
     found = Definitions()
     tokens = _MARKDOWN.parse(markdown.replace("\r", ""), found.env())
     _mark_headings(tokens)
-    return "\n".join([_html(tokens), *_footnotes(found)])
+    return WIDE.sub(r'<\1 tabindex="0">', "\n".join([_html(tokens), *_footnotes(found)]))

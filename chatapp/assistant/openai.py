@@ -32,13 +32,13 @@ from chatapp.assistant.provider import (
     NO_WISHES,
     Phase,
     ProviderError,
-    TellConnection,
+    Tell,
     Usage,
     Wishes,
     no_record,
     with_pauses,
 )
-from chatapp.assistant.questions import Note, asks_for_connection, find, ignore, questions
+from chatapp.assistant.questions import Note, find, ignore, questions
 from chatapp.assistant.window import TOO_LONG as TOO_LONG_WORDS
 from chatapp.assistant.window import Window
 from chatapp.certificates import trust
@@ -101,7 +101,7 @@ TOO_LONG = (
     "send less at once."
 )
 LEFT_OUT = "\n\n*The beginning of this conversation is longer than the model's window; it was not considered.*"
-OWN = "The person asks about their own connection to this chat. Its live record, to be told in your words:\n\n"
+OWN = "The person asks for what this server's own records say. Here it is, to be told in your words:\n\n"
 SPENT = "You have used up what a person may ask the model in a day. There is some again in {minutes} min."
 CUT = "\n\n*The newest message is longer than the model's window; its end was not considered.*"
 INSTEAD = "The model does not answer, so this is what the knowledge folder says."
@@ -144,11 +144,11 @@ class OpenAI:
         settings: Settings,
         knowledge: Knowledge,
         budget: Budget,
-        tell_connection: TellConnection = no_record,
+        tell: Tell = no_record,
         note: Note = ignore,
     ) -> None:
         self._knowledge = knowledge
-        self._tell_connection = tell_connection
+        self._tell = tell
         self._budget = budget
         self._may_choose = settings.openai_models
         self._models: tuple[float, list[str]] = (float("-inf"), [])  # when they were asked for (monotonic), and names
@@ -173,10 +173,9 @@ class OpenAI:
     def answer(self, history: Sequence[Turn], wishes: Wishes = NO_WISHES) -> Generator[str, None, None]:
         """Yield the model's text as it comes. An error before its first word carries quotes of the knowledge folder."""
         found = find(self._knowledge, history, MOST_PASSAGES)
-        asking = asks_for_connection(history)
-        own = self._tell_connection(asking) if asking else ""
+        own = self._tell(history)
         question, _previous = questions(history)
-        if not is_small_talk(question) and not asking:
+        if not is_small_talk(question) and not own:
             self._note(question, found)
         if wait := self._budget.wait_s(wishes.person):
             words = SPENT.format(minutes=ceil(wait / 60))

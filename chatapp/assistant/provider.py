@@ -65,12 +65,13 @@ class Wishes:
 
 
 NO_WISHES = Wishes()
-TellConnection = Callable[[int], str]  # of a person's id; as Markdown
+Tell = Callable[[Sequence[Turn]], str]
+"""From a conversation to what the server's own records say to its newest question, as Markdown; "" if to none."""
 
 
-def no_record(_: int) -> str:
-    """Say that nothing is known of a connection."""
-    return "Nothing is known of your connection here."
+def no_record(_: Sequence[Turn]) -> str:
+    """Tell nothing."""
+    return ""
 
 
 class Provider(Protocol):

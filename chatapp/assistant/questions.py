@@ -24,6 +24,14 @@ OWN_CONNECTION = re.compile(
     r"\b(c[oó]mo (est[aá]|va)|qu[eé] tal) mi conexi[oó]n\W*$|\b(por qu[eé] )?estoy (conectad[oa]|en l[ií]nea)\W*$",
     re.I,
 )
+_TIME = r"(?<![\d:.])([01]?\d|2[0-3])[:.h]([0-5]\d)(?![\d:])"
+_DAY = r"today|yesterday|last night|this (morning|afternoon|evening)|heute|gestern|letzte nacht|hoy|ayer|anoche"
+WHAT_HAPPENED = re.compile(
+    r"\b(what (has )?(happened|went wrong|was wrong|was that|was it)|what was (going on|the matter)|"
+    r"was (ist|war)( .{0,20})? (passiert|los|geschehen)|was (ist|war)\b|qu[eé] (pas[oó]|ocurri[oó]|hubo))\b"
+    rf"(?=(.{{0,30}}?({_TIME}|\b({_DAY})\b)(.{{0,30}})?|\W*)$)",
+    re.I,
+)
 Note = Callable[[str, Found], None]
 """Called with each question and the passages for it."""
 MOST_POINTING = 3  # words of a follow-up
@@ -48,6 +56,13 @@ def asks_for_connection(history: Sequence[Turn]) -> int:
     return next(
         (turn.person for turn in reversed(newest) if turn.is_asked and OWN_CONNECTION.search(_question(turn))), 0
     )
+
+
+def asks_what_happened(history: Sequence[Turn]) -> tuple[int, str]:
+    """Return who asks what happened here at a time, and the question; (0, "") if nobody does."""
+    newest = _newest(history)[0]
+    asked_now = [(turn.person, _question(turn)) for turn in reversed(newest) if turn.is_asked]
+    return next(((person, text) for person, text in asked_now if WHAT_HAPPENED.search(text)), (0, ""))
 
 
 def ignore(question: str, found: Found) -> None:

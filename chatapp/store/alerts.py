@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from sqlalchemy import delete, exists, func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import aliased
 
 from chatapp.store import models, sqlite
@@ -169,6 +169,13 @@ class AlertTable:
         with self._database.read() as connection:
             found = [_loaded(row) for row in connection.execute(query).all()]
         return found[:most], len(found) > most
+
+    def incidents_between(self, start: int, end: int, most: int = INCIDENTS_SHOWN) -> list[Incident]:
+        """Return the incidents that were open in a time (ms), the newest first."""
+        lasts = or_(models.Incident.closed.is_(None), models.Incident.closed >= start)
+        query = select(*_incident).where(models.Incident.opened <= end, lasts)
+        with self._database.read() as connection:
+            return [_loaded(row) for row in connection.execute(query.order_by(models.Incident.id.desc()).limit(most))]
 
     def changes_of(self, incidents: Sequence[int]) -> dict[int, list[AlertChange]]:
         """Return the changes of incidents, in order."""
