@@ -6,6 +6,7 @@ Every report goes through the real ingest; the day is then rolled up by a clock 
 import json
 import os
 import sqlite3
+import threading
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from lab.day import MINUTE, Day
 from lab.http import Client
+from lab.peer import WebSocketPeer
 from lab.people import add_people, signed_in
 from lab.processes import wait_for
 from lab.rolled import Shown, look, roll_up
@@ -32,6 +34,7 @@ PEOPLE = int(os.environ.get("DAY", "20"))  # `make day`: 200
 HOURS, STEP = (8, MINUTE) if PEOPLE > 50 else (3, 2 * MINUTE)
 IS_REAL = bool(os.environ.get("DAY_REAL"))  # with all that test_sentences.py marks as broken
 SEED = int(os.environ.get("DAY_SEED", "1"))
+WRITERS = 8
 MOST = 200  # events in one report
 BIN = 2 ** (1 / 4)
 LONGEST = 2 ** (63 / 4)  # of 64 bins: see test_a_gap_of_ten_minutes_is_not_shown_as_one
@@ -191,6 +194,33 @@ def report_now(server: Server) -> None:
                 assert client.post("/connection/events", events=json.dumps(events), now=str(now)).status == 204
 
 
+def page_times(server: Server, operator: Client) -> list[float]:
+    """The seconds of thirty looks at the page while people write as fast as they are acknowledged, in order."""
+    ended = threading.Event()
+
+    def write() -> None:
+        with WebSocketPeer(Client(server.url).sign_in()) as peer:
+            conversation = peer.client.create().json["conversation"]
+            peer.subscribe({conversation: 0})
+            while not ended.is_set():
+                peer.send(conversation, "Some words, again and again.")
+                time.sleep(0.02)
+
+    writers = [threading.Thread(target=write) for _ in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    taken = []
+    for number in range(30):
+        time.sleep(0.2)  # a look is kept for a moment
+        began = time.perf_counter()
+        assert operator.get(f"/monitor?range={('1h', '24h', '7d')[number % 3]}").status == 200
+        taken.append(time.perf_counter() - began)
+    ended.set()
+    for writer in writers:
+        writer.join(20)
+    return sorted(taken)
+
+
 @pytest.mark.timeout(1800)
 def test_the_monitor_shows_what_the_events_of_a_day_say(start_server: StartServer, tmp_path: Path) -> None:
     began = time.monotonic()
@@ -226,4 +256,8 @@ def test_the_monitor_shows_what_the_events_of_a_day_say(start_server: StartServe
         found = sums_of(server.data, now_ms())
         assert found.people == before + Counter(known)
         wait_for(lambda: not differences_now(look(operator), found), 20, "people who are here now")
-    said("and the same of who is here now")
+        said("and the same of who is here now")
+        took = page_times(server, operator)
+    median, worst = (round(1000 * one) for one in (took[len(took) // 2], took[-1]))
+    said(f"/monitor beside {WRITERS} who write: median {median} ms, worst {worst} ms")
+    assert median < 600, "the bar is 150 ms on a quiet machine"
