@@ -258,11 +258,12 @@ def _make_parts(app: Flask, settings: Settings, instance: str) -> Parts:
 
 
 def _make_provider(settings: Settings, store: Store, knowledge: Knowledge, unanswered: Unanswered) -> Provider:
-    def tell(history: Sequence[Turn]) -> str:
-        if person := asks_for_connection(history):
+    def tell(history: Sequence[Turn], asking: int) -> str:
+        # Anybody in a conversation may have its last question answered again: not another's of what is not theirs.
+        if (person := asks_for_connection(history)) and person == asking:
             return connection_words(store, settings.data_dir, person)
         person, question = asks_what_happened(history)
-        return happened_words(store, person, question, now_ms()) if person else ""
+        return happened_words(store, person, question, now_ms()) if person and person == asking else ""
 
     return make_provider(settings, knowledge, store.leases, tell, unanswered.note)
 

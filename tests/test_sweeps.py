@@ -116,10 +116,10 @@ class Pages:
     def feed(self, _person: int, _name: str) -> int:
         return 7
 
-    def shared(self, _feed: int, cursor: int) -> Update | None:
+    def shared(self, _feed: int, cursor: int, _is_short: bool) -> Update | None:
         return self.kept.get(cursor)
 
-    def read(self, _person: int, _name: str, cursor: int) -> Update:
+    def read(self, _person: int, _name: str, cursor: int, _is_short: bool) -> Update:
         return Update(f"{cursor} to 5", 5) if cursor < 5 else Update(None, 5)
 
 

@@ -173,7 +173,7 @@ class OpenAI:
     def answer(self, history: Sequence[Turn], wishes: Wishes = NO_WISHES) -> Generator[str, None, None]:
         """Yield the model's text as it comes. An error before its first word carries quotes of the knowledge folder."""
         found = find(self._knowledge, history, MOST_PASSAGES)
-        own = self._tell(history)
+        own = self._tell(history, wishes.person)
         question, _previous = questions(history)
         if not is_small_talk(question) and not own:
             self._note(question, found)

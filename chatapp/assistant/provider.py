@@ -65,11 +65,12 @@ class Wishes:
 
 
 NO_WISHES = Wishes()
-Tell = Callable[[Sequence[Turn]], str]
-"""From a conversation to what the server's own records say to its newest question, as Markdown; "" if to none."""
+Tell = Callable[[Sequence[Turn], int], str]
+"""From a conversation, and who has it answered, to what the server's own records say to the newest question, as
+Markdown; "" if nothing, or not to this person."""
 
 
-def no_record(_: Sequence[Turn]) -> str:
+def no_record(_: Sequence[Turn], _person: int) -> str:
     """Tell nothing."""
     return ""
 

@@ -26,10 +26,13 @@ OWN_CONNECTION = re.compile(
 )
 _TIME = r"(?<![\d:.])([01]?\d|2[0-3])[:.h]([0-5]\d)(?![\d:])"
 _DAY = r"today|yesterday|last night|this (morning|afternoon|evening)|heute|gestern|letzte nacht|hoy|ayer|anoche"
+_HERE = r"at|around|about|on|in|the|here|to|with|us|everybody|everyone|chat|server|network|connections?|then|utc|[ap]m"
+_HIER = r"um|gegen|mit|dem|der|im|hier|uhr|a|las?|el|con|de|servidor|red|ma[nñ]ana"
 WHAT_HAPPENED = re.compile(
-    r"\b(what (has )?(happened|went wrong|was wrong|was that|was it)|what was (going on|the matter)|"
-    r"was (ist|war)( .{0,20})? (passiert|los|geschehen)|was (ist|war)\b|qu[eé] (pas[oó]|ocurri[oó]|hubo))\b"
-    rf"(?=(.{{0,30}}?({_TIME}|\b({_DAY})\b)(.{{0,30}})?|\W*)$)",
+    r"^\W*(what(\W?s| has| was)? (happened|wrong|going on|the matter|up|went wrong)|"
+    r"was (ist|war)(?=.*(\d|\b(passiert|los|geschehen)\W*$))|"
+    r"why was (it|everything|the (chat|server)) (so )?(slow|down|offline)|qu[eé] (pas[oó]|ocurri[oó]|hubo))\b"
+    rf"(\W+({_TIME}|{_DAY}|{_HERE}|{_HIER}|passiert|los|geschehen)\b)*\W*$",
     re.I,
 )
 Note = Callable[[str, Found], None]
@@ -59,7 +62,7 @@ def asks_for_connection(history: Sequence[Turn]) -> int:
 
 
 def asks_what_happened(history: Sequence[Turn]) -> tuple[int, str]:
-    """Return who asks what happened here at a time, and the question; (0, "") if nobody does."""
+    """Return (person, question) for a question about the incidents of a time; (0, "") if there is none."""
     newest = _newest(history)[0]
     asked_now = [(turn.person, _question(turn)) for turn in reversed(newest) if turn.is_asked]
     return next(((person, text) for person, text in asked_now if WHAT_HAPPENED.search(text)), (0, ""))

@@ -12,23 +12,26 @@ from chatapp.store.alerts import Incident
 AROUND = timedelta(minutes=15)  # of a time: people remember it roughly, and alerts come minutes after a fault
 MOST_TOLD = 5
 UNREADABLE = "The records of incidents cannot be read at the moment. See **Monitor**."
-YESTERDAY = re.compile(r"\b(yesterday|last night|gestern|letzte nacht|ayer|anoche)\b", re.I)
-TIME = re.compile(r"(?<![\d:.])([01]?\d|2[0-3])[:.h]([0-5]\d)(?![\d:])")
+NIGHT = re.compile(r"\b(last night|letzte nacht|anoche)\b", re.I)
+DUSK, DAWN = 18, 9  # hours between which a night is
+YESTERDAY = re.compile(r"\b(yesterday|gestern|ayer)\b", re.I)
+TIME = re.compile(r"(?<![\d:.])([01]?\d|2[0-3])[:.h]([0-5]\d)(?![\d:])( ?[ap]\.?m\b)?", re.I)
 
 
 def happened_words(store: Store, person: int, question: str, now: int) -> str:
     """Return the incidents of the time that an operator asks about (now: ms), as Markdown; "" for anybody else."""
     try:
         asking = store.directory.find(store.directory.uuid_of(person) or "")
-        if asking is None or not asking.is_operator:
+        if asking is None or not asking.is_operator or asking.disabled_at:
             return ""
         start, end, when = span_of(question, datetime.fromtimestamp(now / 1000, UTC))
-        incidents = store.alerts.incidents_between(_ms(start), _ms(end), MOST_TOLD)
+        incidents = store.alerts.incidents_between(_ms(start), _ms(end), MOST_TOLD + 1)
         before = store.alerts.incidents(most=1)[0] if not incidents else []
     except STORAGE_ERRORS:
         return UNREADABLE
     if incidents:
-        lines = [_line(incident) for incident in reversed(incidents)]
+        lines = [_line(incident) for incident in reversed(incidents[:MOST_TOLD])]
+        lines += ["- and more before these"] if len(incidents) > MOST_TOLD else []
         return "\n".join([f"{when[:1].upper()}{when[1:]}:", "", *lines, "", "The steps are on **Monitor**, Incidents."])
     last = (
         f" The last one, of {_day(before[0].opened)}: {sentence(before[0])}" if before else " None is recorded at all."
@@ -38,20 +41,25 @@ def happened_words(store: Store, person: int, question: str, now: int) -> str:
 
 def span_of(question: str, now: datetime) -> tuple[datetime, datetime, str]:
     """Return start and end of the time that a question names, and its words. Without one: the last 24 hours."""
-    day = now - timedelta(days=1) if YESTERDAY.search(question) else now
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    yesterday = midnight - timedelta(days=1)
+    is_night = bool(NIGHT.search(question))
     if time := TIME.search(question):
-        at = day.replace(hour=int(time[1]), minute=int(time[2]), second=0, microsecond=0)
+        hour = int(time[1]) % 12 + 12 * ("p" in time[3].lower()) if time[3] and int(time[1]) <= 12 else int(time[1])
+        is_before = YESTERDAY.search(question) or (is_night and hour >= DUSK)
+        at = (yesterday if is_before else midnight) + timedelta(hours=hour, minutes=int(time[2]))
         if at > now:  # today it is still to come
             at -= timedelta(days=1)
         return at - AROUND, at + AROUND, f"around {at:%H:%M} UTC on {at:%b %d}"
-    if day is now:
-        return now - timedelta(days=1), now, "in the last 24 hours"
-    start = day.replace(hour=0, minute=0, second=0, microsecond=0)
-    return start, start + timedelta(days=1), f"on {start:%b %d} (UTC)"
+    if is_night:
+        return yesterday + timedelta(hours=DUSK), midnight + timedelta(hours=DAWN), f"in the night to {now:%b %d} (UTC)"
+    if YESTERDAY.search(question):
+        return yesterday, midnight, f"on {yesterday:%b %d} (UTC)"
+    return now - timedelta(days=1), now, "in the last 24 hours"
 
 
 def _line(incident: Incident) -> str:
-    """Return an incident as an item of a list: what, why, and what helps."""
+    """Return an incident as an item of a list, with its cause and the remedy."""
     return f"- {_day(incident.opened)}: {sentence(incident)} {to_do(incident)}".rstrip()
 
 

@@ -28,7 +28,6 @@ from chatapp.store.records import (
     Waiting,
     utc_datetime,
 )
-from chatapp.store.steps import read_steps
 
 PAGE = 40  # messages in the first page, and in each older one
 AFTER_ALL = 1 << 62  # a position after all messages
@@ -313,7 +312,7 @@ class Conversations:
     def _blocks(self, connection: Connection, ids: Sequence[int]) -> dict[int, list[Block]]:
         by_message: dict[int, list[Block]] = {}
         for row in connection.execute(BLOCKS, {"ids": ids}):
-            block = Block(row.ordinal, row.html, row.revision, read_steps(row.steps))
+            block = Block(row.ordinal, row.html, row.revision, row.steps)
             by_message.setdefault(row.message_id, []).append(block)
         return by_message
 
@@ -419,7 +418,7 @@ class Conversations:
     ) -> None:
         """Append a message of the assistant that answers nobody, as Markdown and as its blocks."""
         revision = self.touch(tx, place.conversation, place.feed)
-        blocks = tuple(Block(index, text, revision, ()) for index, text in enumerate(html))
+        blocks = tuple(Block(index, text, revision) for index, text in enumerate(html))
         message = self._insert(tx, place, author, uuid, body, "completed", revision, blocks)
         common = {"message_id": message.id, "revision": revision}
         tx.connection.execute(

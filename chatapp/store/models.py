@@ -234,8 +234,8 @@ class Attachment(Model):
 
 
 class Block(Model):
-    """A top-level Markdown block of an answer. `steps` is JSON (see store/steps.py): what its newest changes left as
-    it was, so that a reader gets only the text in between."""
+    """A top-level Markdown block of an answer. `steps` is JSON (see store/steps.py): the parts
+    left alone by its newest changes, so that a reader gets only the text in between."""
 
     __tablename__ = "blocks"
 

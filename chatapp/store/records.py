@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from chatapp.store.steps import Step
+from chatapp.store.steps import Step, read_steps
 
 Item = TypeVar("Item")
 
@@ -34,7 +34,7 @@ class Block:
     index: int
     html: str
     revision: int
-    steps: tuple[Step, ...]
+    steps: str = "[]"  # see steps.py
 
     def offset(self, cursor: int) -> int:
         """Return the length of the prefix of `html` known to a reader at `cursor`; 0 if unknown."""
@@ -49,7 +49,7 @@ class Block:
 
     def _newer(self, cursor: int) -> list[Step]:
         """Return the steps after the cursor, if they are all known."""
-        newer = [step for step in self.steps if step.after > cursor]
+        newer = [step for step in read_steps(self.steps) if step.after > cursor]
         return newer if newer and newer[0].before <= cursor else []
 
 

@@ -34,7 +34,12 @@ def read_steps(text: str) -> tuple[Step, ...]:
     found = json.loads(text)
     ends = {at: length for at, mark, length in found if mark == 0}
     plain = {at: length for at, mark, length in found if mark == -1}
-    return tuple(Step(a, b, start, plain.get(b, start), ends.get(b, 0)) for a, b, start in found if b > 0)
+    return tuple(
+        # Of an older version's step it is not known what it left without colours.
+        Step(a, b, start, plain.get(b, start) if b in ends else 0, ends.get(b, 0))
+        for a, b, start in found
+        if b > 0
+    )
 
 
 def add_step(steps: str, before: int, after: int, old: str, new: str) -> str:

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Any
@@ -288,9 +288,10 @@ class Polls:
 
     def news(self, session: AuthSession, address: str, poll: Poll) -> list[str]:
         """Return the frames of `now`, and the hint to try WebSocket if it is due. Raises StorageUnavailable."""
-        found = self.now(session.person.id, poll)
         is_due = self.retries.take(address, session.id, tuple(poll.cursors))
-        return [protocol.retry(), *found] if is_due else found
+        if not is_due:
+            return self.now(session.person.id, poll)
+        return [protocol.retry(), *self.now(session.person.id, replace(poll, is_short=False))]
 
     def now(self, person: int, poll: Poll) -> list[str]:
         """Return the frames of the changes so far. Raises StorageUnavailable."""
@@ -306,6 +307,8 @@ class Polls:
                 found.append(protocol.gone(name))
             except StaleCursor:
                 found.append(protocol.reload(name, "cursor"))
+        if len(found) > 1 and poll.is_short:
+            return self.now(person, replace(poll, is_short=False))  # several: the short form stands alone
         return found
 
 

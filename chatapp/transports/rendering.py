@@ -196,9 +196,11 @@ class Renderer:
         since = "" if start == end - 1 else f' from="{start}"'
         mark = self._mark(changes.change)
         marked = f' mark="{mark}"' if mark else ""
-        at = f"{item.position}.{grown[0].index}.{offset}.{kept}"
+        at = f"{item.position},{grown[0].index},{offset},{kept}"
+        if paint and len(paint) > len(grown[0].html) - grown[0].offset(start):
+            return None  # the plain form is shorter
         feed = f'feed="{name[:SHORT]}"{since} to="{end}"{marked}'
-        return f'{GROWTH} at="{at}" {feed} check="{checksum(piece + paint)}"{_html(piece, paint)}>{GROWTH_END}'
+        return f'{GROWTH} at="{at}" {feed} check="{checksum(at + piece + paint)}"{_html(piece, paint)}>{GROWTH_END}'
 
     def _patch(self, message: ChangedMessage, cursor: int, is_short: bool) -> str:
         """Return the changes after `cursor` of an answer that the reader already shows."""
@@ -206,6 +208,8 @@ class Renderer:
         for block in message.blocks:
             if block.revision > cursor:
                 text, part = _short_block(block, cursor) if is_short else _block(block, cursor)
+                if " paint=" in part:  # of a long code they may be more than what grew after it
+                    text, part = min((text, part), _block(block, cursor), key=lambda one: len(one[1]))
                 tails += text
                 parts.append(part)
         if message.state_revision > cursor:
@@ -241,8 +245,8 @@ def _block(block: Block, cursor: int) -> tuple[str, str]:
 def _short_block(block: Block, cursor: int) -> tuple[str, str]:
     """Return the part of a block that a reader at `cursor` lacks, and its element in the short form."""
     offset, kept, piece, paint = _piece(block, cursor)
-    place = f"{block.index}.{offset}.{kept}"
-    return piece + paint, f'<chat-block at="{place}"{_html(piece, paint)}></chat-block>'
+    at = f"{block.index},{offset},{kept}"
+    return at + piece + paint, f'<chat-block at="{at}"{_html(piece, paint)}></chat-block>'
 
 
 def _piece(block: Block, cursor: int) -> tuple[int, int, str, str]:

@@ -2,8 +2,8 @@
 
 import { Items, itemOf, named, within } from "../../static/js/connection/feeds.js"
 
-const element = ({ name, attributes = {}, children = [], text = "" }) => ({
-  localName: name, children: children.map(element), textContent: text,
+const element = ({ name, attributes = {}, children = [], text = "", source }) => ({
+  localName: name, children: children.map(element), textContent: text, source,
   getAttribute: (key) => attributes[key] ?? null, hasAttribute: (key) => key in attributes,
 })
 
@@ -21,22 +21,30 @@ export function shown(known, expected, hasOlder, feeds) {
 }
 
 const trees = (html) => JSON.parse(globalThis.parsed(html)).map((tree) => {
-  const read = ({ t: name, a: attributes, c: children = [], x: text }) => ({
-    name, attributes, text: text ?? children.map(read).map((child) => child.text).join(""), children: children.map(read),
+  const read = ({ t: name, a: attributes, c: children = [], x: text, s: source }) => ({
+    name, attributes, source, text: text ?? children.map(read).map((child) => child.text).join(""), children: children.map(read),
   })
   return element(read(tree))
 })
 
-// What a reader shows who applies frames of one feed in turn. → after each: the blocks that patches changed, by index; null
+// What a reader shows who applies frames of one feed in turn. → after each: the blocks of the newest answer, by index; null
 // where it did not fit
 export function grown(frames, feeds) {
   const items = new Items(ME)
-  const blocks = {}
+  let blocks = {}
   return frames.map((frame) => {
     const [one] = trees(named(frame, feeds))
     const [feed] = one.localName === "chat-answer" ? within(one) : [one]
     const { orders, fits } = items.apply(feed)
-    for (const { index, source } of orders.flatMap(({ pieces = [] }) => pieces)) blocks[index] = source
+    for (const { element: article, pieces = [] } of orders) {
+      if (article?.getAttribute("data-author") === "assistant") blocks = blocksOf(article)
+      for (const { index, source } of pieces) blocks[index] = source
+    }
     return fits ? { feed: feed.getAttribute("feed"), blocks: { ...blocks } } : null
   })
+}
+
+function blocksOf(article) {
+  const body = article.children.find((one) => one.getAttribute("class") === "body")
+  return Object.fromEntries(body.children.map((one) => [one.getAttribute("data-index"), one.source]))
 }

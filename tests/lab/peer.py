@@ -148,8 +148,8 @@ class Applied:
             return True
         blocks = list(known.blocks)
         for piece in patch.all("chat-block"):
-            place = piece.get("at") or f"{piece.get('index')}.{piece.get('offset')}.0"
-            index, offset, kept = map(int, place.split("."))
+            place = piece.get("at") or f"{piece.get('index')},{piece.get('offset')},0"
+            index, offset, kept = map(int, place.split(","))
             blocks += [""] * (index + 1 - len(blocks))
             known_html = COLOUR.sub("", blocks[index]) if piece.has("html") else blocks[index]
             units = known_html.encode("utf-16-le")  # offsets count UTF-16 units, as JavaScript does
@@ -196,11 +196,11 @@ def unfolded(element: Element, feeds: Mapping[str, Feed]) -> Element:
     if not element.has("at"):
         return element
     [feed] = [name for name in feeds if name.startswith(element.get("feed"))]
-    end, (position, _, place) = element.get("to"), element.get("at").partition(".")
+    end, (position, _, place) = element.get("to"), element.get("at").partition(",")
     block = Element("chat-block", {"at": place})
     block.attributes |= {name: element.get(name) for name in ("html", "paint")}
     patch = Element("chat-patch", {"position": position, "revision": end}, [block])
-    checked = element.get("html") + element.get("paint")
+    checked = element.get("at") + element.get("html") + element.get("paint")
     assert f"{crc32(checked.encode()):08x}" == element.get("check"), "the check"
     return Element("chat-feed", {"feed": feed, "from": element.get("from") or str(int(end) - 1), "to": end}, [patch])
 

@@ -34,7 +34,7 @@ class SharedConnection {
     this.#feeds = new Feeds(world, (feed, cursor) => this.#subscribe(feed, cursor))
     this.#own = connection
     this.#record = newRecord(config)
-    this.#tabs = new Tabs(prefix, {
+    this.#tabs = new Tabs(`${prefix}:2`, { // by the protocol's revision: what an older page cannot read, it shall not get
       onJoin: () => this.#join(),
       onMessage: (message) => this.#onMessage(message),
       onQuestion: (message) => this.#onQuestion(message),

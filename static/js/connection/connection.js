@@ -255,16 +255,22 @@ export class Connection {
   }
 
   #applyFeed(feed, element, transport, isArmoured) {
+    // Of a short name that is nobody's: altered on the way, or two feeds that are followed now begin alike.
+    if (element.hasAttribute("at") && !this.#feeds.has(feed)) {
+      return this.#world.isWhole(element) ? this.#subscribe(this.#feeds.cursors) : this.#mend(transport)
+    }
     const isWhole = () => isArmoured || [element, ...element.children].every((child) => this.#world.isWhole(child))
     const taken = this.#feeds.take(feed, element, { isWhole })
-    if (taken === "altered") {
-      this.rewriters.note()
-      this.#noteWay()
-      this.#polling.mend(transport)
-    }
+    if (taken === "altered") this.#mend(transport)
     if (taken === "applied") this.#measures.received(element)
     if (taken === "applied" && transport === "polling" && this.#record.ws === "suspect") this.#websocket.expect()
     return taken === "applied"
+  }
+
+  #mend(transport) {
+    this.rewriters.note()
+    this.#noteWay()
+    this.#polling.mend(transport)
   }
 
   #subscribe(feeds) {

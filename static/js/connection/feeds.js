@@ -7,7 +7,7 @@ const RESYNC = 1000 // ms between resyncs; the first is immediate
 const number = (element, name) => Number(element.getAttribute(name))
 
 // A frame or a poll's answer with the whole name of its feed, which is short where it is only what an answer grew by.
-export const named = (text, feeds) => text.replace(/^(<chat-\w+ at="[\d.]+" feed=")(\w+)/, (all, start, short) => {
+export const named = (text, feeds) => text.replace(/^(<chat-\w+ at="[\d,]+" feed=")(\w+)/, (all, start, short) => {
   const [feed, other] = feeds.filter((name) => name.startsWith(short))
   return feed && !other ? start + feed : all
 })
@@ -211,12 +211,13 @@ export class Items {
     if (!item || item.revision >= revision) return undefined
     const pieces = []
     for (const [index, offset, kept, block] of blocks) {
-      const old = item.sources.get(index) ?? ""
+      let old = item.sources.get(index) ?? ""
+      if (block.hasAttribute("html")) old = old.replace(/<\/?(?:b|i|u|var)>/g, "") // the short form counts without colours
       if (offset + kept > old.length) return null
       const plain = old.slice(0, offset) + htmlOf(block) + old.slice(old.length - kept)
-      pieces.push({ index, plain, source: painted(plain, paintOf(block)) })
+      pieces.push({ index, source: painted(plain, paintOf(block)) })
     }
-    for (const { index, plain } of pieces) item.sources.set(index, plain)
+    for (const { index, source } of pieces) item.sources.set(index, source)
     item.revision = revision
     return { verb: "append", key: item.key, pieces, revision, patch }
   }
@@ -225,13 +226,13 @@ export class Items {
 const isBlock = (element) => element.localName === "chat-block"
 
 const placeOf = (block) => (
-  block.getAttribute("at") ?? `${block.getAttribute("index")}.${block.getAttribute("offset")}.0`
-).split(".").map(Number)
+  block.getAttribute("at") ?? `${block.getAttribute("index")},${block.getAttribute("offset")},0`
+).split(",").map(Number)
 const htmlOf = (block) => block.getAttribute("html") ?? block.textContent
 const paintOf = (block) => block.getAttribute("paint") ?? ""
 
 // What a check is of.
-export const contentOf = (block) => htmlOf(block) + paintOf(block)
+export const contentOf = (block) => (block.getAttribute("at") ?? "") + htmlOf(block) + paintOf(block)
 
 // HTML with the colours of its code: of each, the characters since the one before, the element, the characters in it.
 function painted(plain, paint) {
