@@ -8,8 +8,9 @@ import pytest
 from headless.client import Client as Headless
 from lab.asking import Play, playing
 from lab.faultproxy import FaultProxy
-from lab.http import Client
+from lab.http import JSON, Client
 from lab.model import Handler
+from lab.people import add_people, signed_in
 from lab.processes import wait_for
 from lab.server import Server
 from sqlalchemy import text
@@ -182,3 +183,23 @@ def test_incidents_are_told_to_operators(parts: Parts) -> None:
     assert "HTTP/1.1" in said, "what helps"
     assert "The last one, of Nov 30: From 11:02" in told(ada, "What happened at 6:10?")
     assert told(grace, "What happened at 11:10?") == "", "not for everybody"
+
+
+def test_having_an_operators_question_answered_again_tells_nobody_else(start_server: StartServer) -> None:
+    server = start_server(assistant="builtin")
+    add_people(server, "grace@example.org")
+    ada, grace = Client(server.url).sign_in(), signed_in(server, "grace@example.org")
+    question = "What happened at 11:02?"
+    conversation = ada.create(question).json["conversation"]
+
+    def answers(number: int) -> list[str]:
+        found = [one.text for one in ada.history(conversation) if one.get("data-state") == "completed"]
+        return found if len(found) == number else []
+
+    (first,) = wait_for(lambda: answers(1), 10, "the operator is told")
+    assert "No incident is recorded" in first
+    assert ada.post(f"/c/{conversation}/people", JSON, email="grace@example.org").status in (200, 201, 204, 303)
+    assert grace.post(f"/c/{conversation}/again", JSON).status == 204
+    second = wait_for(lambda: answers(2), 10, "another answer")[1]
+    assert "No incident is recorded" not in second
+    assert grace.create(question).status == 201

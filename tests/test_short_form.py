@@ -13,6 +13,7 @@ from chatapp.assistant.markdown import GrowingAnswer
 from chatapp.parts import Parts
 from chatapp.store.steps import add_step, read_steps, without_colours
 from chatapp.transports import protocol
+from chatapp.transports.long_poll import Poll
 from chatapp.transports.subscriptions import are_distinct
 
 DOCUMENT = """Grüße, 👩‍👩‍👧 and **words** that aren't `code < 3`.
@@ -104,6 +105,27 @@ def test_readers_of_the_short_form_show_the_answer(parts: Parts, seed: int) -> N
         for frame in frames:
             peer.apply(unfolded(parse(frame).elements[0], peer.feeds))
         assert not peer.must_resubscribe and peer.feeds[grown.name].ordered()[-1].blocks == blocks
+
+
+def test_in_a_poll_of_several_frames_names_are_whole(parts: Parts) -> None:
+    """The wrapper says the growth of one answer only: of two, each has a frame of the plain form."""
+    ada = parts.store.people.add_admin("Ada", "ada@example.org", "x").id
+    cursors = {}
+    for name in (str(uuid.uuid4()), str(uuid.uuid4())):
+        parts.chat.create(ada, name)
+        parts.chat.post(ada, name, str(uuid.uuid4()), "A question")
+        run = parts.store.runs.claim_run("lease")
+        assert run is not None
+        parts.store.runs.write_answer(run, None, [(0, "<p>a</p>")])
+        cursors[name] = parts.reader.read(ada, name, 0).cursor
+        parts.store.runs.write_answer(run, None, [(0, "<p>ab</p>")])
+    epoch = parts.store.people.epoch()
+    one = dict([*cursors.items()][:1])
+    (frame,) = parts.polls.now(ada, Poll(epoch, one, 0, is_short=True))
+    assert frame.startswith(f"{protocol.GROWTH} at=")
+    frames = parts.polls.now(ada, Poll(epoch, cursors, 0, is_short=True))
+    assert [f'feed="{name}"' in frame for name, frame in zip(cursors, frames, strict=True)] == [True, True]
+    assert len(parts.polls.now(ada, Poll(epoch, {**cursors, "list": 0}, 0, is_short=True))) == 3
 
 
 def test_a_name_that_two_feeds_could_have_is_left_alone() -> None:
