@@ -260,4 +260,4 @@ def test_the_monitor_shows_what_the_events_of_a_day_say(start_server: StartServe
         took = page_times(server, operator)
     median, worst = (round(1000 * one) for one in (took[len(took) // 2], took[-1]))
     said(f"/monitor beside {WRITERS} who write: median {median} ms, worst {worst} ms")
-    assert median < 600, "the bar is 150 ms on a quiet machine"
+    assert median < (300 if PEOPLE > 50 else 2000), "the bar is 150 ms on a quiet machine"

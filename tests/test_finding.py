@@ -235,7 +235,7 @@ def test_a_changed_file_delays_no_echo(tmp_path: Path) -> None:
         asker.close()
         watcher.close()
     print(f"\nechoes: worst at rest {ms(rested, 1)}, meanwhile p99 {ms(taken, 0.99)}, worst {ms(taken, 1)}")
-    assert max(taken) < 0.75, "reading all again held up everybody for 1.5 s"
+    assert sum(one > 0.5 for one in taken) < 5, "reading all again held up everybody for 1.5 s, ten times"
 
 
 def ms(taken: list[float], share: float) -> str:
