@@ -73,10 +73,14 @@ def test_unknown_languages_and_long_code_stay_plain(language: str) -> None:
 
 @pytest.mark.parametrize("language", SAMPLES)
 def test_nonsense_takes_no_time(language: str) -> None:
-    for piece in PIECES:
+    def taken(code: str) -> float:
         started = time.process_time()
-        coloured((piece * LONGEST)[:LONGEST], language)
-        assert time.process_time() - started < 0.2, piece
+        coloured(code, language)
+        return time.process_time() - started
+
+    for piece in PIECES:
+        # The least of three: a garbage collection in the midst of it takes as long.
+        assert min(taken((piece * LONGEST)[:LONGEST]) for _ in range(3)) < 0.2, piece
 
 
 def test_colours_come_with_the_end_of_the_code() -> None:
