@@ -284,7 +284,7 @@ HEADERS = {
 # Static files that are no documents do without their headers, which would weigh more than some of them.
 _WINDOW = ("Cross-Origin-Opener-Policy", "Permissions-Policy")
 _PART = ("Content-Security-Policy", *_WINDOW)
-NOT_OF = {"text/css": _PART, "text/javascript": _PART, "image/svg+xml": _WINDOW}
+NOT_OF = {"text/css": _PART, "text/javascript": (*_PART, "Referrer-Policy"), "image/svg+xml": _WINDOW}
 
 
 @lru_cache(maxsize=100)
