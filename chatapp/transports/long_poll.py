@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Any
@@ -288,27 +288,29 @@ class Polls:
 
     def news(self, session: AuthSession, address: str, poll: Poll) -> list[str]:
         """Return the frames of `now`, and the hint to try WebSocket if it is due. Raises StorageUnavailable."""
-        is_due = self.retries.take(address, session.id, tuple(poll.cursors))
-        if not is_due:
-            return self.now(session.person.id, poll)
-        return [protocol.retry(), *self.now(session.person.id, replace(poll, is_short=False))]
+        found = self._frames(session.person.id, poll)
+        if self.retries.take(address, session.id, tuple(poll.cursors)):
+            found.insert(0, ("", protocol.retry()))
+        return protocol.together(found)
 
     def now(self, person: int, poll: Poll) -> list[str]:
         """Return the frames of the changes so far. Raises StorageUnavailable."""
+        return protocol.together(self._frames(person, poll))
+
+    def _frames(self, person: int, poll: Poll) -> list[tuple[str, str]]:
+        """Return the feeds that changed, each with its frame. Raises StorageUnavailable."""
         reload = protocol.stale(self._histories, poll.epoch, self._epoch, poll.mark)
         if reload is not None:
-            return [reload(name) for name in poll.cursors]
+            return [(name, reload(name)) for name in poll.cursors]
         found = []
         for name, cursor in poll.cursors.items():
             try:
                 if (frame := self.reader.read(person, name, cursor, poll.is_short).frame) is not None:
-                    found.append(frame)
+                    found.append((name, frame))
             except Gone:
-                found.append(protocol.gone(name))
+                found.append((name, protocol.gone(name)))
             except StaleCursor:
-                found.append(protocol.reload(name, "cursor"))
-        if len(found) > 1 and poll.is_short:
-            return self.now(person, replace(poll, is_short=False))  # several: the short form stands alone
+                found.append((name, protocol.reload(name, "cursor")))
         return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import escape
@@ -177,6 +178,16 @@ def gone(feed: str) -> str:
 def nothing(feed: str, cursor: int) -> str:
     """Confirm a subscription without changes."""
     return element("chat-feed", **{"feed": feed, "from": cursor, "to": cursor})  # type: ignore[arg-type]
+
+
+def together(found: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the frames of feeds, for one poll: of several, each names its feed in full."""
+    if len(found) == 1:
+        return [found[0][1]]
+    return [
+        re.sub('feed="[^"]*"', f'feed="{name}"', frame, count=1) if frame.startswith(f"{GROWTH} at=") else frame
+        for name, frame in found
+    ]
 
 
 def answer(frames: list[str]) -> str:
