@@ -23,7 +23,7 @@ from chatapp.accounts.tickets import Tickets
 from chatapp.assistant import Provider, make_knowledge, make_own_files, make_provider
 from chatapp.assistant.knowledge import Knowledge
 from chatapp.assistant.markdown import GrowingAnswer
-from chatapp.assistant.questions import asks_for_connection, asks_what_happened
+from chatapp.assistant.questions import asked_for, asks_for_connection
 from chatapp.assistant.runner import Runner
 from chatapp.assistant.unanswered import Unanswered
 from chatapp.bus import Bus
@@ -46,7 +46,7 @@ from chatapp.middleware import (
 )
 from chatapp.monitoring.channels import Channels
 from chatapp.monitoring.errors import ErrorLog
-from chatapp.monitoring.happened import happened_words
+from chatapp.monitoring.happened import WHAT_HAPPENED, happened_words
 from chatapp.monitoring.own import connection_words
 from chatapp.monitoring.rollups import Rollups
 from chatapp.monitoring.timeline import drill_times
@@ -262,7 +262,7 @@ def _make_provider(settings: Settings, store: Store, knowledge: Knowledge, unans
         # Anybody in a conversation may have its last question answered again: not another's of what is not theirs.
         if (person := asks_for_connection(history)) and person == asking:
             return connection_words(store, settings.data_dir, person)
-        person, question = asks_what_happened(history)
+        person, question = asked_for(history, WHAT_HAPPENED)
         return happened_words(store, person, question, now_ms()) if person and person == asking else ""
 
     return make_provider(settings, knowledge, store.leases, tell, unanswered.note)

@@ -15,9 +15,9 @@ from lab.processes import wait_for
 from lab.server import Server
 from sqlalchemy import text
 
-from chatapp.assistant.questions import asks_for_connection, asks_what_happened
+from chatapp.assistant.questions import asked_for, asks_for_connection
 from chatapp.monitoring.alerts import fresh
-from chatapp.monitoring.happened import happened_words, span_of
+from chatapp.monitoring.happened import WHAT_HAPPENED, happened_words, span_of
 from chatapp.monitoring.incidents import Moment
 from chatapp.parts import Parts
 from chatapp.store import Turn
@@ -125,6 +125,8 @@ def test_a_model_gets_the_live_record(
         ("Why was it slow at 2:15 pm?", True),
         ("Was war gestern los?", True),
         ("What happened with the connections last night?", True),
+        ("What happened at 2:15pm?", True),
+        ("What's up?", False),
         ("What was it?", False),
         ("what was that?", False),
         ("Was ist?", False),
@@ -137,7 +139,9 @@ def test_a_model_gets_the_live_record(
     ],
 )
 def test_who_asks_what_happened(question: str, asks: bool) -> None:
-    assert asks_what_happened([Turn("user", question, person=7)]) == ((7, question.strip(" \n,:")) if asks else (0, ""))
+    assert asked_for([Turn("user", question, person=7)], WHAT_HAPPENED) == (
+        (7, question.strip(" \n,:")) if asks else (0, "")
+    )
 
 
 NOON = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)

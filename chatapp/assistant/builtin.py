@@ -46,10 +46,10 @@ class BuiltIn:
 
     def answer(self, history: Sequence[Turn], wishes: Wishes = NO_WISHES) -> Generator[str, None, None]:
         """Answer all questions since the last answer."""
-        if told := self._tell(history, wishes.person):
+        if record := self._tell(history, wishes.person):
             found = find(self._knowledge, history)
             more = _quote(found.quotable) if found.is_sure else ""
-            return paced(f"{told}\n\n{more}".rstrip(), self._pace)
+            return paced(f"{record}\n\n{more}".rstrip(), self._pace)
         return paced(self.compose(history), self._pace)
 
     def models(self) -> list[str]:

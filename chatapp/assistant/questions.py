@@ -24,17 +24,6 @@ OWN_CONNECTION = re.compile(
     r"\b(c[oó]mo (est[aá]|va)|qu[eé] tal) mi conexi[oó]n\W*$|\b(por qu[eé] )?estoy (conectad[oa]|en l[ií]nea)\W*$",
     re.I,
 )
-_TIME = r"(?<![\d:.])([01]?\d|2[0-3])[:.h]([0-5]\d)(?![\d:])"
-_DAY = r"today|yesterday|last night|this (morning|afternoon|evening)|heute|gestern|letzte nacht|hoy|ayer|anoche"
-_HERE = r"at|around|about|on|in|the|here|to|with|us|everybody|everyone|chat|server|network|connections?|then|utc|[ap]m"
-_HIER = r"um|gegen|mit|dem|der|im|hier|uhr|a|las?|el|con|de|servidor|red|ma[nñ]ana"
-WHAT_HAPPENED = re.compile(
-    r"^\W*(what(\W?s| has| was)? (happened|wrong|going on|the matter|up|went wrong)|"
-    r"was (ist|war)(?=.*(\d|\b(passiert|los|geschehen)\W*$))|"
-    r"why was (it|everything|the (chat|server)) (so )?(slow|down|offline)|qu[eé] (pas[oó]|ocurri[oó]|hubo))\b"
-    rf"(\W+({_TIME}|{_DAY}|{_HERE}|{_HIER}|passiert|los|geschehen)\b)*\W*$",
-    re.I,
-)
 Note = Callable[[str, Found], None]
 """Called with each question and the passages for it."""
 MOST_POINTING = 3  # words of a follow-up
@@ -55,17 +44,13 @@ def find(knowledge: Knowledge, history: Sequence[Turn], most: int = MOST_FOUND) 
 
 def asks_for_connection(history: Sequence[Turn]) -> int:
     """Return the id of the person who asks for their own connection; 0 if nobody does."""
-    newest = _newest(history)[0]
-    return next(
-        (turn.person for turn in reversed(newest) if turn.is_asked and OWN_CONNECTION.search(_question(turn))), 0
-    )
+    return asked_for(history, OWN_CONNECTION)[0]
 
 
-def asks_what_happened(history: Sequence[Turn]) -> tuple[int, str]:
-    """Return (person, question) for a question about the incidents of a time; (0, "") if there is none."""
-    newest = _newest(history)[0]
-    asked_now = [(turn.person, _question(turn)) for turn in reversed(newest) if turn.is_asked]
-    return next(((person, text) for person, text in asked_now if WHAT_HAPPENED.search(text)), (0, ""))
+def asked_for(history: Sequence[Turn], pattern: re.Pattern[str]) -> tuple[int, str]:
+    """Return the newest question since the last answer that a pattern finds, after its person; (0, "") for none."""
+    newest = [(turn.person, _question(turn)) for turn in reversed(_newest(history)[0]) if turn.is_asked]
+    return next((one for one in newest if pattern.search(one[1])), (0, ""))
 
 
 def ignore(question: str, found: Found) -> None:

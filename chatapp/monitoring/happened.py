@@ -15,7 +15,18 @@ UNREADABLE = "The records of incidents cannot be read at the moment. See **Monit
 NIGHT = re.compile(r"\b(last night|letzte nacht|anoche)\b", re.I)
 DUSK, DAWN = 18, 9  # hours between which a night is
 YESTERDAY = re.compile(r"\b(yesterday|gestern|ayer)\b", re.I)
-TIME = re.compile(r"(?<![\d:.])([01]?\d|2[0-3])[:.h]([0-5]\d)(?![\d:])( ?[ap]\.?m\b)?", re.I)
+_CLOCK = r"(?<![\d:.])([01]?\d|2[0-3])[:.h]([0-5]\d)(?![\d:])( ?[ap]m\b)?"
+TIME = re.compile(_CLOCK, re.I)
+_DAY = r"today|yesterday|last night|this (morning|afternoon|evening)|heute|gestern|letzte nacht|hoy|ayer|anoche"
+_HERE = r"at|around|about|on|in|the|here|to|with|us|everybody|everyone|chat|server|network|connections?|then|utc|[ap]m"
+_HIER = r"um|gegen|mit|dem|der|im|hier|uhr|a|las?|el|con|de|servidor|red|ma[nñ]ana"
+WHAT_HAPPENED = re.compile(
+    r"^\W*(what(\W?s| has| was)? (happened|wrong|going on|the matter|went wrong)|"
+    r"was (ist|war)(?=.*(\d|\b(passiert|los|geschehen)\W*$))|"
+    r"why was (it|everything|the (chat|server)) (so )?(slow|down|offline)|qu[eé] (pas[oó]|ocurri[oó]|hubo))\b"
+    rf"(\W+({_CLOCK}|{_DAY}|{_HERE}|{_HIER}|passiert|los|geschehen)\b)*\W*$",
+    re.I,
+)
 
 
 def happened_words(store: Store, person: int, question: str, now: int) -> str:
@@ -30,8 +41,8 @@ def happened_words(store: Store, person: int, question: str, now: int) -> str:
     except STORAGE_ERRORS:
         return UNREADABLE
     if incidents:
-        lines = [_line(incident) for incident in reversed(incidents[:MOST_TOLD])]
-        lines += ["- and more before these"] if len(incidents) > MOST_TOLD else []
+        lines = ["- and others before these"] if len(incidents) > MOST_TOLD else []
+        lines += [_line(incident) for incident in reversed(incidents[:MOST_TOLD])]
         return "\n".join([f"{when[:1].upper()}{when[1:]}:", "", *lines, "", "The steps are on **Monitor**, Incidents."])
     last = (
         f" The last one, of {_day(before[0].opened)}: {sentence(before[0])}" if before else " None is recorded at all."
