@@ -31,10 +31,9 @@ def rooms(): return 12  # all
 
 Asked as: where do we meet
 """
-TWICE = "() => axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => violations.map("
-FOUND = (
-    TWICE + "({ id, nodes }) => [id, nodes.map(({ target, failureSummary }) => [target.join(' '), failureSummary])]))"
-)
+FOUND = """async () => (await axe.run(document, { resultTypes: ["violations"] })).violations.map(
+  ({ id, nodes }) => [id, nodes.map(({ target, failureSummary }) => [target.join(" "), failureSummary])]
+)"""
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from lab.browser import (
     messages,
     new_page,
     pictures,
+    press_to,
     say,
     screenshot,
     sign_in,
@@ -45,16 +46,6 @@ def other(browser: Browser) -> Iterator[Page]:
     page.add_init_script("window.WebSocket = class { constructor() { throw new Error('blocked') } }")
     yield page
     page.context.close()
-
-
-def press_to(page: Page, words: str) -> None:
-    """Press Tab until the focus is on a control with these words, then Enter."""
-    focus = "e => e.matches('a, button, input, select') ? e.innerText || e.name : ''"
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        if words in str(page.evaluate(f"({focus})(document.activeElement)")):
-            return page.keyboard.press("Enter")
-    raise AssertionError(f"Tab never reaches {words!r}")
 
 
 def texts(page: Page) -> list[str]:

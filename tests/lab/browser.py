@@ -187,6 +187,16 @@ def ask(page: Page, text: str, timeout: float = 20) -> dict[str, Any]:
     return found
 
 
+def press_to(page: Page, words: str, key: str = "Tab") -> None:
+    """Goes with the keyboard to a control with these words, and presses Enter."""
+    focus = "e => e.matches('a, button, input, select, summary') ? e.innerText || e.ariaLabel || e.name : ''"
+    for _ in range(80):
+        page.keyboard.press(key)
+        if words in str(page.evaluate(f"({focus})(document.activeElement)")):
+            return page.keyboard.press("Enter")
+    raise AssertionError(f"{key} never reaches {words!r}")
+
+
 def messages(page: Page) -> list[dict[str, Any]]:
     """What the log shows, in the order of the page."""
     found: list[dict[str, Any]] = page.evaluate(
