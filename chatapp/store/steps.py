@@ -5,7 +5,7 @@ the code already, and gets only where the colours are.
 
 Stored as JSON: [revision before, revision after, length of the common prefix], then [revision after, 0, length of the
 common suffix] and, where there are colours, [revision after, -1, length of the common prefix without them]. A version
-that knows only the first, beside which this one may run, ignores the others: no cursor is below 0.
+that knows only the first, which may run at the same time, ignores the others: no cursor is below 0.
 """
 
 import json
