@@ -288,30 +288,25 @@ class Polls:
 
     def news(self, session: AuthSession, address: str, poll: Poll) -> list[str]:
         """Return the frames of `now`, and the hint to try WebSocket if it is due. Raises StorageUnavailable."""
-        found = self._frames(session.person.id, poll)
-        if self.retries.take(address, session.id, tuple(poll.cursors)):
-            found.insert(0, ("", protocol.retry()))
-        return protocol.together(found)
+        found = self.now(session.person.id, poll)
+        is_due = self.retries.take(address, session.id, tuple(poll.cursors))
+        return [protocol.retry(), *protocol.named_in_full(found, poll.cursors)] if is_due else found
 
     def now(self, person: int, poll: Poll) -> list[str]:
         """Return the frames of the changes so far. Raises StorageUnavailable."""
-        return protocol.together(self._frames(person, poll))
-
-    def _frames(self, person: int, poll: Poll) -> list[tuple[str, str]]:
-        """Return the feeds that changed, each with its frame. Raises StorageUnavailable."""
         reload = protocol.stale(self._histories, poll.epoch, self._epoch, poll.mark)
         if reload is not None:
-            return [(name, reload(name)) for name in poll.cursors]
+            return [reload(name) for name in poll.cursors]
         found = []
         for name, cursor in poll.cursors.items():
             try:
                 if (frame := self.reader.read(person, name, cursor, poll.is_short).frame) is not None:
-                    found.append((name, frame))
+                    found.append(frame)
             except Gone:
-                found.append((name, protocol.gone(name)))
+                found.append(protocol.gone(name))
             except StaleCursor:
-                found.append((name, protocol.reload(name, "cursor")))
-        return found
+                found.append(protocol.reload(name, "cursor"))
+        return protocol.named_in_full(found, poll.cursors) if len(found) > 1 else found
 
 
 def http_answer(status: str, headers: str, body: bytes) -> tuple[int, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import escape
@@ -180,13 +180,15 @@ def nothing(feed: str, cursor: int) -> str:
     return element("chat-feed", **{"feed": feed, "from": cursor, "to": cursor})  # type: ignore[arg-type]
 
 
-def together(found: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the frames of feeds, for one poll: of several, each names its feed in full."""
-    if len(found) == 1:
-        return [found[0][1]]
+def named_in_full(frames: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Return frames with the whole names of their feeds, for a poll's answer of several. `names`: of its feeds."""
+
+    def whole(found: re.Match[str]) -> str:
+        return next(f'feed="{name}"' for name in names if name.startswith(found[1]))
+
     return [
-        re.sub('feed="[^"]*"', f'feed="{name}"', frame, count=1) if frame.startswith(f"{GROWTH} at=") else frame
-        for name, frame in found
+        re.sub(r'feed="(\w+)"', whole, frame, count=1) if frame.startswith(f"{GROWTH} at=") else frame
+        for frame in frames
     ]
 
 

@@ -32,6 +32,7 @@ number  = 4000-1234-5678
 
 - plankton in summer: summer.desk@example.org
 - plankton in winter: winter.desk@example.org, who isn't there on Sundays
+- plankton by hand: [desk@example.org](mailto:desk@example.org), in one piece, so that every box meets an address
 - all other plankton: [the office](mailto:office@example.org), and lin@example.org & co
 """
 
